@@ -1,0 +1,13 @@
+// Declares every handler of the CPU module. X(name) lists them once, for the module and its build info.
+#ifndef CURVAX_CSRC_HANDLERS_H_
+#define CURVAX_CSRC_HANDLERS_H_
+
+#include "xla/ffi/api/c_api.h"
+
+#define CURVAX_FOR_EACH_CPU_HANDLER(X) X(fence)
+
+#define CURVAX_DECLARE_HANDLER(name) extern "C" XLA_FFI_Error* curvax_cpu_##name(XLA_FFI_CallFrame*);
+CURVAX_FOR_EACH_CPU_HANDLER(CURVAX_DECLARE_HANDLER)
+#undef CURVAX_DECLARE_HANDLER
+
+#endif  // CURVAX_CSRC_HANDLERS_H_

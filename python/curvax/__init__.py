@@ -1,0 +1,1 @@
+"""Curvature of neural-network losses in JAX."""

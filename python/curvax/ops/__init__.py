@@ -1,0 +1,1 @@
+"""Array operations with a compiled and a plain implementation each."""
