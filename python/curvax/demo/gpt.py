@@ -1,0 +1,101 @@
+"""A byte-level GPT in plain JAX: pre-norm, learned positions, causal attention, untied head."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Params = dict[str, Any]
+
+VOCAB = 256
+CONTEXT = 64
+WIDTH = 128
+HEADS = 4
+LAYERS = 4
+
+
+def init(
+    key: Array, *, layers: int = LAYERS, width: int = WIDTH, context: int = CONTEXT
+) -> Params:
+    """Draw initial parameters, GPT-2 style.
+
+    Args:
+        key: a PRNG key.
+        layers: number of transformer blocks.
+        width: residual width D, a multiple of `HEADS`.
+        context: longest sequence T.
+
+    Returns:
+        A pytree of float32 arrays: `embed (256, D)`, `position (T, D)`, `blocks` (a list of
+        dicts), `norm`, `head (D, 256)`.
+    """
+    keys = iter(jax.random.split(key, 4 * layers + 3))
+
+    def normal(shape: tuple[int, ...], scale: float = 0.02) -> Array:
+        return scale * jax.random.normal(next(keys), shape, jnp.float32)
+
+    def norm() -> Params:
+        return {"scale": jnp.ones(width, jnp.float32), "bias": jnp.zeros(width, jnp.float32)}
+
+    residual = 0.02 / (2 * layers) ** 0.5
+    return {
+        "embed": normal((VOCAB, width)),
+        "position": normal((context, width)),
+        "blocks": [
+            {
+                "norm1": norm(),
+                "attn": {
+                    "qkv": normal((width, 3 * width)),
+                    "out": normal((width, width), residual),
+                },
+                "norm2": norm(),
+                "mlp": {
+                    "up": normal((width, 4 * width)),
+                    "down": normal((4 * width, width), residual),
+                },
+            }
+            for _ in range(layers)
+        ],
+        "norm": norm(),
+        "head": normal((width, VOCAB)),
+    }
+
+
+def _layer_norm(x: Array, p: Params) -> Array:
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    centred = x - mean
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * p["scale"] + p["bias"]
+
+
+def _attention(x: Array, p: Params) -> Array:
+    batch, length, width = x.shape
+    qkv = (x @ p["qkv"]).reshape(batch, length, 3, HEADS, width // HEADS)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // HEADS) ** -0.5
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return mixed.reshape(batch, length, width) @ p["out"]
+
+
+def _mlp(x: Array, p: Params) -> Array:
+    return jax.nn.gelu(x @ p["up"]) @ p["down"]
+
+
+def forward(params: Params, tokens: Array) -> Array:
+    """Logits `(B, T, 256)` of integer `tokens (B, T)`."""
+    x = params["embed"][tokens] + params["position"][: tokens.shape[1]]
+    for block in params["blocks"]:
+        x = x + _attention(_layer_norm(x, block["norm1"]), block["attn"])
+        x = x + _mlp(_layer_norm(x, block["norm2"]), block["mlp"])
+    return _layer_norm(x, params["norm"]) @ params["head"]
+
+
+def loss(params: Params, batch: Array) -> Array:
+    """Mean next-byte cross-entropy (nats) of `batch (B, T+1)`, integers 0-255."""
+    tokens = batch.astype(jnp.int32)
+    logits = forward(params, tokens[:, :-1])
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)

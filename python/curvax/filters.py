@@ -1,0 +1,122 @@
+"""Parameter filters: which leaves of a pytree an operator acts on.
+
+A leaf's name is its pytree path joined by dots: `blocks.0.attn.qkv`.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+Filter = Callable[[str, Any], bool] | Any
+"""A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
+
+
+class NamePattern:
+    """A predicate on a leaf's name that knows its patterns, so that errors can name them."""
+
+    def __init__(self, patterns: Sequence[str], matches: Callable[[str, str], bool]) -> None:
+        self.patterns = tuple(patterns)
+        self._matches = matches
+
+    def __call__(self, name: str, leaf: Any) -> bool:
+        """Whether any pattern matches `name`."""
+        return any(self._matches(name, pattern) for pattern in self.patterns)
+
+
+def match_names(*patterns: str) -> NamePattern:
+    """Select the leaves whose whole name matches a shell pattern; `*` crosses dots.
+
+    Args:
+        patterns: such as `"blocks.*.attn.*"`; any of them may match.
+
+    Raises:
+        TypeError: no pattern, or one that is not a string.
+    """
+    _check_patterns("match_names", patterns)
+    return NamePattern(patterns, fnmatch.fnmatchcase)
+
+
+def match_regex(*patterns: str) -> NamePattern:
+    """Select the leaves in whose name a regular expression is found.
+
+    Args:
+        patterns: regular expressions, searched anywhere in the name; any of them may match.
+
+    Raises:
+        TypeError: no pattern, or one that is not a string.
+        re.error: a pattern is not a regular expression.
+    """
+    _check_patterns("match_regex", patterns)
+    for pattern in patterns:
+        re.compile(pattern)
+    return NamePattern(patterns, lambda name, pattern: re.search(pattern, name) is not None)
+
+
+def _check_patterns(function: str, patterns: Sequence[str]) -> None:
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"{function} takes one or more strings, got {patterns!r}")
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The name of each leaf of `tree`, in the order of `jax.tree.leaves`."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+
+
+def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
+    """Apply a filter.
+
+    Args:
+        params: a pytree.
+        where: None for all leaves, a predicate `(name, leaf) -> bool`, or a pytree of bools.
+
+    Returns:
+        One bool per leaf of `params`.
+
+    Raises:
+        TypeError: `where` is neither callable nor a pytree of bools.
+        ValueError: a mask of another structure, or nothing was selected.
+    """
+    leaves, names = jax.tree.leaves(params), leaf_names(params)
+    if where is None:
+        chosen = [True] * len(leaves)
+    elif callable(where):
+        chosen = [bool(where(name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
+    else:
+        chosen = _mask(params, where)
+    if not any(chosen):
+        raise ValueError(f"where selects no parameter: {_nearest(where, names)}")
+    return tuple(chosen)
+
+
+def _mask(params: Any, where: Any) -> list[bool]:
+    mask = jax.tree.leaves(where)
+    if not mask or not all(isinstance(entry, bool) for entry in mask):
+        raise TypeError(
+            "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
+            f"of bools; got {where!r}"
+        )
+    if jax.tree.structure(where) != jax.tree.structure(params):
+        raise ValueError(
+            "where, a pytree of bools, must have the structure of params: expected "
+            f"{jax.tree.structure(params)}, got {jax.tree.structure(where)}"
+        )
+    return mask
+
+
+def _nearest(where: Filter | None, names: Sequence[str]) -> str:
+    if not names:
+        return "params has no leaves"
+    patterns = where.patterns if isinstance(where, NamePattern) else ()
+    near = [
+        match
+        for pattern in patterns
+        for match in difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+    ]
+    shown = ", ".join(repr(name) for name in dict.fromkeys(near or names[:5]))
+    asked = f"{', '.join(map(repr, patterns))} matches no name; " if patterns else ""
+    return f"{asked}{'the nearest are' if near else 'the names begin with'} {shown}"

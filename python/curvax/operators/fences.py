@@ -1,0 +1,177 @@
+"""The fence: stop XLA:CPU from recomputing elementwise chains inside matrix products.
+
+XLA:CPU fuses the producers of a `dot` operand into the loop that packs that operand. In a
+backward pass the producer is a running sum of cotangents, so the weight gradient of each layer
+may recompute the sums of all later layers: cost and compile time then grow with the square of
+the depth. `lax.optimization_barrier` is expanded before fusion and does not help. A custom call
+does: it is opaque, and with its result aliased to its operand it moves no byte.
+
+The rewrite runs on the final jaxpr, after differentiation and batching, so the fence needs no
+derivative rule, and the numbers are those of the unfenced program up to XLA's re-association.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from curvax import _native
+
+# A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
+_MIN_ELEMENTS = 4096
+
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
+
+# XLA inlines these, so a value crosses their border on its way to a product.
+_INLINED = {
+    "jit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+}
+
+_CONTROL_FLOW = {"scan", "while", "cond"}
+
+# Computed once whatever reads them: XLA:CPU does not fuse these into their consumers.
+_MATERIALISED = _PRODUCTS | _CONTROL_FLOW | {"ffi_call", "gather", "scatter", "scatter-add", "sort"}
+
+# XLA folds these into the reading of a product's operand: the value behind them is what counts.
+_REARRANGEMENTS = {
+    "transpose",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+    "slice",
+    "rev",
+    "copy",
+    "convert_element_type",
+}
+
+
+def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `fun` with fences before its matrix products where they help.
+
+    Args:
+        fun: a traceable function of pytrees, already differentiated and batched.
+
+    Returns:
+        A function with the same values; `fun` itself where the fence is unavailable (no compiled
+        module, `CURVAX_IMPL=reference`, or a backend other than the CPU).
+    """
+    if not (_native.use_native() and jax.default_backend() == "cpu"):
+        return fun
+
+    @functools.wraps(fun)
+    def fenced(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+        out = core.jaxpr_as_fun(_Rewriter().closed(closed))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    return fenced
+
+
+@functools.lru_cache(maxsize=256)
+def _fence_equation(shape: tuple[int, ...], dtype: Any) -> JaxprEqn:
+    call = jax.ffi.ffi_call(
+        "curvax.fence",
+        jax.ShapeDtypeStruct(shape, dtype),
+        input_output_aliases={0: 0},
+        vmap_method="broadcast_all",
+    )
+    return jax.make_jaxpr(call)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns[0]
+
+
+class _Rewriter:
+    """One rewrite. A sub-jaxpr that occurs twice stays one object, so it is lowered once."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Jaxpr, Jaxpr]] = {}
+
+    def closed(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+        return ClosedJaxpr(self._open(jaxpr.jaxpr), jaxpr.consts)
+
+    def _open(self, jaxpr: Jaxpr) -> Jaxpr:
+        if id(jaxpr) not in self._done:
+            # The original is kept beside the result, so that its id is not used again.
+            self._done[id(jaxpr)] = (jaxpr, self._rewrite(jaxpr))
+        return self._done[id(jaxpr)][1]
+
+    def _rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
+        wanted = _values_to_fence(jaxpr)
+        fenced: dict[Var, Var] = {}
+
+        def current(atoms: Sequence[Any]) -> list[Any]:
+            return [a if isinstance(a, Literal) else fenced.get(a, a) for a in atoms]
+
+        equations = []
+        for eqn in jaxpr.eqns:
+            equations.append(eqn.replace(invars=current(eqn.invars), params=self._params(eqn)))
+            for var in eqn.outvars:
+                if var in wanted:
+                    fenced[var] = Var(var.aval)
+                    template = _fence_equation(var.aval.shape, var.aval.dtype)
+                    equations.append(template.replace(invars=[var], outvars=[fenced[var]]))
+        return jaxpr.replace(eqns=equations, outvars=current(jaxpr.outvars))
+
+    def _params(self, eqn: JaxprEqn) -> dict[str, Any]:
+        if eqn.primitive.name not in _INLINED | _CONTROL_FLOW:
+            return eqn.params
+        return {name: self._param(value) for name, value in eqn.params.items()}
+
+    def _param(self, value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return self.closed(value)
+        if isinstance(value, Jaxpr):
+            return self._open(value)
+        if isinstance(value, tuple) and value and isinstance(value[0], ClosedJaxpr):
+            return tuple(self.closed(branch) for branch in value)
+        return value
+
+
+def _values_to_fence(jaxpr: Jaxpr) -> set[Var]:
+    """The large float values, computed in `jaxpr` by fusible operations, that a product reads."""
+    producer = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    wanted = set()
+    for var in _operands_of_products(jaxpr):
+        source = _behind_rearrangements(var, producer)
+        if source not in producer or producer[source].primitive.name in _MATERIALISED:
+            continue
+        aval = source.aval
+        if jnp.issubdtype(aval.dtype, jnp.floating) and aval.size >= _MIN_ELEMENTS:
+            wanted.add(source)
+    return wanted
+
+
+def _behind_rearrangements(var: Var, producer: dict[Var, JaxprEqn]) -> Var:
+    while var in producer and producer[var].primitive.name in _REARRANGEMENTS:
+        operand = producer[var].invars[0]
+        if isinstance(operand, Literal):
+            return var
+        var = operand
+    return var
+
+
+def _operands_of_products(jaxpr: Jaxpr) -> list[Var]:
+    """The variables of `jaxpr` that a product reads, here or inside an inlined call."""
+    operands: list[Var] = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in _PRODUCTS:
+            read: Sequence[Any] = eqn.invars
+        elif eqn.primitive.name in _INLINED:
+            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            producer = {var: e for e in inner.eqns for var in e.outvars}
+            sources = {_behind_rearrangements(v, producer) for v in _operands_of_products(inner)}
+            pairs = zip(eqn.invars, inner.invars, strict=True)
+            read = [outer for outer, var in pairs if var in sources]
+        else:
+            continue
+        operands.extend(v for v in read if not isinstance(v, Literal))
+    return operands

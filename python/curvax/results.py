@@ -1,0 +1,155 @@
+"""What a solve returns: values with their certificates."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Matvecs(NamedTuple):
+    """Vectors multiplied by the operator: in the solve, and to verify its result."""
+
+    solve: int
+    verification: int
+
+    @property
+    def total(self) -> int:
+        """The sum of both."""
+        return self.solve + self.verification
+
+
+class Progress(NamedTuple):
+    """The state of a solve after a block of products; what `callback` receives.
+
+    `residual` is the worst estimated residual of a wanted pair, relative to the largest absolute
+    Ritz value (infinite while there are fewer Ritz values than wanted ones); the solve ends when
+    it falls to `tol`, or when `matvecs` reaches `max_matvecs`.
+    """
+
+    matvecs: int
+    converged: int
+    k: int
+    residual: float
+    tol: float
+    max_matvecs: int
+    restarts: int
+    largest: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EigenResult:
+    """Eigenpairs of a symmetric operator, and what is proved of them.
+
+    Attributes:
+        eigenvalues: `(k,)` float64, descending; Rayleigh quotients of the returned vectors.
+        eigenvectors: the structure of `params`, each leaf with a leading axis k; unit vectors of
+            the flat space. None if they were not asked for.
+        residuals: `(k,)` measured `‖A x − λ x‖₂`, from products made after the solve. NaN where
+            the solve was interrupted before they could be made.
+        bounds: `(k,)` an eigenvalue of the operator, as computed, lies within this distance of
+            each value: the residual (Weyl). It does not say that none was missed: see `complete`.
+        estimated_errors: `(k,)` `min(‖r‖, ‖r‖²/gap)` (Kato-Temple) with the gap to the nearest
+            other Ritz value, so an estimate. After an interrupt, from the recurrence.
+        converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`.
+        complete: True, or False, if `certify="complete"` searched for missed eigenvalues and
+            found none left, or ran out of products; None if nothing was searched.
+        orthogonality: `max |XᵀX − I|` over the returned vectors, measured.
+        noise: the largest error of the products that the solve saw, relative to |λ|max: the
+            asymmetry of the projected operator, and the part of the measured residuals that the
+            recurrence does not explain.
+        tol_effective: the tolerance applied, relative to |λ|max: `tol`, or more where the noise
+            of the products does not allow it.
+        num_matvecs: vectors multiplied, in the solve and in the verification.
+        num_restarts: thick restarts.
+        block_size: vectors per product.
+        seed: the seed of every random number of the solve.
+        history: one `Progress` per block.
+        seconds: wall time by part: `compile`, `products`, `orthogonalization`, `host`,
+            `verification` and `total`.
+        interrupted: whether Ctrl-C ended the solve.
+    """
+
+    eigenvalues: FloatArray
+    eigenvectors: Any
+    residuals: FloatArray
+    bounds: FloatArray
+    estimated_errors: FloatArray
+    converged: BoolArray
+    complete: bool | None
+    orthogonality: float
+    noise: float
+    tol_effective: float
+    num_matvecs: Matvecs
+    num_restarts: int
+    block_size: int
+    seed: int
+    history: tuple[Progress, ...] = dataclasses.field(repr=False)
+    seconds: dict[str, float]
+    interrupted: bool = False
+
+    @property
+    def all_converged(self) -> bool:
+        """Whether every pair converged."""
+        return bool(np.all(self.converged))
+
+    def __str__(self) -> str:
+        """A table: value, residual, bound, estimated error, converged."""
+        lines = [f"{'eigenvalue':>14} {'residual':>10} {'bound':>10} {'est. error':>10}  converged"]
+        rows = zip(
+            self.eigenvalues,
+            self.residuals,
+            self.bounds,
+            self.estimated_errors,
+            self.converged,
+            strict=True,
+        )
+        for value, residual, bound, error, converged in rows:
+            mark = "yes" if converged else "NO"
+            lines.append(f"{value:14.6g} {residual:10.2e} {bound:10.2e} {error:10.2e}  {mark}")
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """Write `path.npz` (all arrays) and `path.json` (all but the eigenvectors).
+
+        Args:
+            path: the files' common stem.
+
+        Returns:
+            The paths of the two files.
+        """
+        stem = Path(path)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        npz, text = stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json")
+        facts: dict[str, Any] = {}
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "eigenvectors":
+                for key, leaf in jax.tree_util.tree_leaves_with_path(value):
+                    arrays["eigenvectors" + jax.tree_util.keystr(key)] = np.asarray(leaf)
+            elif field.name == "history":
+                facts[field.name] = [entry._asdict() for entry in value]
+            elif isinstance(value, np.ndarray):
+                arrays[field.name] = value
+                facts[field.name] = value.tolist()
+            else:
+                facts[field.name] = value._asdict() if isinstance(value, Matvecs) else value
+        np.savez(npz, **arrays)  # type: ignore[arg-type]
+        text.write_text(json.dumps(_without_nonfinite(facts), indent=1) + "\n")
+        return npz, text
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nonfinite(entry) for entry in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
