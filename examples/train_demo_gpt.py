@@ -36,6 +36,7 @@ def windows(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def main() -> None:
+    """Train, then write `gpt.npz` and `gpt.json`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("python/curvax/demo"))
     parser.add_argument("--steps", type=int, default=400)
@@ -43,7 +44,7 @@ def main() -> None:
 
     data, rng = corpus(), np.random.default_rng(0)
     params = gpt.init(jax.random.key(0))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 40, args.steps, 3e-4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, args.steps // 10, args.steps, 3e-4)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @jax.jit

@@ -15,9 +15,7 @@ HEADS = 4
 LAYERS = 4
 
 
-def init(
-    key: Array, *, layers: int = LAYERS, width: int = WIDTH, context: int = CONTEXT
-) -> Params:
+def init(key: Array, *, layers: int = LAYERS, width: int = WIDTH, context: int = CONTEXT) -> Params:
     """Draw initial parameters, GPT-2 style.
 
     Args:
