@@ -64,7 +64,8 @@ def _layer_norm(x: Array, p: Params) -> Array:
     mean = jnp.mean(x, axis=-1, keepdims=True)
     centred = x - mean
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-5) * p["scale"] + p["bias"]
+    out: Array = centred * jax.lax.rsqrt(variance + 1e-5) * p["scale"] + p["bias"]
+    return out
 
 
 def _attention(x: Array, p: Params) -> Array:
@@ -75,11 +76,13 @@ def _attention(x: Array, p: Params) -> Array:
     causal = jnp.tril(jnp.ones((length, length), bool))
     weights = jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-    return mixed.reshape(batch, length, width) @ p["out"]
+    out: Array = mixed.reshape(batch, length, width) @ p["out"]
+    return out
 
 
 def _mlp(x: Array, p: Params) -> Array:
-    return jax.nn.gelu(x @ p["up"]) @ p["down"]
+    out: Array = jax.nn.gelu(x @ p["up"]) @ p["down"]
+    return out
 
 
 def forward(params: Params, tokens: Array) -> Array:
@@ -88,7 +91,8 @@ def forward(params: Params, tokens: Array) -> Array:
     for block in params["blocks"]:
         x = x + _attention(_layer_norm(x, block["norm1"]), block["attn"])
         x = x + _mlp(_layer_norm(x, block["norm2"]), block["mlp"])
-    return _layer_norm(x, params["norm"]) @ params["head"]
+    logits: Array = _layer_norm(x, params["norm"]) @ params["head"]
+    return logits
 
 
 def loss(params: Params, batch: Array) -> Array:
