@@ -1,0 +1,160 @@
+"""What every operator is: a symmetric matrix that can be multiplied, and the space it acts on."""
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.sparse.linalg import LinearOperator
+
+from curvax.filters import leaf_names
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorSpace:
+    """Pytrees of one structure, seen as flat vectors in the order of `ravel_pytree`.
+
+    Attributes:
+        treedef: the structure.
+        shapes: the shape of each leaf.
+        names: the name of each leaf, for messages.
+        dtype: float32 or float64, of every leaf.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, tree: Any, dtype: Any) -> "VectorSpace":
+        """The space of the vectors that look like `tree`, a pytree of things with a shape."""
+        leaves, treedef = jax.tree.flatten(tree)
+        shapes = tuple(tuple(np.shape(leaf)) for leaf in leaves)
+        return cls(treedef, shapes, tuple(leaf_names(tree)), np.dtype(dtype))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements per leaf."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def n(self) -> int:
+        """The dimension."""
+        return sum(self.sizes)
+
+    def ravel(self, tree: Any, batch_axes: int = 0) -> Array:
+        """Flatten: leaves of shape `batch + leaf` become one array `batch + (n,)`.
+
+        Raises:
+            TypeError: a leaf is complex.
+            ValueError: another structure, or a leaf of another shape.
+        """
+        leaves, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef:
+            raise ValueError(f"vector must have the structure {self.treedef}, got {treedef}")
+        flat = []
+        for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
+            batch = np.shape(leaf)[:batch_axes]
+            if np.shape(leaf) != (*batch, *shape):
+                where = f"leaf {name!r} of the vector" if name else "the vector"
+                raise ValueError(f"{where} must have shape {shape}, got {np.shape(leaf)}")
+            if jnp.iscomplexobj(leaf):
+                raise TypeError(f"a vector must be real, got {leaf.dtype} in leaf {name!r}")
+            flat.append(jnp.asarray(leaf, self.dtype).reshape(*batch, -1))
+        return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
+
+    def unravel(self, flat: Array) -> Any:
+        """The inverse: `batch + (n,)` becomes leaves of shape `batch + leaf`."""
+        batch = flat.shape[:-1]
+        borders = np.cumsum(self.sizes)[:-1]
+        pieces = jnp.split(flat, borders, axis=-1)
+        leaves = [p.reshape(*batch, *s) for p, s in zip(pieces, self.shapes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+class Operator(abc.ABC):
+    """A symmetric n×n matrix given by its products.
+
+    Vectors have the structure of `params` (of `like`, for `from_matvec`); blocks of vectors have
+    one more, leading, axis. `op @ v` takes either. Every operator is a pytree, so that it can be
+    an argument of a jitted function: its parameters and data are then arguments too, not
+    constants that are compiled in.
+    """
+
+    space: VectorSpace
+
+    @abc.abstractmethod
+    def product(self, block: Array) -> Array:
+        """Multiply flat vectors: `(b, n)` in, `(b, n)` out, of `dtype`. Pure and traceable."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, n)`."""
+        return (self.space.n, self.space.n)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.space.dtype
+
+    def ravel(self, vector: Any) -> Array:
+        """Flatten a vector to `(n,)`; raises ValueError if its structure or shapes differ."""
+        return self.space.ravel(vector)
+
+    def unravel(self, flat: Array) -> Any:
+        """Turn `(n,)`, or `(b, n)`, back into a vector, or a block of b vectors."""
+        return self.space.unravel(flat)
+
+    def matvec(self, vector: Any) -> Any:
+        """Multiply one vector; the result has its structure."""
+        return self.unravel(_compiled_product(self, self.ravel(vector)[None])[0])
+
+    def matmat(self, block: Any) -> Any:
+        """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""
+        return self.unravel(_compiled_product(self, self.space.ravel(block, batch_axes=1)))
+
+    def __matmul__(self, vector: Any) -> Any:
+        """Multiply a vector or a block, told apart by the number of axes of the first leaf."""
+        leaves = jax.tree.leaves(vector)
+        is_block = bool(leaves) and np.ndim(leaves[0]) == len(self.space.shapes[0]) + 1
+        return self.matmat(vector) if is_block else self.matvec(vector)
+
+    def to_scipy(self) -> LinearOperator:
+        """The same operator on flat NumPy vectors, for SciPy's solvers."""
+
+        def matmat(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            block = jnp.asarray(np.ascontiguousarray(columns.T), self.dtype)
+            return np.asarray(_compiled_product(self, block)).T
+
+        return LinearOperator(
+            self.shape, matvec=lambda v: matmat(v.reshape(-1, 1)), matmat=matmat, dtype=self.dtype
+        )
+
+
+@jax.jit
+def _compiled_product(op: Operator, block: Array) -> Array:
+    return op.product(block)
+
+
+def check_float_dtype(dtype: Any, what: str) -> np.dtype[Any]:
+    """The dtype of an operator on things of `dtype`: float32, or float64 where they are.
+
+    Raises:
+        TypeError: neither real nor floating.
+        ValueError: float64 while JAX's 64-bit mode is off.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{what} must be of a real floating dtype, got {np.dtype(dtype).name}")
+    if np.dtype(dtype) != np.float64:
+        return np.dtype(np.float32)
+    if not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"{what} is float64, but JAX's 64-bit mode is off: call "
+            "jax.config.update('jax_enable_x64', True) first, or cast to float32"
+        )
+    return np.dtype(np.float64)

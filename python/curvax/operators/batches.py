@@ -1,0 +1,88 @@
+"""Batches of data as stacks of equal microbatches, so that one program serves each stack."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def stack_batches(batches: Any, microbatch_size: int | None) -> tuple[list[Any], list[list[int]]]:
+    """Split batches into microbatches and stack those of equal shapes.
+
+    Args:
+        batches: one batch (any pytree but a list), a list of batches, or an iterator of batches,
+            which is read once.
+        microbatch_size: the largest number of samples per microbatch; None for whole batches.
+
+    Returns:
+        The stacks: batches whose leaves have one more leading axis; and for each stack the
+        positions, in the list of batches, that its entries came from.
+
+    Raises:
+        TypeError: `microbatch_size` is not an integer.
+        ValueError: no batch, an empty batch, leading axes that differ within a batch (when
+            microbatches are asked for), or `microbatch_size` below 1.
+    """
+    if microbatch_size is not None:
+        if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, (int, np.integer)):
+            raise TypeError(f"microbatch_size must be an integer, got {microbatch_size!r}")
+        if microbatch_size < 1:
+            raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    listed = _as_list(batches)
+    if not listed:
+        raise ValueError("batches must hold at least one batch, got an empty list or generator")
+    groups: dict[Any, tuple[list[Any], list[int]]] = {}
+    for position, batch in enumerate(listed):
+        batch = jax.tree.map(jnp.asarray, batch)
+        if not jax.tree.leaves(batch):
+            raise ValueError(f"batch {position} has no arrays, got {batch!r}")
+        for piece in _split(batch, microbatch_size, position):
+            leaves, treedef = jax.tree.flatten(piece)
+            key = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+            pieces, positions = groups.setdefault(key, ([], []))
+            pieces.append(piece)
+            positions.append(position)
+    stacks = [
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces) for pieces, _ in groups.values()
+    ]
+    return stacks, [positions for _, positions in groups.values()]
+
+
+def leading_size(batch: Any) -> int | None:
+    """The length of the leading axis of a batch's first array that has one; None if none has."""
+    sizes = [np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0]
+    return int(sizes[0]) if sizes else None
+
+
+def _as_list(batches: Any) -> list[Any]:
+    if isinstance(batches, list):
+        return batches
+    if isinstance(batches, Iterator):
+        return list(batches)
+    # A loader: iterable, and neither an array nor a container that JAX knows as a pytree.
+    is_leaf = jax.tree.structure(batches) == jax.tree.structure(0)
+    if is_leaf and isinstance(batches, Iterable) and not hasattr(batches, "shape"):
+        return list(batches)
+    return [batches]
+
+
+def _split(batch: Any, size: int | None, position: int) -> Iterator[Any]:
+    samples = leading_size(batch)
+    if samples == 0:
+        raise ValueError(f"batch {position} is empty: its leading axis has length 0")
+    if size is None or samples is None or samples <= size:
+        yield batch
+        return
+    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
+    if len(lengths) > 1:
+        raise ValueError(
+            "to split a batch by microbatch_size, all its arrays must have one leading length; "
+            f"batch {position} has {sorted(lengths)}"
+        )
+    for start, stop in itertools.pairwise([*range(0, samples, size), samples]):
+        yield jax.tree.map(
+            lambda leaf, a=start, b=stop: leaf[a:b] if np.ndim(leaf) > 0 else leaf, batch
+        )

@@ -1,0 +1,193 @@
+"""The gradient of a loss on one microbatch, and its linearisation.
+
+A linearisation has two halves: the primal half gives the residuals, which depend on the parameters
+and the batch alone, and the linear half maps tangents through them. Residuals that are inputs of
+the primal half (weights, data) are not kept a second time: they are put back when it is applied.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Var
+
+from curvax.operators.batches import leading_size
+from curvax.operators.hoist import Hoisted, hoist
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearHalf:
+    """How to multiply by the Hessian of one microbatch. Static: hashed by identity.
+
+    Attributes:
+        primal: `(consts, leaves, batch) -> (mean, weight, residuals)`.
+        residual_bytes: bytes of the residuals of one microbatch; 0 if they are recomputed.
+        apply: `(consts, leaves, batch, residuals, tangents) -> products`, lists of leaves.
+    """
+
+    primal: Callable[..., Any]
+    residual_bytes: int
+    apply: Callable[..., list[Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientMap:
+    """The gradient of `loss` with respect to the chosen leaves of `params`."""
+
+    loss: Callable[[Any, Any], Any]
+    treedef: Any
+    chosen: tuple[bool, ...]
+
+    def check(self, leaves: Sequence[Array], batch: Any) -> None:
+        """Check what the loss returns, without computing it.
+
+        Raises:
+            TypeError: not a real floating scalar, or not a pair of them.
+            ValueError: an array that is not a scalar.
+        """
+        result = jax.eval_shape(self.loss, jax.tree.unflatten(self.treedef, leaves), batch)
+        parts = result if isinstance(result, tuple) and len(result) == 2 else (result,)
+        for name, part in zip(("mean", "weight"), parts, strict=False):
+            if not hasattr(part, "shape"):
+                raise TypeError(f"loss must return a scalar or a pair (mean, weight), got {result}")
+            if part.shape != ():
+                raise ValueError(
+                    f"loss must return a scalar {name}, got shape {part.shape}: reduce it with "
+                    "jnp.mean"
+                )
+        if not jnp.issubdtype(parts[0].dtype, jnp.floating):
+            raise TypeError(f"loss must return a real floating scalar, got {parts[0].dtype}")
+
+    def mean_and_weight(
+        self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """The mean as a function of the chosen leaves; the pair again, as auxiliary output."""
+        chosen = iter(selected)
+        merged = [
+            next(chosen) if taken else leaf for leaf, taken in zip(leaves, self.chosen, strict=True)
+        ]
+        result = self.loss(jax.tree.unflatten(self.treedef, merged), batch)
+        if isinstance(result, tuple):
+            mean, weight = result
+        else:
+            mean, weight = result, leading_size(batch) or 1
+        dtype = jnp.promote_types(mean.dtype, jnp.float32)
+        weight = jax.lax.stop_gradient(jnp.asarray(weight)).astype(dtype)
+        return mean, (mean.astype(dtype), weight)
+
+    def _gradient(self, leaves: Sequence[Array], batch: Any) -> tuple[Callable[..., Any], Any]:
+        """The gradient as a function of the chosen leaves, and the point where to take it."""
+
+        def gradient(selected: Sequence[Array]) -> Any:
+            return jax.grad(self.mean_and_weight, has_aux=True)(selected, leaves, batch)
+
+        taken = [leaf for leaf, taken in zip(leaves, self.chosen, strict=True) if taken]
+        return gradient, taken
+
+    def _linear_map(self, leaves: Sequence[Array], batch: Any) -> Any:
+        """`(auxiliary, linear map)`, both pytrees of arrays.
+
+        A `custom_vjp` in the model refuses forward mode. The Hessian is its own transpose, so
+        reverse over reverse then does as well, if the backward pass is itself differentiable.
+        """
+        gradient, taken = self._gradient(leaves, batch)
+        try:
+            _, linear, aux = jax.linearize(gradient, taken, has_aux=True)
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            _, transposed, aux = _reverse(gradient, taken, error)
+            return aux, jax.tree_util.Partial(_first, transposed)
+        return aux, linear
+
+    def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
+        """The linear half that reads kept residuals, and the arrays that the loss closes over."""
+        structure: list[Any] = []
+
+        def primal(leaves: Sequence[Array], batch: Any) -> Any:
+            aux, linear = self._linear_map(leaves, batch)
+            residuals, treedef = jax.tree.flatten(linear)
+            structure[:] = [treedef]
+            return aux, residuals
+
+        traced, consts = hoist(primal, tuple(leaves), batch)
+        sources = _sources(traced)
+        kept = [i for i, source in enumerate(sources) if source is None]
+        avals = [traced.jaxpr.outvars[2 + i].aval for i in kept]
+
+        def reduced(consts: Any, leaves: Any, batch: Any) -> Any:
+            (mean, weight), residuals = traced(consts, leaves, batch)
+            return mean, weight, tuple(residuals[i] for i in kept)
+
+        def apply(
+            consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
+        ) -> list[Array]:
+            given = jax.tree.leaves((consts, tuple(leaves), batch))
+            own = iter(residuals)
+            complete = [next(own) if s is None else given[s] for s in sources]
+            return list(jax.tree.unflatten(structure[0], complete)(tangents))
+
+        size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals)
+        return LinearHalf(reduced, size, apply), consts
+
+    def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
+        """The linear half that computes its residuals anew in every product."""
+
+        def product(leaves: Sequence[Array], batch: Any, tangents: Any) -> Any:
+            gradient, taken = self._gradient(leaves, batch)
+            tangents = [t.astype(leaf.dtype) for t, leaf in zip(tangents, taken, strict=True)]
+            try:
+                return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
+            except TypeError as error:
+                if "custom_vjp" not in str(error):
+                    raise
+                return _reverse(gradient, taken, error)[1](tangents)[0]
+
+        def evaluate(leaves: Sequence[Array], batch: Any) -> Any:
+            _, taken = self._gradient(leaves, batch)
+            return self.mean_and_weight(taken, leaves, batch)[1]
+
+        taken = [leaf for leaf, taken in zip(leaves, self.chosen, strict=True) if taken]
+        traced, consts = hoist(product, tuple(leaves), batch, taken)
+        value, value_consts = hoist(evaluate, tuple(leaves), batch)
+
+        def primal(consts: Any, leaves: Any, batch: Any) -> Any:
+            return *value(consts[1], leaves, batch), ()
+
+        def apply(
+            consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
+        ) -> list[Array]:
+            return list(traced(consts[0], leaves, batch, tangents))
+
+        return LinearHalf(primal, 0, apply), (consts, value_consts)
+
+
+def _first(transposed: Callable[[Any], Any], tangents: Any) -> Any:
+    return transposed(tangents)[0]
+
+
+def _reverse(gradient: Callable[..., Any], taken: Any, error: TypeError) -> Any:
+    try:
+        return jax.vjp(gradient, taken, has_aux=True)
+    except Exception as second:
+        raise TypeError(
+            "the loss cannot be differentiated twice: it uses a jax.custom_vjp function, which "
+            "refuses forward mode, and reverse over reverse fails too. Replace that function by "
+            f"plain JAX operations or by one with a jax.custom_jvp rule. JAX says: {error}"
+        ) from second
+
+
+def _sources(traced: Hoisted) -> list[int | None]:
+    """For each residual of a traced primal half: which input it is, or None if it is computed.
+
+    A residual that occurs twice is kept twice only in name: XLA returns one buffer for each, so
+    the second occurrence would cost memory; in practice `linearize` does not emit any.
+    """
+    inputs = [*traced.jaxpr.constvars, *traced.jaxpr.invars]
+    position = {var: i for i, var in enumerate(inputs)}
+    residuals = traced.jaxpr.outvars[2:]
+    return [position.get(v) if isinstance(v, Var) else None for v in residuals]

@@ -1,0 +1,37 @@
+"""Tracing a function once, with the arrays it closes over turned into arguments.
+
+An array that a jitted function closes over is compiled in as a constant: XLA folds it, holds a
+second copy, and needs several times as long to compile.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hoisted:
+    """A traced function `(consts, *args) -> result`; hashed by identity, so usable as static."""
+
+    jaxpr: Jaxpr
+    out_tree: Any
+
+    def __call__(self, consts: tuple[Any, ...], *args: Any) -> Any:
+        """Evaluate on the arguments it was traced for."""
+        out = core.jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self.out_tree, out)
+
+
+def hoist(fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]]:
+    """Trace `fun` on the shapes and dtypes of `args`; return it and the arrays it closed over."""
+    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+    consts = tuple(
+        const if isinstance(const, jax.Array) else jnp.asarray(const, var.aval.dtype)
+        for const, var in zip(closed.consts, closed.jaxpr.constvars, strict=True)
+    )
+    return Hoisted(closed.jaxpr, jax.tree.structure(shapes)), consts

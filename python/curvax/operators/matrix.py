@@ -1,0 +1,154 @@
+"""Operators that are not a derivative: a function, a dense array, a SciPy operator."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax import Array
+from scipy.sparse.linalg import aslinearoperator
+
+from curvax.operators.base import Operator, VectorSpace, check_float_dtype
+from curvax.operators.hoist import Hoisted, hoist
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class FunctionOperator(Operator):
+    """`from_matvec`: the arrays that the function closed over are data of the operator."""
+
+    consts: tuple[Any, ...]
+    traced: Hoisted = dataclasses.field(metadata={"static": True})
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+
+        def one(flat: Array) -> Array:
+            return self.space.ravel(self.traced(self.consts, self.space.unravel(flat)))
+
+        return one(block[0])[None] if block.shape[0] == 1 else jax.vmap(one)(block)
+
+
+def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
+    """Wrap a symmetric matrix-vector product.
+
+    Args:
+        matvec: maps a vector to a vector of the same structure; linear, symmetric, traceable by
+            JAX and usable under `vmap`. It is traced once, here.
+        like: an example vector (an array or a pytree of arrays or `ShapeDtypeStruct`s), or an
+            integer n for flat float32 vectors of length n.
+
+    Returns:
+        The operator; float64 if any leaf of `like` is, else float32.
+
+    Raises:
+        TypeError: `matvec` is not callable; `like` has a leaf that is not real and floating.
+        ValueError: `like` is empty or float64 with JAX's 64-bit mode off, or `matvec` returns
+            another structure or other shapes.
+    """
+    if not callable(matvec):
+        raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
+    if isinstance(like, (int, np.integer)):
+        like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
+    leaves = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in jax.tree.leaves(like)]
+    if not leaves or sum(int(np.prod(np.shape(leaf))) for leaf in leaves) == 0:
+        raise ValueError("like must have at least one element")
+    dtype = max((check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize)
+    space = VectorSpace.of(like, dtype)
+    example = jax.tree.unflatten(
+        space.treedef, [jax.ShapeDtypeStruct(shape, dtype) for shape in space.shapes]
+    )
+    traced, consts = hoist(matvec, example)
+    _check_result(jax.eval_shape(matvec, example), space)
+    return FunctionOperator(consts, traced, space)
+
+
+def _check_result(result: Any, space: VectorSpace) -> None:
+    leaves, treedef = jax.tree.flatten(result)
+    shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+    if treedef != space.treedef or shapes != space.shapes:
+        raise ValueError(
+            "matvec must return the structure and shapes of its argument: expected "
+            f"{space.treedef} {space.shapes}, got {treedef} {shapes}"
+        )
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"matvec must return real floating values, got {leaf.dtype}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseOperator(Operator):
+    """A dense symmetric array."""
+
+    matrix: Array
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        return jnp.matmul(block, self.matrix.T, precision="highest")
+
+
+def as_operator(A: Any) -> Operator:
+    """An operator from whatever `eigsh` accepts.
+
+    Args:
+        A: an `Operator`, a dense square array, a SciPy sparse array, or anything with `shape`,
+            `dtype` and `matvec` (or `matmat`) on NumPy vectors, such as SciPy's `LinearOperator`.
+
+    Raises:
+        TypeError: none of these, or not real and floating.
+        ValueError: not square, empty, not symmetric (dense: measured), not finite, or float64
+            with JAX's 64-bit mode off.
+    """
+    if isinstance(A, Operator):
+        return A
+    if isinstance(A, (np.ndarray, jax.Array, list)):
+        return _from_dense(jnp.asarray(A) if isinstance(A, list) else A)
+    if scipy.sparse.issparse(A):
+        A = aslinearoperator(A)
+    if not all(hasattr(A, name) for name in ("shape", "dtype", "matvec")):
+        raise TypeError(
+            "A must be a curvax operator, a square array, or have shape, dtype and matvec; got "
+            f"{type(A).__name__}. A function becomes an operator by from_matvec(function, like)"
+        )
+    return _from_host(A)
+
+
+def _check_square(shape: tuple[int, ...]) -> int:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"A must be square and not empty, got shape {tuple(shape)}")
+    return int(shape[0])
+
+
+def _from_dense(A: Any) -> DenseOperator:
+    n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
+    host = np.asarray(A, np.float64)
+    if not np.isfinite(host).all():
+        raise ValueError("A must be finite, got an array with NaN or infinite entries")
+    scale, difference = np.abs(host).max(), np.abs(host - host.T).max()
+    if difference > 1e3 * np.finfo(dtype).eps * scale:
+        raise ValueError(
+            f"A must be symmetric: max |A - A.T| is {difference:.3g}, with max |A| {scale:.3g}; "
+            "pass (A + A.T) / 2 if only its symmetric part is meant"
+        )
+    return DenseOperator(
+        jnp.asarray(A, dtype), VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype)
+    )
+
+
+def _from_host(A: Any) -> FunctionOperator:
+    n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
+
+    def on_host(v: Any) -> Any:
+        return np.asarray(A.matvec(np.asarray(v)), dtype).reshape(n)
+
+    def matvec(v: Array) -> Array:
+        result = jax.ShapeDtypeStruct((n,), dtype)
+        return jax.pure_callback(on_host, result, v, vmap_method="sequential")
+
+    return from_matvec(matvec, jax.ShapeDtypeStruct((n,), dtype))
