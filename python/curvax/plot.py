@@ -1,0 +1,185 @@
+"""Pictures of results, with matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from curvax.results import BoolArray, EigenResult, FloatArray
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the open markers.
+_POSITIVE = "#0072B2"
+_NEGATIVE = "#009E73"
+_FAILED = "#D55E00"
+_GREY = "0.45"
+
+# Above this ratio of magnitudes a linear axis flattens the small eigenvalues into the zero line.
+_LINEAR_RANGE = 200.0
+
+# With more eigenvalues than this, numbers written beside the markers would touch.
+_MAX_LABELLED = 20
+
+
+def plot_spectrum(
+    result: EigenResult, path: str | Path | None = None, title: str | None = None
+) -> Figure:
+    """Draw eigenvalues with their bounds, and below them the measured residuals.
+
+    Values stand in descending order, with a gap where the sign changes; pairs that did not
+    converge have open markers. The lower panel shows what each residual was measured to be, and
+    the largest that counts as converged. No global state of matplotlib is used or changed.
+
+    Args:
+        result: what `eigsh` returned.
+        path: where to write the picture; the suffix (`.png`, `.pdf`, `.svg`) picks the format.
+        title: text above the picture.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot_spectrum needs matplotlib: pip install 'curvax[plot]'") from error
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
+    places = _places(result.eigenvalues)
+    _draw_values(upper, places, result)
+    _draw_residuals(lower, places, result)
+    _label_indices(lower, places)
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    upper.spines["bottom"].set_visible(False)
+    upper.tick_params(bottom=False)
+    if title is not None:
+        figure.suptitle(title, fontsize=10)
+    if path is not None:
+        figure.savefig(path, dpi=200)
+    return figure
+
+
+def _places(values: FloatArray) -> FloatArray:
+    """Where on the horizontal axis each value stands: 1, 2, … with a gap where the sign changes."""
+    return np.arange(1, len(values) + 1) + 1.0 * ((values < 0) & bool(np.any(values >= 0)))
+
+
+def _largest(values: FloatArray) -> float:
+    return float(np.max(np.abs(values), initial=0.0))
+
+
+def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
+    values, converged = result.eigenvalues, result.converged
+    _scale(axes, values)
+    axes.axhline(0.0, color="0.2", linewidth=0.8)
+    for group, colour in ((values >= 0, _POSITIVE), (values < 0, _NEGATIVE)):
+        axes.vlines(places[group], 0.0, values[group], color=colour, linewidth=1.6, alpha=0.45)
+        _mark(axes, places, values, group & converged, colour)
+    _mark(axes, places, values, ~converged, _FAILED, label="not converged")
+
+    bounds = np.nan_to_num(result.bounds)
+    visible = bounds > 0.005 * np.ptp(np.append(values, 0.0))
+    if np.any(visible):
+        axes.errorbar(
+            places[visible],
+            values[visible],
+            yerr=bounds[visible],
+            fmt="none",
+            ecolor="0.15",
+            elinewidth=0.9,
+            capsize=3,
+            zorder=4,
+            label="bound",
+        )
+    if len(values) <= _MAX_LABELLED:
+        _write_values(axes, places, values, np.where(visible, bounds, 0.0))
+    axes.set_ylabel("eigenvalue", fontsize=9)
+    if np.any(visible) or not np.all(converged):
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _scale(axes: Axes, values: FloatArray) -> None:
+    sizes = np.abs(values[values != 0])
+    if sizes.size and sizes.max() > _LINEAR_RANGE * sizes.min():
+        threshold = max(sizes.min(), 1e-6 * sizes.max())
+        axes.set_yscale("symlog", linthresh=threshold)
+    axes.margins(y=0.12)
+
+
+def _mark(
+    axes: Axes,
+    places: FloatArray,
+    values: FloatArray,
+    which: BoolArray,
+    colour: str,
+    label: str | None = None,
+) -> None:
+    if np.any(which):
+        axes.plot(
+            places[which],
+            values[which],
+            "o",
+            markersize=5.5 if len(places) <= 2 * _MAX_LABELLED else 3.5,
+            color=colour,
+            markerfacecolor="white" if label else colour,
+            markeredgewidth=1.4,
+            label=label,
+            zorder=3,
+        )
+
+
+def _write_values(axes: Axes, places: FloatArray, values: FloatArray, bars: FloatArray) -> None:
+    for place, value, bar in zip(places, values, bars, strict=True):
+        sign = 1 if value >= 0 else -1
+        axes.annotate(
+            f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}"),
+            (place, value + sign * bar),
+            xytext=(0, 6 * sign),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if sign > 0 else "top",
+            fontsize=7,
+            color="0.25",
+        )
+
+
+def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None:
+    scale = _largest(result.eigenvalues)
+    limit = result.tol_effective * scale
+    # A residual of exactly zero has no place on a logarithmic axis: it is drawn at the bottom.
+    floor = np.finfo(np.float64).eps * (scale or 1.0)
+    residuals = np.maximum(result.residuals, floor)
+    measured = np.isfinite(result.residuals)
+    axes.set_yscale("log")
+    _mark(axes, places, residuals, measured & result.converged, _GREY)
+    _mark(axes, places, residuals, measured & ~result.converged, _FAILED, label="not converged")
+    if limit > 0:
+        axes.axhline(limit, color=_FAILED, linewidth=1.0, linestyle=(0, (4, 2)))
+    caption = (
+        rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
+        if np.any(measured)
+        else "not measured: the solve was interrupted"
+    )
+    axes.set_title(caption, loc="right", fontsize=7, color=_FAILED, pad=3)
+    axes.margins(y=0.35)
+    axes.set_ylabel("residual", fontsize=9)
+
+
+def _label_indices(axes: Axes, places: FloatArray) -> None:
+    indices = np.arange(1, len(places) + 1)
+    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    step = next(step for step in steps if len(places) <= step * _MAX_LABELLED)
+    shown = (indices == 1) | (indices % step == 0)
+    axes.set_xticks(places[shown], [str(i) for i in indices[shown]])
+    axes.set_xlim(0.2, float(np.max(places, initial=1.0)) + 0.8)
+    axes.set_xlabel("index, in descending order", fontsize=9)
