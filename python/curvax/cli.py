@@ -1,0 +1,319 @@
+"""The command `curvax`: `demo`, `info`, `--version` (the extra `cli`).
+
+Results go to stdout, progress and messages to stderr. JAX is imported by the commands that need
+it, not by this module.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError:
+    raise SystemExit("the command line needs an extra: pip install 'curvax[cli]'") from None
+
+from curvax.display import show_progress
+
+if TYPE_CHECKING:
+    from curvax.results import EigenResult
+
+_NOT_CONVERGED = 3
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+_COMPLETE = {
+    None: "not checked (--certify complete searches for missed ones)",
+    True: "searched: none was left to find",
+    False: "searched until the products ran out: some may be missing",
+}
+
+app = typer.Typer(
+    name="curvax",
+    help="Curvature of neural-network losses: certified top eigenpairs of Hessians.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curvax {importlib.metadata.version('curvax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Curvature of neural-network losses: certified top eigenpairs of Hessians."""
+
+
+def _check_tol(value: float) -> float:
+    if not (math.isfinite(value) and 0 < value < 1):
+        raise typer.BadParameter(f"must lie between 0 and 1, got {value:g}")
+    return value
+
+
+def _check_out(value: Path) -> Path:
+    try:
+        value.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot make this directory: {error}") from None
+    if not os.access(value, os.W_OK):
+        raise typer.BadParameter(f"cannot write to {str(value)!r}")
+    return value
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(callback=_check_out, metavar="DIR", help="Where the files go.")
+    ] = Path("curvax-demo"),
+    high: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Eigenvalues from the high end.")
+    ] = 10,
+    low: Annotated[int, typer.Option(min=0, metavar="N", help="Eigenvalues from the low end.")] = 5,
+    tol: Annotated[
+        float,
+        typer.Option(
+            callback=_check_tol,
+            metavar="X",
+            help="Largest residual allowed, relative to the largest absolute eigenvalue.",
+        ),
+    ] = 1e-3,
+    max_matvecs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the starting vector.")] = 0,
+    certify: Annotated[
+        Literal["residuals", "complete"],
+        typer.Option(help="Prove residuals only, or also search for missed eigenvalues."),
+    ] = "residuals",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Analyse a small trained GPT: the exact Hessian's outermost eigenvalues.
+
+    Writes spectrum.npz, spectrum.json and spectrum.png into DIR. The exit status is 0 if every
+    eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what is known.
+    """
+    if high + low == 0:
+        raise typer.BadParameter("ask for at least one eigenvalue", param_hint="--high, --low")
+    console = Console(quiet=quiet, markup=False, highlight=False)
+    try:
+        result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
+        _print_result(console, result, high)
+        _write_files(console, result, out)
+    except KeyboardInterrupt:
+        _fail("interrupted", _INTERRUPTED)
+    except (ValueError, MemoryError, ImportError) as error:
+        _fail(str(error), _BAD_INPUT)
+    if result.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(0 if result.all_converged else _NOT_CONVERGED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"error: {message}")
+    raise typer.Exit(status)
+
+
+def _analyse(
+    console: Console,
+    k: tuple[int, int],
+    tol: float,
+    max_matvecs: int | None,
+    seed: int,
+    certify: str,
+    quiet: bool,
+) -> EigenResult:
+    with show_progress(quiet, "loading JAX and the model; compiling its loss"):
+        import jax
+
+        import curvax as cx
+        from curvax.demo import gpt, load
+
+        params, batch = load()
+        op = cx.hessian(gpt.loss, params, batch)
+
+    sequences, length = batch.shape
+    leaves = len(jax.tree.leaves(params))
+    rows = {
+        "model": f"trained byte-level GPT, {op.shape[0]:,} parameters in {leaves} arrays",
+        "batch": f"{sequences} sequences, {sequences * (length - 1):,} predicted bytes",
+        "loss": f"{float(op.loss):.4f} nats/byte",
+        "device": _device(),
+        "kernels": _kernels(),
+        "wanted": f"{k[0]} highest and {k[1]} lowest eigenvalues of the Hessian, tol {tol:g}",
+    }
+    _print_facts(console, rows)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        phase, budgeted = "compiling the Hessian-vector product", max_matvecs is not None
+        with show_progress(quiet, phase, budgeted) as display:
+            result = cx.eigsh(
+                op,
+                k,
+                which="BE",
+                tol=tol,
+                seed=seed,
+                max_matvecs=max_matvecs,
+                certify=certify,
+                callback=display.update,
+            )
+    for message in dict.fromkeys(str(w.message) for w in caught if _concerns_the_user(w.category)):
+        console.print(f"note: {message}", style="yellow")
+    return result
+
+
+def _concerns_the_user(category: type[Warning]) -> bool:
+    return issubclass(category, (UserWarning, RuntimeWarning))
+
+
+def _print_facts(console: Console, rows: dict[str, str]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, fact in rows.items():
+        grid.add_row(name, fact)
+    console.print(grid)
+
+
+def _print_result(console: Console, result: EigenResult, high: int) -> None:
+    marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
+    table = Table()
+    for name in ("index", "eigenvalue", "residual", "bound", "converged"):
+        table.add_column(name, justify="center" if name == "converged" else "right")
+    k = len(result.eigenvalues)
+    columns = (result.eigenvalues, result.residuals, result.bounds, result.converged)
+    for i, (value, residual, bound, converged) in enumerate(zip(*columns, strict=True)):
+        table.add_row(
+            # Counted from the low end, as Python counts from the end of a list.
+            str(i + 1 if i < high else i - k),
+            f"{value:.5f}",
+            _measured(residual),
+            _measured(bound),
+            marks[0] if converged else marks[1],
+            style=None if converged else "red",
+            end_section=i == high - 1,
+        )
+    console.print(table)
+    _print_facts(console, _facts(result))
+    console.print(_verdict(result), style="green" if result.all_converged else "bold red")
+
+
+def _measured(residual: float) -> str:
+    return f"{residual:.2e}" if math.isfinite(residual) else "-"
+
+
+def _facts(result: EigenResult) -> dict[str, str]:
+    products, seconds = result.num_matvecs, dict(result.seconds)
+    total = seconds.pop("total")
+    parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
+    return {
+        "tol_effective": f"{result.tol_effective:.2e} of max |eigenvalue|",
+        "noise": f"{result.noise:.1e} of max |eigenvalue|",
+        "orthogonality": f"{result.orthogonality:.1e}",
+        "complete": _COMPLETE[result.complete],
+        "products": f"{products.solve} solve + {products.verification} verification",
+        "restarts": str(result.num_restarts),
+        "seconds": f"{total:.2f} in all: {parts}",
+    }
+
+
+def _verdict(result: EigenResult) -> str:
+    k, done = len(result.converged), int(result.converged.sum())
+    if result.interrupted:
+        return f"interrupted: {k - done} of {k} eigenpairs not converged"
+    if result.all_converged:
+        return f"all {k} eigenpairs converged"
+    return (
+        f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs.solve} products; "
+        "raise --max-matvecs or --tol"
+    )
+
+
+def _write_files(console: Console, result: EigenResult, out: Path) -> None:
+    written = list(result.save(out / "spectrum"))
+    try:
+        from curvax.plot import plot_spectrum
+
+        picture = out / "spectrum.png"
+        plot_spectrum(result, picture, title="Hessian of the demo GPT: outermost eigenvalues")
+        written.append(picture)
+    except ImportError as error:
+        console.print(f"note: no picture: {error}", style="yellow")
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices and the compiled kernels."""
+    console = Console(markup=False, highlight=False)
+    try:
+        _print_facts(console, dict(_info()))
+    except (ValueError, ImportError) as error:
+        _fail(str(error), _BAD_INPUT)
+
+
+def _info() -> Iterable[tuple[str, str]]:
+    import jax
+
+    from curvax import _native
+    from curvax.operators.fences import fence
+
+    build = _native.build_info()
+    yield "curvax", importlib.metadata.version("curvax")
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "jax", f"{jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}"
+    yield "devices", ", ".join(str(device) for device in jax.devices())
+    yield "kernels", _kernels()
+    if build:
+        yield "FFI API", f"0.{build['ffi_api_minor']}"
+        yield "levels", f"{', '.join(build['compiled_levels'])}; in use: {build['active_level']}"
+        yield "compiler", build["compiler"]
+
+    def probe(x: Any) -> Any:
+        return x
+
+    yield "fence", "active" if fence(probe) is not probe else "not active"
+    for variable in ("CURVAX_IMPL", "CURVAX_ISA"):
+        if os.environ.get(variable):
+            yield variable, os.environ[variable]
+
+
+def _device() -> str:
+    import jax
+
+    device = jax.devices()[0]
+    cores = f" ({len(os.sched_getaffinity(0))} cores)" if device.platform == "cpu" else ""
+    return f"{device.device_kind}{cores}, JAX {jax.__version__}"
+
+
+def _kernels() -> str:
+    from curvax import _native
+
+    if not _native.available():
+        return "not compiled in: plain JAX instead, the same results more slowly"
+    build = _native.build_info()
+    names = ", ".join(name.removeprefix("curvax.") for name in build["kernels"])
+    if not _native.use_native():
+        return f"{names}: switched off by CURVAX_IMPL"
+    return f"{names}; instruction level {build['active_level']}"

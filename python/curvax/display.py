@@ -1,0 +1,139 @@
+"""What a running solve shows: a bar on a terminal, lines in a log (the extra `cli`)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+if TYPE_CHECKING:
+    from curvax.results import Progress as SolveProgress
+
+# Blocks from which the speed of convergence is estimated.
+_WINDOW = 16
+
+# Seconds between the lines of a log.
+_LINE_INTERVAL = 5.0
+
+
+class Display:
+    """Shows nothing: the quiet display, and the base of the others."""
+
+    def __init__(self, budgeted: bool) -> None:
+        self._budgeted = budgeted
+        self._history: list[SolveProgress] = []
+
+    def update(self, progress: SolveProgress) -> None:
+        """Take note of a block; the callback of `eigsh`."""
+        self._history = [*self._history[1 - _WINDOW :], progress]
+        self._show(progress, seconds_left(self._history, self._budgeted))
+
+    def _show(self, progress: SolveProgress, left: float | None) -> None:
+        pass
+
+
+class _Bar(Display):
+    """A spinner, and a bar once the solve has begun."""
+
+    def __init__(self, budgeted: bool, bar: Progress, task: TaskID) -> None:
+        super().__init__(budgeted)
+        self._bar = bar
+        self._task = task
+        self._fraction = 0.0
+
+    def _show(self, progress: SolveProgress, left: float | None) -> None:
+        self._fraction = max(self._fraction, _fraction_done(progress, self._budgeted))
+        text = "measuring the residuals" if _is_last(progress) else _describe(progress, left)
+        self._bar.update(self._task, description=text, total=1.0, completed=self._fraction)
+
+
+class _Lines(Display):
+    """A line now and then, for logs."""
+
+    def __init__(self, budgeted: bool, console: Console) -> None:
+        super().__init__(budgeted)
+        self._console = console
+        self._printed = -math.inf
+
+    def _show(self, progress: SolveProgress, left: float | None) -> None:
+        now = time.monotonic()
+        if now - self._printed >= _LINE_INTERVAL or _is_last(progress):
+            self._printed = now
+            self._console.print(_describe(progress, left))
+
+
+@contextlib.contextmanager
+def show_progress(quiet: bool, phase: str, budgeted: bool = False) -> Iterator[Display]:
+    """Show `phase` on stderr until the first block, then how the solve goes.
+
+    Args:
+        quiet: show nothing.
+        phase: what happens before the first block.
+        budgeted: whether the user set `max_matvecs`; the default is too far away to tell anything.
+
+    Yields:
+        An object whose `update` is a callback for `eigsh`.
+    """
+    console = Console(stderr=True, markup=False, highlight=False)
+    if quiet:
+        yield Display(budgeted)
+    elif console.is_terminal and not console.is_dumb_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None))
+        with Progress(*columns, console=console, transient=True, expand=True) as bar:
+            yield _Bar(budgeted, bar, bar.add_task(phase, total=None))
+    else:
+        console.print(phase)
+        yield _Lines(budgeted, console)
+
+
+def _is_last(progress: SolveProgress) -> bool:
+    return progress.residual <= progress.tol or progress.matvecs >= progress.max_matvecs
+
+
+def _describe(progress: SolveProgress, left: float | None) -> str:
+    residual = f"{progress.residual:.1e}" if math.isfinite(progress.residual) else "?"
+    return (
+        f"{progress.matvecs} products  {progress.converged}/{progress.k} pairs  "
+        f"residual {residual}  left {_clock(left)}"
+    )
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def seconds_left(history: Sequence[SolveProgress], budgeted: bool) -> float | None:
+    """Extrapolate the fall of log(residual), and no further than the budget of products.
+
+    Args:
+        history: the latest blocks.
+        budgeted: whether the user set `max_matvecs`; the default is too far away to tell anything.
+    """
+    estimates = []
+    recent = [p for p in history if math.isfinite(p.residual) and p.residual > 0]
+    if len(recent) >= 4 and recent[-1].seconds > recent[0].seconds:
+        logs = [math.log(p.residual) for p in recent]
+        slope = statistics.linear_regression([p.seconds for p in recent], logs).slope
+        if slope < 0:
+            estimates.append(max(0.0, (math.log(recent[-1].tol) - logs[-1]) / slope))
+    if budgeted and len(history) >= 2:
+        first, last = history[0], history[-1]
+        pace = (last.seconds - first.seconds) / (last.matvecs - first.matvecs)
+        estimates.append(max(0.0, pace * (last.max_matvecs - last.matvecs)))
+    return min(estimates, default=None)
+
+
+def _fraction_done(progress: SolveProgress, budgeted: bool) -> float:
+    """How far log(residual) has fallen from 0 to log(tol), or how much of the budget is spent."""
+    fallen = math.log(min(progress.residual, 1.0) or progress.tol) / math.log(progress.tol)
+    spent = progress.matvecs / progress.max_matvecs if budgeted else 0.0
+    return min(1.0, max(fallen, spent))
