@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,10 @@ import numpy as np
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class ConvergenceWarning(UserWarning):
+    """Not every wanted pair converged, or the tolerance had to be raised."""
 
 
 class Matvecs(NamedTuple):
@@ -144,6 +149,15 @@ class EigenResult:
         np.savez(npz, **arrays)  # type: ignore[arg-type]
         text.write_text(json.dumps(_without_nonfinite(facts), indent=1) + "\n")
         return npz, text
+
+
+def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:
+    """Warn that only `converged` of `k` pairs converged after `products` products."""
+    warnings.warn(
+        f"{converged} of {k} pairs converged after {products} products: {remedy}",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
 
 
 def _without_nonfinite(value: Any) -> Any:

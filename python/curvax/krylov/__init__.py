@@ -1,0 +1,1 @@
+"""The block eigensolver, its stopping rules and its certificates."""

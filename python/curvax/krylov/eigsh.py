@@ -1,0 +1,100 @@
+"""`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from curvax.krylov.dense import solve_dense
+from curvax.krylov.interrupt import InterruptFlag
+from curvax.krylov.settings import settle
+from curvax.krylov.solve import Solve
+from curvax.krylov.start import starting_block
+from curvax.operators.matrix import as_operator
+from curvax.results import EigenResult, Progress
+
+
+def eigsh(
+    A: Any,
+    k: int | tuple[int, int],
+    *,
+    which: Literal["LM", "LA", "SA", "BE"] = "LM",
+    tol: float = 1e-3,
+    v0: Any = None,
+    seed: int | None = None,
+    block_size: int | Literal["auto", "tune"] = "auto",
+    max_basis: int | None = None,
+    max_matvecs: int | None = None,
+    basis_dtype: Any = None,
+    certify: Literal["residuals", "sampled", "complete"] = "residuals",
+    callback: Callable[[Progress], Any] | None = None,
+    return_eigenvectors: bool = True,
+) -> EigenResult:
+    """Find k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos.
+
+    The names are those of `scipy.sparse.linalg.eigsh`. The Krylov basis stays on the device; the
+    host sees small matrices, once per block. A pair counts as converged if its residual,
+    *measured* with a fresh product after the solve, is at most `tol · |λ|max`. A small residual
+    proves that an eigenvalue is near, not that none was missed: see `certify`.
+
+    Where the basis may hold n vectors, the matrix is formed by n products and decomposed instead,
+    which finds every eigenvalue (`complete` is then True).
+
+    Args:
+        A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
+            `dtype` and `matvec`, such as SciPy's `LinearOperator`.
+        k: how many pairs, from 1 to n. With `which="BE"` also a pair `(high, low)`.
+        which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends (half,
+            rounded up, from the high end).
+        tol: allowed residual relative to the largest absolute eigenvalue; 0 asks for what the
+            dtype allows.
+        v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
+            `EigenResult`. Random if None.
+        seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
+            recorded in the result.
+        block_size: vectors per product, up to 16. `"auto"` takes a fixed table (1 on a CPU);
+            `"tune"` measures. A larger block needs more products but finds up to that many copies
+            of a multiple eigenvalue.
+        max_basis: the most vectors that the basis may hold, at least `k + 2·block_size`. By
+            default `max(3k, k + 64) + 2·block_size`, or what fits in 40 % of the free memory.
+        max_matvecs: the most products of the solve; verification takes k more. By default
+            `min(10n, max(1000, 100k))`.
+        basis_dtype: dtype of the stored basis; that of the operator.
+        certify: `"residuals"` measures every pair's residual. `"sampled"` checks three random
+            signed sums of the pairs, instead of k products. `"complete"` also searches, from
+            random blocks orthogonal to the found pairs and for as many products as the solve took,
+            for eigenvalues that were missed, and adds them.
+        callback: called with a `Progress` after each block.
+        return_eigenvectors: whether to return the vectors.
+
+    Returns:
+        The pairs and what was measured of them. Pairs that did not converge are returned too,
+        marked, with a `ConvergenceWarning`. After Ctrl-C: what was known, marked not converged.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range, or an operator that is measured not to be symmetric.
+        FloatingPointError: a product is not finite.
+        MemoryError: the basis would not fit in the free memory.
+
+    References:
+        K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
+        problems", SIAM J. Matrix Anal. Appl. 22 (2000), section 2; Y. Zhou and Y. Saad, "Block
+        Krylov-Schur method for large symmetric eigenvalue problems", Numer. Algor. 47 (2008).
+    """
+    op = as_operator(A)
+    options = {
+        "tol": tol,
+        "seed": seed,
+        "block_size": block_size,
+        "max_basis": max_basis,
+        "max_matvecs": max_matvecs,
+        "basis_dtype": basis_dtype,
+        "certify": certify,
+        "callback": callback,
+        "return_eigenvectors": return_eigenvectors,
+    }
+    settings = settle(op, k, which, options)
+    start = starting_block(op, v0, settings)
+    if settings.rows >= op.shape[0]:
+        return solve_dense(op, settings)
+    with InterruptFlag() as interrupted:
+        return Solve(op, settings, interrupted).run(start, warm=v0 is not None)

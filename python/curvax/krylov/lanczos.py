@@ -1,0 +1,210 @@
+"""Block Lanczos with full reorthogonalisation and thick restarts.
+
+The decomposition kept by the state, with b the block size:
+
+    A Q_m = Q_m T + Q_new E  (+ the error of the products)
+    Q_m   : (m, n) rows of the basis, orthonormal
+    Q_new : (b, n) the next block, orthonormal and orthogonal to Q_m; not yet multiplied
+    T     : (m, m) the projection Q_m A Q_mᵀ, every entry measured
+    E     : (b, m) the coupling; zero but for the last b columns, or all of them after a restart
+
+so a Ritz pair (θ, Q_mᵀ y) of T y = θ y has the residual norm ‖E y‖. A restart keeps p Ritz vectors,
+for which T is diagonal and E is E Y_p (Wu & Simon 2000, "Thick-restart Lanczos", eq. 8-12; block form
+Zhou & Saad 2008). Each column of T is measured by the orthogonalisation of A Q_new, so what
+symmetry demands of it beforehand (the column of E) measures the error of the products for free.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.krylov import programs
+from curvax.krylov.programs import Clock
+from curvax.operators.base import Operator
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+# Above this relative asymmetry the operator is not symmetric: a 16-bit model's noise stays below.
+ASYMMETRY_LIMIT = 1e-2
+
+
+class Ritz(NamedTuple):
+    """Ritz pairs of the projection.
+
+    Attributes:
+        values: `(m,)` ascending.
+        vectors: `(m, m)` columns, in the basis.
+        residuals: `(m,)` norms, estimated by the recurrence.
+        scale: the largest absolute Ritz value seen so far: the estimate of |λ|max. A restart for
+            one end of the spectrum forgets the other.
+    """
+
+    values: Matrix
+    vectors: Matrix
+    residuals: Matrix
+    scale: float
+
+
+class Lanczos:
+    """The state of a solve: the basis on the device, T and E on the host."""
+
+    def __init__(
+        self, op: Operator, rows: int, block: int, dtype: Any, seed: int, clock: Clock
+    ) -> None:
+        self.op = op
+        self.block = block
+        self.rows = rows
+        self.clock = clock
+        self.matvecs = 0
+        self.restarts = 0
+        self.asymmetry = 0.0
+        self.used = 0
+        self._seed = seed
+        self._draws = 0
+        self._largest = 0.0
+        self._projection = np.zeros((rows, rows))
+        self._coupling = np.zeros((block, 0))
+        # Whether E holds all that couples the next block to the rows before it.
+        self._coupling_known = True
+        self.replaced = False
+        self._like = jnp.zeros(block, jnp.int32)
+        self.basis = jnp.zeros((rows, op.shape[0]), dtype)
+
+    def start(self, block: Array) -> None:
+        """Begin with a block, or go on with one that is not the recurrence's own.
+
+        The latter, made orthogonal to the rows in use, and all that follow it couple to those rows
+        by their residuals, which E does not hold.
+        """
+        self._append(block)
+        self._coupling = np.zeros((self.block, self.used))
+        self._coupling_known = self.used == 0
+
+    def random_block(self) -> Array:
+        """A block of standard normal vectors, the next of the seed's sequence."""
+        self._draws += 1
+        key = jax.random.fold_in(jax.random.key(self._seed & 0xFFFFFFFF), self._draws)
+        return jax.random.normal(key, (self.block, self.op.shape[0]), self.op.dtype)
+
+    @property
+    def full(self) -> bool:
+        """Whether a restart must come before the next step."""
+        return self.used + 2 * self.block > self.rows
+
+    def step(self) -> None:
+        """Multiply the next block and extend the decomposition by it."""
+        b, old = self.block, self.used
+        products = self.multiply(old)
+        self.used = old + b
+        measured, coupling = self._append(products)
+        self.asymmetry = max(self.asymmetry, self._check_symmetry(measured, old))
+        t, m = self._projection, self.used
+        t[:m, old:m] = measured[:m]
+        t[old:m, :m] = measured[:m].T
+        t[old:m, old:m] = (measured[old:m] + measured[old:m].T) / 2
+        self._coupling = np.zeros((b, m))
+        self._coupling[:, old:] = coupling
+
+    def multiply(self, start: int) -> Array:
+        """The products `(b, n)` of the rows from `start`; finished when this returns."""
+        with self.clock.part("products"):
+            out = programs.run(
+                self.clock, programs.product, self.op, self.basis, np.int32(start), self._like
+            )
+            self.matvecs += self.block
+            return jax.block_until_ready(out)
+
+    def _append(self, block: Array) -> tuple[Matrix, Matrix]:
+        """Orthonormalise a block into the rows after those in use; its coefficients, its factor."""
+        self._draws += 1
+        seed = np.uint32((self._seed + 0x9E3779B9 * self._draws) & 0xFFFFFFFF)
+        with self.clock.part("orthogonalization"), jax.enable_x64(True):
+            self.basis, coefficients, factor, info = programs.run(
+                self.clock,
+                programs.orthonormalize,
+                self.basis,
+                block,
+                np.int32(self.used),
+                seed,
+                donate=(0, 1),
+            )
+            coefficients, factor, info = (np.asarray(x) for x in (coefficients, factor, info))
+        if not np.isfinite(info).all():
+            self._report_nonfinite()
+        self.replaced = bool(info[1] > 0)
+        return coefficients, factor
+
+    def _check_symmetry(self, measured: Matrix, old: int) -> float:
+        """The relative difference between a measured column of T and what symmetry demands."""
+        m = self.used
+        scale = max(np.abs(self._projection[:old, :old]).max(initial=0), np.abs(measured).max())
+        if not self._coupling_known or scale == 0:
+            return 0.0
+        within = np.abs(measured[old:m] - measured[old:m].T).max()
+        across = np.abs(measured[:old] - self._coupling.T).max(initial=0)
+        asymmetry = float(max(within, across) / scale)
+        if asymmetry > ASYMMETRY_LIMIT:
+            raise ValueError(
+                f"A must be symmetric: at product {self.matvecs} |uᵀAv − vᵀAu| is "
+                f"{asymmetry:.2g} of the largest entry of the projected operator, for orthonormal "
+                "u and v; if the operator is symmetric in exact arithmetic, its products are too "
+                "inaccurate (dropout, resampled batches, low precision?)"
+            )
+        return asymmetry
+
+    def _report_nonfinite(self) -> None:
+        """Multiply once more to name the leaf; the rows of the last block are still intact."""
+        number = self.matvecs
+        if number == 0:
+            raise FloatingPointError("v0 must be finite, got NaN or infinite entries")
+        products = self.op.unravel(self.multiply(self.used - self.block))
+        counts = [
+            (name, int(jnp.sum(~jnp.isfinite(leaf))), leaf.size)
+            for name, leaf in zip(self.op.space.names, jax.tree.leaves(products), strict=True)
+        ]
+        bad = [f"{name or 'the vector'} ({c} of {size})" for name, c, size in counts if c]
+        raise FloatingPointError(
+            f"product {number} of the operator is not finite; NaN or infinite entries in: "
+            f"{', '.join(bad) or 'none when repeated, so the products are not deterministic'}"
+        )
+
+    def ritz(self) -> Ritz:
+        """The Ritz pairs of the present projection."""
+        with self.clock.part("host"):
+            m = self.used
+            values, vectors = np.linalg.eigh(self._projection[:m, :m])
+            self._largest = max(self._largest, float(np.abs(values).max()))
+            residuals = np.linalg.norm(self._coupling @ vectors, axis=0)
+            return Ritz(values, vectors, residuals, self._largest)
+
+    def restart(self, ritz: Ritz, keep: np.ndarray[Any, Any]) -> None:
+        """Keep the Ritz pairs `keep`, in that order, as the first rows, and the next block."""
+        m, p, b = self.used, len(keep), self.block
+        rotation = np.zeros((self.rows, self.rows))
+        rotation[:m, :p] = ritz.vectors[:, keep]
+        rotation[m : m + b, p : p + b] = np.eye(b)
+        with self.clock.part("orthogonalization"), jax.enable_x64(True):
+            self.basis = programs.run(
+                self.clock,
+                programs.rotate,
+                self.basis,
+                rotation,
+                np.int32(m + b),
+                np.int32(p + b),
+                donate=(0,),
+            )
+            jax.block_until_ready(self.basis)
+        self._projection[:] = 0
+        self._projection[range(p), range(p)] = ritz.values[keep]
+        self._coupling = self._coupling @ ritz.vectors[:, keep]
+        self.used = p
+        self.restarts += 1
+
+    def drop(self, kept: int) -> None:
+        """Forget all but the first rows, and the next block: `start` must follow."""
+        self.used = kept
+        self._projection[kept:, :] = 0
+        self._projection[:, kept:] = 0

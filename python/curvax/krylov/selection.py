@@ -1,0 +1,94 @@
+"""Which eigenvalues are wanted, and in which order of preference."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+WHICH = ("LM", "LA", "SA", "BE")
+
+Indices = np.ndarray[Any, np.dtype[np.intp]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The k wanted eigenvalues.
+
+    Attributes:
+        which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends.
+        high: how many from the high end (all of them for the others but `"SA"`).
+        low: how many from the low end.
+    """
+
+    which: str
+    high: int
+    low: int
+
+    @property
+    def k(self) -> int:
+        """How many in all."""
+        return self.high + self.low
+
+    def order(self, values: np.ndarray[Any, Any]) -> Indices:
+        """Indices of `values` from the most to the least wanted; the first k are wanted."""
+        ascending = np.argsort(values, kind="stable")
+        if self.which == "LM":
+            return np.argsort(-np.abs(values), kind="stable")
+        if self.which == "LA":
+            return ascending[::-1]
+        if self.which == "SA":
+            return ascending
+        return self._both_ends(ascending)
+
+    def _both_ends(self, ascending: Indices) -> Indices:
+        ends = {"high": list(ascending[::-1]), "low": list(ascending)}
+        turns = ["high"] * self.high + ["low"] * self.low
+        turns += ["high", "low"] * len(ascending)
+        order: list[int] = []
+        taken: set[int] = set()
+        for end in turns:
+            if len(order) == len(ascending):
+                break
+            index = next(i for i in ends[end] if i not in taken)
+            order.append(index)
+            taken.add(index)
+        return np.asarray(order, np.intp)
+
+    def runners_up(self, order: Indices) -> Indices:
+        """The unwanted indices next in line: one, or one at each end for `"BE"`."""
+        return order[self.k : self.k + (2 if self.which == "BE" else 1)]
+
+
+def parse_wanted(k: Any, which: Any, n: int) -> Wanted:
+    """Check `k` and `which`.
+
+    Raises:
+        TypeError: k is not an integer or, with `which="BE"`, a pair of integers.
+        ValueError: unknown `which`, k < 1 or k > n, or a negative number in a pair.
+    """
+    if which not in WHICH:
+        hint = ""
+        if which in ("SM", "CM"):
+            hint = "; eigenvalues near zero lie inside the spectrum, where Krylov methods fail"
+        raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}{hint}")
+    if isinstance(k, (tuple, list)):
+        if which != "BE":
+            raise TypeError(f"k as a pair (high, low) needs which='BE', got which={which!r}")
+        if len(k) != 2 or not all(_is_integer(part) for part in k):
+            raise TypeError(f"k must be an integer or a pair of integers (high, low), got {k!r}")
+        high, low = int(k[0]), int(k[1])
+        if min(high, low) < 0:
+            raise ValueError(f"k=(high, low) must not be negative, got {k!r}")
+    elif _is_integer(k):
+        high, low = {"SA": (0, int(k)), "BE": (int(k) - int(k) // 2, int(k) // 2)}.get(
+            which, (int(k), 0)
+        )
+    else:
+        raise TypeError(f"k must be an integer, got {k!r}")
+    if not 1 <= high + low <= n:
+        raise ValueError(f"k must be between 1 and n = {n}, got {k!r}")
+    return Wanted(which, high, low)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
