@@ -4,7 +4,12 @@
 
 #include "xla/ffi/api/c_api.h"
 
-#define CURVAX_FOR_EACH_CPU_HANDLER(X) X(fence)
+#define CURVAX_FOR_EACH_CPU_HANDLER(X) \
+  X(fence)                             \
+  X(softmax_ce_hvp)                    \
+  X(softmax_ce_triple)                 \
+  X(block_ortho)                       \
+  X(rotate_basis)
 
 #define CURVAX_DECLARE_HANDLER(name) extern "C" XLA_FFI_Error* curvax_cpu_##name(XLA_FFI_CallFrame*);
 CURVAX_FOR_EACH_CPU_HANDLER(CURVAX_DECLARE_HANDLER)

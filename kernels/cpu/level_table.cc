@@ -1,4 +1,6 @@
 // The table of entry points of one instruction level; compiled once per level.
+#include "cpu/block_ortho_level.h"
+#include "cpu/softmax_ce_level.h"
 #include "curvax/dispatch.h"
 
 #define CURVAX_STRING_(x) #x
@@ -9,6 +11,12 @@ namespace curvax::CURVAX_LEVEL {
 extern const KernelTable kTable;
 const KernelTable kTable = {
     CURVAX_STRING(CURVAX_LEVEL),
+    SoftmaxCeWorkspaceBytes,
+    SoftmaxCe,
+    BlockOrthoWorkspaceBytes,
+    BlockOrtho,
+    RotateBasisWorkspaceBytes,
+    RotateBasis,
 };
 
 }  // namespace curvax::CURVAX_LEVEL

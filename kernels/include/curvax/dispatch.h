@@ -2,11 +2,29 @@
 #ifndef CURVAX_DISPATCH_H_
 #define CURVAX_DISPATCH_H_
 
+#include "curvax/block_ortho.h"
+#include "curvax/softmax_ce.h"
+
 namespace curvax {
 
 // The entry points of one instruction level.
 struct KernelTable {
   const char* level;
+
+  // Bytes of SoftmaxCeArgs::workspace for a pool of `max_workers`.
+  int64_t (*softmax_ce_workspace_bytes)(const SoftmaxCeArgs& args, int64_t max_workers);
+  // Fills the outputs of `args` that are not null.
+  void (*softmax_ce)(const SoftmaxCeArgs& args, const ParallelFor& pool);
+
+  // Bytes of BlockOrthoArgs::workspace for a pool of `max_workers`.
+  int64_t (*block_ortho_workspace_bytes)(const BlockOrthoArgs& args, int64_t max_workers);
+  // Orthonormalises args.w against args.basis and itself, into the basis.
+  void (*block_ortho)(const BlockOrthoArgs& args, const ParallelFor& pool);
+
+  // Bytes of RotateBasisArgs::workspace for a pool of `max_workers`.
+  int64_t (*rotate_basis_workspace_bytes)(const RotateBasisArgs& args, int64_t max_workers);
+  // Replaces the first rows of the basis by combinations of its used rows.
+  void (*rotate_basis)(const RotateBasisArgs& args, const ParallelFor& pool);
 };
 
 constexpr int kMaxLevels = 3;

@@ -1,0 +1,287 @@
+// One sweep over the basis and the block: update, inner products and store, panel by panel.
+//
+//   update:   W <- W B + Q A           (b x b and m x b coefficients, from the last measurement)
+//   measure:  C = Q^T W,  G = W^T W    (of the updated W)
+//   store:    Q_new <- W
+//
+// A panel is a range of elements of all vectors, narrow enough that the rows of the basis in it stay
+// in half of L2: a fused update and measurement reads them from memory once. Products are of the
+// compute type inside a panel and are added up in double across panels; chunks of panels have their
+// own sums, combined in the order of their index. Borders depend on sizes alone.
+#ifndef CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_
+#define CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_
+
+#include "cpu/block_ortho_tiles.h"
+#include "cpu/convert.h"
+#include "cpu/parallel.h"
+#include "curvax/block_ortho.h"
+
+namespace curvax::CURVAX_LEVEL {
+
+// How the work is divided, and where scratch memory lies.
+struct SweepPlan {
+  int64_t panel;          // elements in a panel
+  int64_t panels;         // in a vector
+  int64_t chunk_panels;   // panels in a chunk
+  int64_t chunks;
+  int64_t stride;         // elements between vectors in scratch: the panel and a line of padding,
+                          // so that equal offsets do not share a cache set
+  int64_t sums;           // doubles in one chunk's sums, (m + b) b
+  int64_t worker_bytes;   // scratch of one worker
+};
+
+// `vectors` of `element` bytes share a panel, of which `hot` are in use at once.
+CURVAX_INLINE SweepPlan PlanSweep(int64_t n, int64_t vectors, int64_t hot, int64_t element,
+                                  int64_t sums) {
+  constexpr int64_t kL1Bytes = 28 << 10, kHalfL2Bytes = 256 << 10, kMaxChunks = 256;
+  SweepPlan plan;
+  const int64_t l1 = kL1Bytes / (hot * element), l2 = kHalfL2Bytes / (vectors * element);
+  plan.panel = Max<int64_t>(64, Min<int64_t>(Min(l1, l2), 1024) / 64 * 64);
+  plan.panels = CeilDiv(n, plan.panel);
+  plan.chunk_panels = Max<int64_t>(2, CeilDiv(plan.panels, kMaxChunks));
+  plan.chunks = CeilDiv(plan.panels, plan.chunk_panels);
+  plan.stride = plan.panel + 64 / element;
+  plan.sums = sums;
+  plan.worker_bytes = RoundUp(plan.stride * vectors * element, 64);
+  return plan;
+}
+
+template <typename S>
+class Sweep {
+ public:
+  using C = Compute<S>;
+
+  // `sums` has room for plan.chunks * plan.sums doubles, `scratch` for one worker's bytes each.
+  Sweep(const BlockOrthoArgs& args, const SweepPlan& plan, double* sums, char* scratch)
+      : args_(args), plan_(plan), sums_(sums), scratch_(scratch), m_(args.used), b_(args.block) {
+    direct_ = sizeof(S) == sizeof(C);
+    clashes_ = RowsClash();
+  }
+
+  // Sums of (C; G) as (m + b, b) doubles in `result`, of stored rows.
+  void Measure(const ParallelFor& pool, double* result) const {
+    Run(pool, nullptr, nullptr, true, false);
+    Combine(result);
+  }
+  void UpdateAndMeasure(const ParallelFor& pool, const C* a, const C* mix, double* result) const {
+    Run(pool, a, mix, true, false);
+    Combine(result);
+  }
+  void UpdateAndStore(const ParallelFor& pool, const C* a, const C* mix) const {
+    Run(pool, a, mix, false, true);
+  }
+
+ private:
+  struct Panel {
+    int64_t begin, width, padded;  // padded: to whole cache lines, with zeros
+    bool packed;                   // rows are used from scratch
+    C* w;                          // the block's panel, b vectors plan.stride apart
+    C* rows;                       // the basis' panel if packed, likewise
+  };
+
+  // Whether more rows than a set of an 8-way L2 holds fall on the same sets of 64 KB, as they do
+  // when n is a multiple of a large power of two. Then a panel is copied, or it would not stay.
+  bool RowsClash() const {
+    int8_t load[64] = {};
+    const int64_t kilobytes = CeilDiv(plan_.panel * int64_t{sizeof(S)}, 1024);
+    for (int64_t r = 0; r < m_; ++r) {
+      const int64_t first = r * args_.n * int64_t{sizeof(S)} / 1024;
+      for (int64_t k = first; k < first + kilobytes; ++k) {
+        if (++load[k % 64] > 6) return m_ * kilobytes <= 256;
+      }
+    }
+    return false;
+  }
+
+  void Run(const ParallelFor& pool, const C* a, const C* mix, bool measure, bool store) const {
+    For(pool, plan_.chunks, [&](int64_t worker, int64_t chunk) {
+      C* scratch = reinterpret_cast<C*>(scratch_ + worker * plan_.worker_bytes);
+      double* sums = sums_ + chunk * plan_.sums;
+      if (measure) {
+        for (int64_t i = 0; i < plan_.sums; ++i) sums[i] = 0;
+      }
+      const int64_t end = Min(plan_.panels, (chunk + 1) * plan_.chunk_panels);
+      for (int64_t p = chunk * plan_.chunk_panels; p < end; ++p) {
+        Panel panel;
+        panel.begin = p * plan_.panel;
+        panel.width = Min(plan_.panel, args_.n - panel.begin);
+        panel.padded = RoundUp(panel.width, kLine<C>);
+        panel.packed =
+            !direct_ || panel.padded != panel.width || (clashes_ && a != nullptr && measure);
+        panel.w = scratch;
+        panel.rows = scratch + b_ * plan_.stride;
+        LoadBlock(panel, mix);
+        if (a != nullptr) {
+          Update(panel, a);
+          if (measure) SaveBlock(panel, Block(0), C{1});
+        }
+        if (store) SaveBlock(panel, Basis(m_), C(args_.scale));
+        if (measure) Products(panel, a != nullptr, sums);
+      }
+    });
+  }
+
+  const S* Row(int64_t r) const { return static_cast<const S*>(args_.basis) + r * args_.n; }
+  S* Basis(int64_t r) const { return static_cast<S*>(args_.basis) + r * args_.n; }
+  C* Block(int64_t c) const { return static_cast<C*>(args_.w) + c * args_.n; }
+
+  // The block's panel, times `mix` (b x b, row major) if given, into scratch.
+  void LoadBlock(const Panel& panel, const C* mix) const {
+    const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
+    for (int64_t c = 0; c < b_; ++c) {
+      C* out = panel.w + c * plan_.stride;
+      if (mix == nullptr) {
+        const C* in = Block(c) + panel.begin;
+        for (int64_t i = 0; i < whole; i += kLanes<C>) StoreVec(out + i, LoadVec(in + i));
+        for (int64_t i = whole; i < panel.width; ++i) out[i] = in[i];
+      } else {
+        Mix(panel, mix + c, out);
+      }
+      for (int64_t i = panel.width; i < panel.padded; ++i) out[i] = 0;
+    }
+  }
+  // out = sum_k mix[k b] w_k, the zeros of a triangular `mix` skipped.
+  void Mix(const Panel& panel, const C* mix, C* out) const {
+    bool first = true;
+    for (int64_t k = 0; k < b_; ++k) {
+      const C factor = mix[k * b_];
+      if (factor == 0) continue;
+      const C* in = Block(k) + panel.begin;
+      if (first) {
+        for (int64_t i = 0; i < panel.width; ++i) out[i] = factor * in[i];
+      } else {
+        for (int64_t i = 0; i < panel.width; ++i) out[i] += factor * in[i];
+      }
+      first = false;
+    }
+    if (first) {
+      for (int64_t i = 0; i < panel.width; ++i) out[i] = 0;
+    }
+  }
+
+  template <typename To>
+  void SaveBlock(const Panel& panel, To* base, C scale) const {
+    const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
+    for (int64_t c = 0; c < b_; ++c) {
+      const C* in = panel.w + c * plan_.stride;
+      To* out = base + c * args_.n + panel.begin;
+      for (int64_t i = 0; i < whole; i += kLanes<C>) StoreAs(out + i, LoadVec(in + i) * scale);
+      if (whole < panel.width) {
+        StorePartial(out + whole, panel.width - whole, LoadVec(in + whole) * scale);
+      }
+    }
+  }
+
+  // Pointers to `count` rows from `first`, copied to scratch before if the panel is packed.
+  void Rows(const Panel& panel, int64_t first, int64_t count, bool copy, const C** rows) const {
+    for (int64_t r = 0; r < count; ++r) {
+      const S* row = Row(first + r) + panel.begin;
+      if (!panel.packed) {
+        rows[r] = reinterpret_cast<const C*>(row);  // direct_: S is C
+        continue;
+      }
+      C* out = panel.rows + (first + r) * plan_.stride;
+      rows[r] = out;
+      if (!copy) continue;
+      const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
+      for (int64_t i = 0; i < whole; i += kLanes<C>) {
+        __builtin_prefetch(row + i + plan_.panel, 0, 2);
+        StoreVec(out + i, LoadAs(row + i));
+      }
+      for (int64_t i = whole; i < panel.padded; i += kLanes<C>) {
+        StoreVec(out + i, LoadPartial(row + i, Max<int64_t>(0, panel.width - i), C{0}));
+      }
+    }
+  }
+
+  // Rows to prefetch while rows [first, first + count) are worked on.
+  void Next(const Panel& panel, int64_t first, int64_t count, const C* const* rows,
+            const void** next) const {
+    for (int64_t r = 0; r < count; ++r) {
+      next[r] = panel.packed ? static_cast<const void*>(rows[r])
+                             : Row(first + r) + panel.begin + plan_.panel;
+    }
+  }
+
+  // Calls f(column, Constant<columns>) for the block's columns, a tile's worth at a time.
+  template <typename F>
+  void ForColumns(const F& f) const {
+    for (int64_t c = 0; c < b_; c += kMaxTileColumns) {
+      WithConstant<kMaxTileColumns>(Min<int64_t>(kMaxTileColumns, b_ - c),
+                                    [&](auto columns) { f(c, columns); });
+    }
+  }
+  // Calls f(Constant<columns of the widest tile>).
+  template <typename F>
+  void WithWidestTile(const F& f) const {
+    WithConstant<kMaxTileColumns>(Min<int64_t>(kMaxTileColumns, b_), f);
+  }
+
+  void Update(const Panel& panel, const C* a) const {
+    WithWidestTile([&](auto widest) {
+      constexpr int kRows = UpdateRows(decltype(widest)::value);
+      const C* rows[kRows];
+      const void* next[kRows];
+      for (int64_t r = 0; r < m_; r += kRows) {
+        const int64_t count = Min<int64_t>(kRows, m_ - r);
+        Rows(panel, r, count, true, rows);
+        Next(panel, r, count, rows, next);
+        ForColumns([&](int64_t c, auto columns) {
+          WithConstant<kRows>(count, [&](auto height) {
+            UpdateTile<decltype(height)::value, decltype(columns)::value, C>(
+                rows, next, a + r * b_ + c, b_, panel.padded, panel.w + c * plan_.stride,
+                plan_.stride);
+          });
+        });
+      }
+    });
+  }
+
+  // Adds the panel's <q_r, w_c> and <w_k, w_c> to `sums`; `copied`: a packed panel is complete.
+  void Products(const Panel& panel, bool copied, double* sums) const {
+    WithWidestTile([&](auto widest) {
+      constexpr int kRows = DotRows(decltype(widest)::value);
+      const C* rows[kRows];
+      const void* next[kRows];
+      const auto tiles = [&](int64_t r, int64_t count) {
+        ForColumns([&](int64_t c, auto columns) {
+          WithConstant<kRows>(count, [&](auto height) {
+            DotTile<decltype(height)::value, decltype(columns)::value, C>(
+                rows, next, panel.w + c * plan_.stride, plan_.stride, panel.padded,
+                sums + r * b_ + c, b_);
+          });
+        });
+      };
+      for (int64_t r = 0; r < m_; r += kRows) {
+        const int64_t count = Min<int64_t>(kRows, m_ - r);
+        Rows(panel, r, count, !copied, rows);
+        Next(panel, r, count, rows, next);
+        tiles(r, count);
+      }
+      for (int64_t k = 0; k < b_; k += kRows) {
+        const int64_t count = Min<int64_t>(kRows, b_ - k);
+        for (int64_t r = 0; r < count; ++r) next[r] = rows[r] = panel.w + (k + r) * plan_.stride;
+        tiles(m_ + k, count);
+      }
+    });
+  }
+
+  void Combine(double* result) const {
+    for (int64_t i = 0; i < plan_.sums; ++i) result[i] = 0;
+    for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+      const double* sums = sums_ + chunk * plan_.sums;
+      for (int64_t i = 0; i < plan_.sums; ++i) result[i] += sums[i];
+    }
+  }
+
+  const BlockOrthoArgs& args_;
+  const SweepPlan plan_;
+  double* const sums_;
+  char* const scratch_;
+  const int64_t m_, b_;
+  bool direct_, clashes_;
+};
+
+}  // namespace curvax::CURVAX_LEVEL
+
+#endif  // CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_

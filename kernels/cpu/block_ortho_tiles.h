@@ -1,0 +1,103 @@
+// The inner loops of block_ortho: R basis rows against B block columns over one panel.
+//
+// A panel is `width` consecutive elements of every vector, a multiple of one cache line. With B = 4
+// there are as many accumulators (dots) or coefficients (updates) as leave registers for operands;
+// a narrower block takes more rows at a time. `next` names R rows whose elements over the same
+// range are prefetched meanwhile: 64 or more row streams are beyond the hardware's prefetcher.
+#ifndef CURVAX_CPU_BLOCK_ORTHO_TILES_H_
+#define CURVAX_CPU_BLOCK_ORTHO_TILES_H_
+
+#include "cpu/simd.h"
+
+namespace curvax::CURVAX_LEVEL {
+
+constexpr int kMaxTileColumns = 4;
+constexpr int kMaxTileRows = 8;
+
+// Rows in a tile of B columns.
+constexpr int DotRows(int columns) { return columns == 1 ? 8 : columns == 2 ? 5 : columns == 3 ? 4 : 3; }
+constexpr int UpdateRows(int columns) {
+  return columns == 1 ? 8 : columns == 2 ? 5 : columns == 3 ? 4 : 3;
+}
+
+// Elements in a cache line.
+template <typename C>
+constexpr int kLine = 64 / static_cast<int>(sizeof(C));
+
+// out[r * out_stride + c] += <rows[r], w_c>, with w_c at w + c * w_stride.
+template <int R, int B, typename C>
+void DotTile(const C* const* rows, const void* const* next, const C* w, int64_t w_stride,
+             int64_t width, double* out, int64_t out_stride) {
+  Vec<C> sum[R][B] = {};
+  for (int64_t i = 0; i < width; i += kLine<C>) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(static_cast<const C*>(next[r]) + i, 0, 2);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kLine<C>; v += kLanes<C>) {
+      Vec<C> q[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) q[r] = LoadVec(rows[r] + i + v);
+#pragma GCC unroll 4
+      for (int c = 0; c < B; ++c) {
+        const Vec<C> x = LoadVec(w + c * w_stride + i + v);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][c] += q[r] * x;
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < B; ++c) out[r * out_stride + c] += SumLanes(sum[r][c]);
+  }
+}
+
+// w_c += sum_r a[r * a_stride + c] rows[r].
+template <int R, int B, typename C>
+void UpdateTile(const C* const* rows, const void* const* next, const C* a, int64_t a_stride,
+                int64_t width, C* w, int64_t w_stride) {
+  Vec<C> k[R][B];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < B; ++c) k[r][c] = Splat(a[r * a_stride + c]);
+  }
+  for (int64_t i = 0; i < width; i += kLine<C>) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(static_cast<const C*>(next[r]) + i, 0, 2);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kLine<C>; v += kLanes<C>) {
+      Vec<C> q[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) q[r] = LoadVec(rows[r] + i + v);
+#pragma GCC unroll 4
+      for (int c = 0; c < B; ++c) {
+        C* p = w + c * w_stride + i + v;
+        Vec<C> x = LoadVec(p);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) x += k[r][c] * q[r];
+        StoreVec(p, x);
+      }
+    }
+  }
+}
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// Calls f(Constant<value>{}), for 1 <= value <= kMax.
+template <int kMax, typename F>
+CURVAX_INLINE void WithConstant(int64_t value, const F& f) {
+  if constexpr (kMax > 1) {
+    if (value < kMax) return WithConstant<kMax - 1>(value, f);
+  }
+  f(Constant<kMax>{});
+}
+
+}  // namespace curvax::CURVAX_LEVEL
+
+#endif  // CURVAX_CPU_BLOCK_ORTHO_TILES_H_
