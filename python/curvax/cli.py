@@ -165,6 +165,7 @@ def _analyse(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)
         phase, budgeted = "compiling the Hessian-vector product", max_matvecs is not None
         with show_progress(quiet, phase, budgeted) as display:
             result = cx.eigsh(
@@ -177,13 +178,11 @@ def _analyse(
                 certify=certify,
                 callback=display.update,
             )
-    for message in dict.fromkeys(str(w.message) for w in caught if _concerns_the_user(w.category)):
-        console.print(f"note: {message}", style="yellow")
+    # What a ConvergenceWarning says stands below the table.
+    notes = [w.message for w in caught if not issubclass(w.category, cx.ConvergenceWarning)]
+    for note in dict.fromkeys(map(str, notes)):
+        console.print(f"note: {note}", style="yellow")
     return result
-
-
-def _concerns_the_user(category: type[Warning]) -> bool:
-    return issubclass(category, (UserWarning, RuntimeWarning))
 
 
 def _print_facts(console: Console, rows: dict[str, str]) -> None:

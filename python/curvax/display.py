@@ -28,13 +28,27 @@ class Display:
     def __init__(self, budgeted: bool) -> None:
         self._budgeted = budgeted
         self._history: list[SolveProgress] = []
+        self._past_the_end = False
 
     def update(self, progress: SolveProgress) -> None:
         """Take note of a block; the callback of `eigsh`."""
         self._history = [*self._history[1 - _WINDOW :], progress]
-        self._show(progress, seconds_left(self._history, self._budgeted))
+        at_the_end = progress.residual <= progress.tol or progress.matvecs >= progress.max_matvecs
+        self._show(progress, self._describe(progress, at_the_end), at_the_end)
+        self._past_the_end = self._past_the_end or at_the_end
 
-    def _show(self, progress: SolveProgress, left: float | None) -> None:
+    def _describe(self, progress: SolveProgress, at_the_end: bool) -> str:
+        counts = f"{progress.matvecs} products  {progress.converged}/{progress.k} pairs  "
+        if self._past_the_end:
+            # Products beyond the first certificate have no end that could be foreseen.
+            return counts + "checking further"
+        if at_the_end:
+            return counts + "measuring residuals"
+        residual = f"{progress.residual:.1e}" if math.isfinite(progress.residual) else "?"
+        left = _clock(seconds_left(self._history, self._budgeted))
+        return f"{counts}residual {residual}  left {left}"
+
+    def _show(self, progress: SolveProgress, text: str, at_the_end: bool) -> None:
         pass
 
 
@@ -47,9 +61,8 @@ class _Bar(Display):
         self._task = task
         self._fraction = 0.0
 
-    def _show(self, progress: SolveProgress, left: float | None) -> None:
+    def _show(self, progress: SolveProgress, text: str, at_the_end: bool) -> None:
         self._fraction = max(self._fraction, _fraction_done(progress, self._budgeted))
-        text = "measuring the residuals" if _is_last(progress) else _describe(progress, left)
         self._bar.update(self._task, description=text, total=1.0, completed=self._fraction)
 
 
@@ -61,11 +74,12 @@ class _Lines(Display):
         self._console = console
         self._printed = -math.inf
 
-    def _show(self, progress: SolveProgress, left: float | None) -> None:
+    def _show(self, progress: SolveProgress, text: str, at_the_end: bool) -> None:
         now = time.monotonic()
-        if now - self._printed >= _LINE_INTERVAL or _is_last(progress):
+        due = now - self._printed >= _LINE_INTERVAL
+        if due or (at_the_end and not self._past_the_end):
             self._printed = now
-            self._console.print(_describe(progress, left))
+            self._console.print(text)
 
 
 @contextlib.contextmanager
@@ -90,18 +104,6 @@ def show_progress(quiet: bool, phase: str, budgeted: bool = False) -> Iterator[D
     else:
         console.print(phase)
         yield _Lines(budgeted, console)
-
-
-def _is_last(progress: SolveProgress) -> bool:
-    return progress.residual <= progress.tol or progress.matvecs >= progress.max_matvecs
-
-
-def _describe(progress: SolveProgress, left: float | None) -> str:
-    residual = f"{progress.residual:.1e}" if math.isfinite(progress.residual) else "?"
-    return (
-        f"{progress.matvecs} products  {progress.converged}/{progress.k} pairs  "
-        f"residual {residual}  left {_clock(left)}"
-    )
 
 
 def _clock(seconds: float | None) -> str:
