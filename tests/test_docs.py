@@ -1,0 +1,120 @@
+"""The documentation: its snippets run, its tables agree with the code, its links lead somewhere."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import curvax as cx
+from curvax import cli, results
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def page_id(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def snippets(page, language):
+    """The code blocks of a page, each moved to its own line numbers."""
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        if match[1] == language:
+            yield "\n" * (text[: match.start()].count("\n") + 1) + match[2]
+
+
+def table(page, header):
+    """The rows of the table whose first column is called `header`; cells without backquotes."""
+    lines = iter(page.read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"| {header} |"):
+            next(lines)
+            break
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            return rows
+        rows.append([cell.strip().strip("`") for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def shell_lines(command):
+    """The lines of all pages' shell snippets that run `command`, without comments."""
+    lines = [
+        shlex.split(line, comments=True)
+        for page in PAGES
+        for code in snippets(page, "sh")
+        for line in code.splitlines()
+    ]
+    return [line[1:] for line in lines if line and line[0] == command]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(snippets(p, "python"))], ids=page_id)
+def test_python_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for code in snippets(page, "python"):
+        exec(compile(code, page, "exec"), namespace)
+
+
+def test_quick_start_is_short():
+    quick_start = next(snippets(ROOT / "README.md", "python"))
+    assert len([line for line in quick_start.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+def test_options_of_eigsh_are_those_of_the_code():
+    documented = {row[0]: row[1] for row in table(ROOT / "README.md", "option")}
+    parameters = list(inspect.signature(cx.eigsh).parameters.values())[2:]
+    expected = {
+        p.name: f'"{p.default}"' if isinstance(p.default, str) else str(p.default)
+        for p in parameters
+    }
+    assert {name: value.replace("1e-3", "0.001") for name, value in documented.items()} == expected
+
+
+def test_fields_of_the_result_exist():
+    documented = {row[0] for row in table(ROOT / "README.md", "field")}
+    assert documented <= set(results.EigenResult.__dataclass_fields__)
+    assert {"residuals", "bounds", "converged", "complete", "tol_effective"} <= documented
+
+
+def demo_options():
+    commands = typer.main.get_command(cli.app).commands
+    return {option.opts[0]: option for option in commands["demo"].params if option.name != "help"}
+
+
+def test_options_of_the_demo_are_those_of_the_code():
+    documented = {row[0]: row[1] for row in table(ROOT / "docs" / "cli.md", "option")}
+    options = demo_options()
+    assert set(documented) == set(options)
+    for name, default in documented.items():
+        assert default == (
+            "" if options[name].default in (None, False) else str(options[name].default)
+        )
+
+
+def test_commands_in_shell_snippets_exist():
+    lines = shell_lines("curvax")
+    assert ["info"] in lines and ["demo"] in lines
+    for command, *arguments in lines:
+        assert command in ("demo", "info")
+        assert {word for word in arguments if word.startswith("--")} <= set(demo_options())
+
+
+def test_verbs_in_shell_snippets_exist():
+    verbs = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = shell_lines("make")
+    assert {"demo", "test", "bench"} <= {line[0] for line in lines} <= set(verbs)
