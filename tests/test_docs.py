@@ -40,7 +40,7 @@ def table(page, header):
     for line in lines:
         if not line.startswith("|"):
             return rows
-        rows.append([cell.strip().strip("`") for cell in line.strip("|").split(" | ")])
+        rows.append([cell.strip().strip("`") for cell in line[1:-1].split("|")])
     return rows
 
 
@@ -101,9 +101,8 @@ def test_options_of_the_demo_are_those_of_the_code():
     options = demo_options()
     assert set(documented) == set(options)
     for name, default in documented.items():
-        assert default == (
-            "" if options[name].default in (None, False) else str(options[name].default)
-        )
+        actual = options[name].default
+        assert default == ("" if actual is None or actual is False else str(actual))
 
 
 def test_commands_in_shell_snippets_exist():

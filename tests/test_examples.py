@@ -1,0 +1,31 @@
+"""The examples run, and print what they promise; training the demo is tested with the demo."""
+
+import runpy
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments, monkeypatch):
+    script = str(EXAMPLES / name)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(script, run_name="__main__")
+
+
+def test_sharpness(monkeypatch, capsys):
+    run("sharpness.py", "--steps", "40", monkeypatch=monkeypatch)
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "2 / rate = 20.0"
+    table = [[float(cell) for cell in row.split()] for row in rows]
+    assert [row[0] for row in table] == list(range(0, 41, 4))
+    assert table[-1][1] < 0.8 * table[0][1]  # it trains
+    assert all(row[3] <= 1e-3 * row[2] for row in table)  # every value is certified
+    assert table[-1][4] < table[0][4]  # and a warm start saves products
+
+
+def test_every_example_is_tested():
+    tests = "".join(
+        (Path(__file__).parent / f"test_{n}.py").read_text() for n in ("examples", "demo")
+    )
+    assert all(example.name in tests for example in EXAMPLES.glob("*.py"))
