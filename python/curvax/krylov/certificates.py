@@ -39,7 +39,7 @@ def measure(state: Lanczos, predicted: Matrix, scale: float) -> Certificate:
     values, norms = np.zeros(k), np.zeros(k)
     for start in range(0, k, b):
         # The last block may reach back over rows already done, or on over rows that follow.
-        products = state.multiply(start)
+        products = state.multiply(start, part="verification")
         with jax.enable_x64(True):
             quotients, lengths = programs.run(
                 state.clock, programs.residuals, state.basis, products, np.int32(start)
@@ -64,7 +64,7 @@ def measure_sampled(
     for sign in signs:
         rows = np.stack([sign, sign * values]).astype(state.op.dtype)
         vectors = programs.run(state.clock, programs.combine, state.basis, rows)
-        with state.clock.part("products"):
+        with state.clock.part("verification"):
             products = programs.run(state.clock, programs.multiply, state.op, vectors[:1])
             state.matvecs += 1
         difference = np.asarray(products[0] - vectors[1], np.float64)

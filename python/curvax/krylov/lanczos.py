@@ -108,9 +108,9 @@ class Lanczos:
         self._coupling = np.zeros((b, m))
         self._coupling[:, old:] = coupling
 
-    def multiply(self, start: int) -> Array:
+    def multiply(self, start: int, part: str = "products") -> Array:
         """The products `(b, n)` of the rows from `start`; finished when this returns."""
-        with self.clock.part("products"):
+        with self.clock.part(part):
             out = programs.run(
                 self.clock, programs.product, self.op, self.basis, np.int32(start), self._like
             )
@@ -140,7 +140,11 @@ class Lanczos:
     def _check_symmetry(self, measured: Matrix, old: int) -> float:
         """The relative difference between a measured column of T and what symmetry demands."""
         m = self.used
-        scale = max(np.abs(self._projection[:old, :old]).max(initial=0), np.abs(measured).max())
+        scale = max(
+            np.abs(self._projection[:old, :old]).max(initial=0),
+            np.abs(measured).max(),
+            np.abs(self._coupling).max(initial=0),
+        )
         if not self._coupling_known or scale == 0:
             return 0.0
         within = np.abs(measured[old:m] - measured[old:m].T).max()

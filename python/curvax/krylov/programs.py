@@ -112,7 +112,7 @@ def gram(basis: Array, like: Array) -> Array:
         return wide @ wide.T
 
     def add(i: Array, total: Array) -> Array:
-        return total + piece(lax.dynamic_slice(basis, (0, i * _CHUNK), (rows, _CHUNK)))
+        return total + piece(lax.dynamic_slice_in_dim(basis[:rows], i * _CHUNK, _CHUNK, axis=1))
 
     rest = piece(basis[:rows, whole * _CHUNK :])
     return lax.fori_loop(jnp.int32(0), jnp.int32(whole), add, rest) if whole else rest

@@ -75,7 +75,7 @@ class GradientMap:
             mean, weight = result
         else:
             mean, weight = result, leading_size(batch) or 1
-        dtype = jnp.promote_types(mean.dtype, jnp.float32)
+        dtype = jnp.float64 if mean.dtype == jnp.float64 else jnp.float32
         weight = jax.lax.stop_gradient(jnp.asarray(weight)).astype(dtype)
         return mean, (mean.astype(dtype), weight)
 

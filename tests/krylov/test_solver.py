@@ -1,0 +1,316 @@
+"""How a solve behaves: certificates, warm starts, seeds, memory, interrupts, bad input."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import curvax as cx
+from curvax.krylov import programs, settings
+from curvax.krylov.selection import parse_wanted
+from tests.krylov.spectra import SPECTRA, N, assert_honest, matrix, wanted
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def _operator(name="outliers"):
+    a = jnp.asarray(matrix(name), jnp.float32)
+    return cx.from_matvec(lambda v: jnp.dot(a, v, precision="highest"), N)
+
+
+def _noisy(size):
+    """A symmetric operator whose products carry an error of relative size `size`."""
+    a = jnp.asarray(matrix("outliers"), jnp.float32)
+    b = jnp.asarray(np.random.default_rng(1).normal(size=(N, N)), jnp.float32)
+
+    def matvec(v):
+        error = jnp.sin(1e4 * (b @ v))
+        return a @ v + size * 20 * jnp.linalg.norm(v) * error / jnp.linalg.norm(error)
+
+    return cx.from_matvec(matvec, N)
+
+
+class TestCertificates:
+    def test_sampled_takes_three_products(self):
+        result = cx.eigsh(_operator(), 8, certify="sampled", seed=0, max_basis=60)
+        assert result.num_matvecs.verification == 3 and result.all_converged
+        scale = np.abs(SPECTRA["outliers"]).max()
+        vectors = np.asarray(result.eigenvectors, np.float64)
+        true = np.linalg.norm(
+            vectors @ matrix("outliers") - result.eigenvalues[:, None] * vectors, axis=1
+        )
+        # An upper estimate of each, which the recurrence alone is not where products are noisy.
+        assert np.all(true <= 1.01 * result.residuals + 20 * EPS * scale)
+
+    def test_sampled_sees_noise_that_the_recurrence_does_not(self):
+        result = cx.eigsh(_operator(), 5, certify="sampled", seed=0, max_basis=60, tol=1e-6)
+        with pytest.warns(cx.ConvergenceWarning):
+            noisy = cx.eigsh(_noisy(1e-4), 5, certify="sampled", seed=0, max_basis=60, tol=1e-6)
+        assert result.noise < 1e-5 < noisy.noise
+
+    def test_verification_counts_k_products(self):
+        result = cx.eigsh(_operator(), 7, seed=0, max_basis=60)
+        assert result.num_matvecs.verification == 7
+        assert result.history[-1].matvecs == result.num_matvecs.solve
+        assert result.history[-1].converged == 7
+
+    def test_products_stay_near_the_smallest_krylov_dimension(self):
+        """Against the exact recurrence in float64, from the same kind of start."""
+        truth, k = matrix("outliers"), 6
+        result = cx.eigsh(_operator(), k, which="LA", seed=5, max_basis=80)
+        rng = np.random.default_rng(0)
+        dimensions = []
+        for _ in range(5):
+            q = np.linalg.qr(rng.normal(size=(N, 1)))[0]
+            while True:
+                w = truth @ q[:, -1]
+                q = np.column_stack([q, w])
+                q, _ = np.linalg.qr(q)
+                t = q[:, :-1].T @ truth @ q[:, :-1]
+                values, vectors = np.linalg.eigh(t)
+                x = q[:, :-1] @ vectors[:, -k:]
+                worst = np.linalg.norm(truth @ x - x * values[-k:], axis=0).max() if (
+                    len(values) >= k
+                ) else np.inf
+                if worst <= 1e-3 * 20:
+                    dimensions.append(len(values))
+                    break
+        assert result.num_matvecs.solve <= 1.1 * max(dimensions)
+
+    def test_tolerance_is_raised_to_the_noise_with_a_warning(self):
+        with pytest.warns(cx.ConvergenceWarning, match="noise"):
+            result = cx.eigsh(_noisy(1e-4), 4, tol=1e-6, seed=0, max_basis=60)
+        assert 1e-5 < result.noise < 1e-3
+        assert 1e-5 < result.tol_effective < 2e-3
+        assert_within = result.residuals <= result.tol_effective * result.history[-1].largest
+        np.testing.assert_array_equal(result.converged, assert_within)
+
+    def test_tolerance_zero_asks_for_rounding(self):
+        result = cx.eigsh(_operator(), 4, tol=0, seed=0, max_basis=60)
+        assert result.all_converged and result.tol_effective < 1e-5
+        assert_honest(matrix("outliers"), result, EPS)
+
+    def test_too_few_products_are_never_silent(self):
+        with pytest.warns(cx.ConvergenceWarning, match="of 6 pairs converged after 9 products"):
+            result = cx.eigsh(_operator(), 6, max_matvecs=9, seed=0, max_basis=60)
+        assert not result.all_converged and result.num_matvecs.solve == 9
+        assert_honest(matrix("outliers"), result, EPS)
+
+    def test_search_out_of_products_is_not_complete(self):
+        first = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
+        result = cx.eigsh(
+            _operator(), 3, seed=0, max_basis=60, certify="complete",
+            max_matvecs=first.num_matvecs.solve + 5,
+        )  # fmt: skip
+        assert result.complete is False and result.all_converged
+
+
+class TestStart:
+    def test_same_seed_same_bits(self):
+        a, b = (cx.eigsh(_operator(), 5, seed=11, max_basis=60) for _ in range(2))
+        np.testing.assert_array_equal(a.eigenvalues, b.eigenvalues)
+        np.testing.assert_array_equal(a.eigenvectors, b.eigenvectors)
+        np.testing.assert_array_equal(a.residuals, b.residuals)
+
+    def test_a_drawn_seed_is_recorded(self):
+        a = cx.eigsh(_operator(), 3, max_basis=60)
+        b = cx.eigsh(_operator(), 3, max_basis=60, seed=a.seed)
+        np.testing.assert_array_equal(a.eigenvectors, b.eigenvectors)
+        assert a.seed != cx.eigsh(_operator(), 3, max_basis=60).seed
+
+    @pytest.mark.parametrize("block", [1, 3])
+    def test_warm_start_from_a_result(self, block):
+        cold = cx.eigsh(_operator(), 5, seed=0, max_basis=60, block_size=block)
+        warm = cx.eigsh(_operator(), 5, seed=0, max_basis=60, block_size=block, v0=cold)
+        assert warm.num_matvecs.solve < 0.7 * cold.num_matvecs.solve
+        np.testing.assert_allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-4)
+
+    def test_start_vectors_and_blocks(self):
+        rng = np.random.default_rng(0)
+        for v0 in (rng.normal(size=N), rng.normal(size=(2, N)), jnp.ones((7, N))):
+            result = cx.eigsh(_operator(), 3, v0=v0, block_size=2, seed=0, max_basis=60)
+            np.testing.assert_allclose(
+                result.eigenvalues, wanted(SPECTRA["outliers"], 3, "LM"), rtol=1e-4
+            )
+
+    def test_pytree_start(self):
+        a = jnp.asarray(matrix("outliers"), jnp.float32)
+
+        def matvec(tree):
+            out = a @ jnp.concatenate([tree["x"], tree["y"]])
+            return {"x": out[:50], "y": out[50:]}
+
+        like = {"x": np.ones(50, np.float32), "y": np.ones(N - 50, np.float32)}
+        op = cx.from_matvec(matvec, like)
+        result = cx.eigsh(op, 3, v0=like, seed=0, max_basis=60)
+        assert result.eigenvectors["x"].shape == (3, 50)
+        again = cx.eigsh(op, 3, v0=result, seed=0, max_basis=60)
+        assert again.num_matvecs.solve < result.num_matvecs.solve
+
+
+class TestMemory:
+    def test_the_basis_is_donated_and_never_copied(self):
+        """Read from the compiled programs of a solve, native or not."""
+        rows, block = 40, 2
+        with jax.enable_x64(True):
+            basis = jax.ShapeDtypeStruct((rows, N), np.float32)
+            shape = f"f32[{rows},{N}]"
+            extend = jax.jit(programs.orthonormalize, donate_argnums=(0, 1)).lower(
+                basis, jax.ShapeDtypeStruct((block, N), np.float32), np.int32(3), np.uint32(0)
+            )
+            rotate = jax.jit(programs.rotate, donate_argnums=(0,)).lower(
+                basis, np.zeros((rows, rows)), np.int32(3), np.int32(2)
+            )
+        from curvax import _native
+
+        for lowered in (extend, rotate):
+            compiled = lowered.compile()
+            text = compiled.as_text()
+            assert compiled.memory_analysis().alias_size_in_bytes >= rows * N * 4
+            assert "input_output_alias" in text
+            if _native.use_native():
+                copies = [
+                    line for line in text.splitlines() if " copy(" in line and shape in line
+                ]
+                assert not copies
+
+    def test_a_basis_that_does_not_fit_is_refused_first(self, monkeypatch):
+        monkeypatch.setattr(settings, "available_bytes", lambda: 8_000)
+        calls = []
+        op = _operator()
+        with pytest.raises(MemoryError, match="basis of .* GB are free: lower max_basis"):
+            cx.eigsh(op, 5, callback=calls.append)
+        assert not calls
+
+    def test_the_default_basis_shrinks_to_what_is_free(self, monkeypatch):
+        monkeypatch.setattr(settings, "available_bytes", lambda: 120 * N * 4)
+        result = cx.eigsh(_operator(), 5, seed=0)
+        rows = int(0.4 * 120 - 9)
+        assert result.num_matvecs.solve > rows - 5 or result.num_restarts == 0
+        assert result.all_converged
+
+
+class TestInterrupt:
+    def test_ctrl_c_returns_what_is_known(self):
+        def press(progress):
+            if progress.matvecs == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        before = signal.getsignal(signal.SIGINT)
+        result = cx.eigsh(_operator(), 4, which="LA", seed=0, max_basis=60, callback=press, tol=1e-7)
+        assert result.interrupted and not result.converged.any()
+        assert result.num_matvecs == (12, 0)
+        assert np.isnan(result.residuals).all() and np.isfinite(result.estimated_errors).all()
+        # Twelve products do find the largest.
+        np.testing.assert_allclose(result.eigenvalues[0], 20, rtol=1e-2)
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_before_k_columns(self):
+        def press(progress):
+            if progress.matvecs == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        result = cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
+        assert result.interrupted and result.eigenvalues.shape == (2,)
+
+    def test_twice_raises(self):
+        def press(progress):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
+
+
+class TestBadOperators:
+    def test_not_symmetric(self):
+        a = jnp.asarray(np.random.default_rng(0).normal(size=(N, N)), jnp.float32)
+        op = cx.from_matvec(lambda v: a @ v, N)
+        with pytest.raises(ValueError, match=r"A must be symmetric: at product \d+ .*is [012]\.?\d*"):
+            cx.eigsh(op, 3, seed=0, max_basis=60)
+        with pytest.raises(ValueError, match="A must be symmetric"):
+            cx.eigsh(op, 3, seed=0, max_basis=N)
+
+    @pytest.mark.parametrize("basis", [60, N])
+    def test_not_finite_names_the_product_and_the_leaf(self, basis):
+        a = jnp.asarray(matrix("outliers"), jnp.float32)
+
+        def matvec(tree):
+            v = jnp.concatenate([tree["good"], tree["bad"]])
+            out = a @ v
+            return {"good": out[:100], "bad": out[100:] * jnp.where(jnp.arange(60) < 2, jnp.nan, 1)}
+
+        like = {"good": np.ones(100, np.float32), "bad": np.ones(60, np.float32)}
+        with pytest.raises(FloatingPointError, match=r"product 1 .*in: bad"):
+            cx.eigsh(cx.from_matvec(matvec, like), 3, seed=0, max_basis=basis)
+
+
+@pytest.mark.parametrize(
+    "k, kwargs, error, message",
+    [
+        (0, {}, ValueError, "k must be between 1 and n = 160, got 0"),
+        (161, {}, ValueError, "between 1 and n = 160, got 161"),
+        (2.0, {}, TypeError, "k must be an integer"),
+        (True, {}, TypeError, "k must be an integer"),
+        ((2, 2), {}, TypeError, "needs which='BE'"),
+        ((2, -1), {"which": "BE"}, ValueError, "not be negative"),
+        ((2, 1, 1), {"which": "BE"}, TypeError, "pair"),
+        (2, {"which": "XX"}, ValueError, "which must be one of LM, LA, SA, BE, got 'XX'"),
+        (2, {"which": "SM"}, ValueError, "inside the spectrum"),
+        (2, {"tol": -1}, ValueError, "tol"),
+        (2, {"tol": float("nan")}, ValueError, "tol"),
+        (2, {"tol": "small"}, TypeError, "tol"),
+        (2, {"block_size": 0}, ValueError, "block_size"),
+        (2, {"block_size": 99}, ValueError, "block_size must be at most 16"),
+        (2, {"block_size": 1.5}, TypeError, "block_size"),
+        (2, {"block_size": "big"}, ValueError, "block_size"),
+        (5, {"max_basis": 6}, ValueError, "max_basis must be at least k . 2.block_size = 7, got 6"),
+        (5, {"max_matvecs": 4}, ValueError, "max_matvecs must be at least 5, got 4"),
+        (2, {"seed": -1}, ValueError, "seed"),
+        (2, {"seed": 1.5}, TypeError, "seed"),
+        (2, {"certify": "maybe"}, ValueError, "certify"),
+        (2, {"callback": 3}, TypeError, "callback"),
+        (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
+        (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
+        (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),
+        (2, {"v0": np.ones(N + 1)}, ValueError, r"shape \(160,\), got \(161,\)"),
+        (2, {"v0": []}, TypeError, "v0"),
+    ],
+)
+def test_bad_arguments(k, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        cx.eigsh(_operator(), k, **kwargs)
+
+
+def test_the_values_alone():
+    assert cx.eigsh(_operator(), 3, seed=0, return_eigenvectors=False).eigenvectors is None
+
+
+def test_tuned_block_size():
+    result = cx.eigsh(_operator(), 3, seed=0, block_size="tune", max_basis=60)
+    assert result.block_size in (1, 2, 4, 8) and result.all_converged
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
+def test_selection_orders_all_indices(which):
+    values = np.asarray([-5.0, 3, 0, -1, 5, 2])
+    order = parse_wanted(3, which, 6).order(values)
+    assert sorted(order) == list(range(6))
+    np.testing.assert_array_equal(np.sort(values[order[:3]])[::-1], wanted(values, 3, which))
+
+
+def test_results_survive_saving(tmp_path):
+    import json
+
+    result = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
+    npz, text = result.save(tmp_path / "deep" / "run")
+    arrays, facts = np.load(npz), json.loads(text.read_text())
+    np.testing.assert_array_equal(arrays["eigenvalues"], result.eigenvalues)
+    np.testing.assert_array_equal(arrays["eigenvectors"], result.eigenvectors)
+    assert facts["eigenvalues"] == result.eigenvalues.tolist()
+    assert facts["num_matvecs"] == {"solve": result.num_matvecs.solve, "verification": 3}
+    assert len(facts["history"]) == len(result.history)
+    assert str(result).count("yes") == 3

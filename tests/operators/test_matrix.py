@@ -1,0 +1,102 @@
+"""Operators from functions, dense arrays and SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from scipy.sparse.linalg import LinearOperator
+
+import curvax as cx
+from curvax.operators.matrix import as_operator
+
+N = 12
+
+
+def _symmetric(seed=0, dtype=np.float32):
+    a = np.random.default_rng(seed).normal(size=(N, N))
+    return ((a + a.T) / 2).astype(dtype)
+
+
+def test_from_matvec_on_flat_vectors_and_pytrees():
+    a = _symmetric()
+    flat = cx.from_matvec(lambda v: jnp.dot(a, v), N)
+    np.testing.assert_allclose(flat @ jnp.ones(N), a.sum(axis=1), rtol=1e-5, atol=1e-6)
+
+    def matvec(tree):
+        out = jnp.dot(a, jnp.concatenate([tree["x"].ravel(), tree["y"]]))
+        return {"x": out[:8].reshape(2, 4), "y": out[8:]}
+
+    like = {"x": jax.ShapeDtypeStruct((2, 4), jnp.float32), "y": np.zeros(4, np.float32)}
+    op = cx.from_matvec(matvec, like)
+    block = op @ {"x": jnp.ones((3, 2, 4)), "y": jnp.ones((3, 4))}
+    assert block["x"].shape == (3, 2, 4)
+    np.testing.assert_allclose(block["y"][2], a.sum(axis=1)[8:], rtol=1e-5, atol=1e-6)
+    assert op.ravel(like | {"x": np.zeros((2, 4), np.float32)}).shape == (N,)
+
+
+def test_what_the_function_closes_over_is_data_of_the_operator():
+    a = jnp.asarray(_symmetric())
+    op = cx.from_matvec(lambda v: a @ v, N)
+    assert any(leaf is a for leaf in jax.tree.leaves(op))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda a: a,
+        jnp.asarray,
+        scipy.sparse.csr_array,
+        lambda a: LinearOperator(a.shape, matvec=lambda v: a @ v, dtype=a.dtype),
+    ],
+    ids=["numpy", "jax", "sparse", "scipy"],
+)
+def test_every_kind_of_matrix(wrap):
+    a = _symmetric()
+    op = as_operator(wrap(a))
+    eye = jnp.eye(N, dtype=jnp.float32)
+    np.testing.assert_allclose(op @ eye, a, rtol=1e-6, atol=1e-6)
+    inside = jax.jit(lambda v: jax.lax.scan(lambda c, x: (c, op @ x), 0, v)[1])(eye)
+    np.testing.assert_allclose(inside, a, rtol=1e-6, atol=1e-6)
+
+
+def test_float64_needs_x64():
+    a = _symmetric(dtype=np.float64)
+    with pytest.raises(ValueError, match="A is float64.*jax_enable_x64"):
+        as_operator(a)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(as_operator(a) @ jnp.eye(N), a, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "a, error, message",
+    [
+        (np.ones((3, 4), np.float32), ValueError, r"square.*\(3, 4\)"),
+        (np.ones((0, 0), np.float32), ValueError, "not empty"),
+        (np.eye(3, dtype=np.int32), TypeError, "int32"),
+        (np.eye(3, dtype=np.complex64), TypeError, "complex64"),
+        (np.triu(np.ones((3, 3), np.float32)), ValueError, "symmetric: max .* is 1"),
+        (np.full((3, 3), np.nan, np.float32), ValueError, "finite"),
+        (lambda v: v, TypeError, "from_matvec"),
+        ("matrix", TypeError, "str"),
+    ],
+)
+def test_bad_matrices(a, error, message):
+    with pytest.raises(error, match=message):
+        as_operator(a)
+
+
+@pytest.mark.parametrize(
+    "matvec, like, error, message",
+    [
+        (3, N, TypeError, "callable"),
+        (lambda v: v[:-1], N, ValueError, "shapes of its argument"),
+        (lambda v: {"x": v}, N, ValueError, "structure"),
+        (lambda v: v, 0, ValueError, "at least one element"),
+        (lambda v: v, np.zeros(3, np.int32), TypeError, "int32"),
+        (lambda v: v > 0, N, TypeError, "bool"),
+    ],
+)
+def test_bad_functions(matvec, like, error, message):
+    with pytest.raises(error, match=message):
+        cx.from_matvec(matvec, like)
