@@ -310,7 +310,7 @@ def _kernels() -> str:
     from curvax import _native
 
     if not _native.available():
-        return "not compiled in: plain JAX instead, the same results more slowly"
+        return "not compiled in: plain JAX instead, slower"
     build = _native.build_info()
     names = ", ".join(name.removeprefix("curvax.") for name in build["kernels"])
     if not _native.use_native():
