@@ -112,7 +112,7 @@ class Sweep {
         panel.rows = scratch + b_ * plan_.stride;
         LoadBlock(panel, mix);
         if (a != nullptr) {
-          Update(panel, a);
+          Update(panel, a, measure ? 0 : plan_.panel);
           if (measure) SaveBlock(panel, Block(0), C{1});
         }
         if (store) SaveBlock(panel, Basis(m_), C(args_.scale));
@@ -185,7 +185,7 @@ class Sweep {
       if (!copy) continue;
       const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
       for (int64_t i = 0; i < whole; i += kLanes<C>) {
-        __builtin_prefetch(row + i + plan_.panel, 0, 2);
+        __builtin_prefetch(row + i + count * args_.n);
         StoreVec(out + i, LoadAs(row + i));
       }
       for (int64_t i = whole; i < panel.padded; i += kLanes<C>) {
@@ -194,12 +194,15 @@ class Sweep {
     }
   }
 
-  // Rows to prefetch while rows [first, first + count) are worked on.
-  void Next(const Panel& panel, int64_t first, int64_t count, const C* const* rows,
-            const void** next) const {
-    for (int64_t r = 0; r < count; ++r) {
-      next[r] = panel.packed ? static_cast<const void*>(rows[r])
-                             : Row(first + r) + panel.begin + plan_.panel;
+  // Calls f(r, count, ahead) for groups of rows [r, r + count). The rows that follow are `ahead`
+  // elements away: the next group's, or after the last the first ones `wrap` elements further on.
+  // The odd group comes first, so that no prefetch reaches past the used rows.
+  template <typename F>
+  void ForRows(const Panel& panel, int64_t group, int64_t wrap, const F& f) const {
+    const int64_t stride = panel.packed ? plan_.stride : args_.n;
+    int64_t count = m_ % group == 0 ? group : m_ % group;
+    for (int64_t r = 0; r < m_; r += count, count = group) {
+      f(r, count, r + count < m_ ? count * stride : wrap - r * stride);
     }
   }
 
@@ -217,23 +220,21 @@ class Sweep {
     WithConstant<kMaxTileColumns>(Min<int64_t>(kMaxTileColumns, b_), f);
   }
 
-  void Update(const Panel& panel, const C* a) const {
+  // W += Q a over the panel; `wrap`: where the rows are wanted next.
+  void Update(const Panel& panel, const C* a, int64_t wrap) const {
     WithWidestTile([&](auto widest) {
       constexpr int kRows = UpdateRows(decltype(widest)::value);
       const C* rows[kRows];
-      const void* next[kRows];
-      for (int64_t r = 0; r < m_; r += kRows) {
-        const int64_t count = Min<int64_t>(kRows, m_ - r);
+      ForRows(panel, kRows, wrap, [&](int64_t r, int64_t count, int64_t ahead) {
         Rows(panel, r, count, true, rows);
-        Next(panel, r, count, rows, next);
         ForColumns([&](int64_t c, auto columns) {
           WithConstant<kRows>(count, [&](auto height) {
             UpdateTile<decltype(height)::value, decltype(columns)::value, C>(
-                rows, next, a + r * b_ + c, b_, panel.padded, panel.w + c * plan_.stride,
+                rows, ahead, a + r * b_ + c, b_, panel.padded, panel.w + c * plan_.stride,
                 plan_.stride);
           });
         });
-      }
+      });
     });
   }
 
@@ -242,26 +243,23 @@ class Sweep {
     WithWidestTile([&](auto widest) {
       constexpr int kRows = DotRows(decltype(widest)::value);
       const C* rows[kRows];
-      const void* next[kRows];
-      const auto tiles = [&](int64_t r, int64_t count) {
+      const auto tiles = [&](int64_t r, int64_t count, int64_t ahead) {
         ForColumns([&](int64_t c, auto columns) {
           WithConstant<kRows>(count, [&](auto height) {
             DotTile<decltype(height)::value, decltype(columns)::value, C>(
-                rows, next, panel.w + c * plan_.stride, plan_.stride, panel.padded,
+                rows, ahead, panel.w + c * plan_.stride, plan_.stride, panel.padded,
                 sums + r * b_ + c, b_);
           });
         });
       };
-      for (int64_t r = 0; r < m_; r += kRows) {
-        const int64_t count = Min<int64_t>(kRows, m_ - r);
+      ForRows(panel, kRows, plan_.panel, [&](int64_t r, int64_t count, int64_t ahead) {
         Rows(panel, r, count, !copied, rows);
-        Next(panel, r, count, rows, next);
-        tiles(r, count);
-      }
+        tiles(r, count, ahead);
+      });
       for (int64_t k = 0; k < b_; k += kRows) {
         const int64_t count = Min<int64_t>(kRows, b_ - k);
-        for (int64_t r = 0; r < count; ++r) next[r] = rows[r] = panel.w + (k + r) * plan_.stride;
-        tiles(m_ + k, count);
+        for (int64_t r = 0; r < count; ++r) rows[r] = panel.w + (k + r) * plan_.stride;
+        tiles(m_ + k, count, 0);
       }
     });
   }

@@ -1,0 +1,159 @@
+"""Checks of the arguments, and choice of the implementation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from curvax.ops.block_ortho import ffi, reference
+from curvax.ops.implementation import resolve
+
+__all__ = ["orthonormalize_block", "rotate_basis"]
+
+MAX_BLOCK = 32
+
+
+def orthonormalize_block(
+    basis: ArrayLike,
+    block: ArrayLike,
+    used: ArrayLike,
+    seed: ArrayLike,
+    *,
+    scale: float = 1.0,
+    impl: str = "auto",
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Orthonormalises a block against a basis and itself, into the basis' next rows.
+
+    With ``Q`` the first ``used`` rows (orthonormal) and ``W`` the block, both as rows,
+    ``W = C^T Q + S^T Q_new``, where ``Q_new`` is written to rows ``[used, used + b)``. Block
+    classical Gram-Schmidt with Pythagorean inner products (BCGS-PIP+, arXiv 2405.01298), in as many
+    passes as the measured loss of orthogonality asks for. A direction that is only rounding noise
+    of its column (dependent on the others, or zero) is replaced by a random one, and its row of
+    ``S`` is zero. All tests are relative: scaling ``W`` scales ``C`` and ``S`` alone.
+
+    Args:
+        basis: shape ``(rows, n)``; float32, float64, bfloat16 or float16, rows times ``scale``.
+            Rows from ``used`` on are not read and may hold anything. Donate it: the kernel writes
+            into it.
+        block: shape ``(b, n)``, ``1 <= b <= 32``; float64 for a float64 basis, else float32. Donate
+            it: the kernel uses it as scratch.
+        used: int32 scalar; ``used + b <= min(rows, n)``.
+        seed: an integer, or a uint32 array of shape ``(2,)``: of the random directions.
+        scale: factor by which stored rows are larger than the vectors, for 16-bit storage.
+        impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
+
+    Returns:
+        ``(basis, coefficients, factor, info)``: the basis; ``C`` of shape ``(rows, b)``, zero from
+        row ``used`` on; ``S`` of shape ``(b, b)``, upper triangular; and ``[passes, replaced
+        directions, deviation from orthonormality measured before the last update, 0]``. The last
+        three are float64 from the kernel, whether or not x64 is enabled: hand them to NumPy, or
+        trace this under ``jax.enable_x64(True)``. The reference gives float32 if x64 is off. Where
+        the input is not finite the new rows and the deviation are NaN.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or ``used`` is a known number and too large.
+        RuntimeError: ``impl="ffi"`` without compiled kernels.
+        jax.errors.JaxRuntimeError: ``used`` is out of range at run time (kernel only).
+    """
+    op = "orthonormalize_block"
+    q, w = jnp.asarray(basis), jnp.asarray(block)
+    _check_basis(op, q)
+    compute = jnp.dtype(jnp.float64 if q.dtype == jnp.float64 else jnp.float32)
+    if w.ndim != 2 or w.shape[1] != q.shape[1] or not 1 <= w.shape[0] <= MAX_BLOCK:
+        raise ValueError(
+            f"`{op}(block=...)` must have shape (b, {q.shape[1]}) with 1 <= b <= {MAX_BLOCK}, "
+            f"got {w.shape}"
+        )
+    if w.dtype != compute:
+        raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
+    if not scale > 0:
+        raise ValueError(f"`{op}(scale=...)` must be positive, got {scale}")
+    most = min(q.shape) - w.shape[0]
+    m = _count(op, "used", used, most, "min(rows, n) - b")
+    module = ffi if resolve(op, impl) == "ffi" else reference
+    return module.orthonormalize_block(q, w, m, _seed(op, seed), float(scale))
+
+
+def rotate_basis(
+    basis: ArrayLike,
+    rotation: ArrayLike,
+    used: ArrayLike,
+    kept: ArrayLike,
+    *,
+    impl: str = "auto",
+) -> jax.Array:
+    """Replaces the first rows of a basis by combinations of its used rows, in place.
+
+    ``new[j] = sum_{i < used} rotation[i, j] * basis[i]`` for ``j < kept``; later rows are left as
+    they are. Rows that are stored scaled stay so.
+
+    Args:
+        basis: shape ``(rows, n)``; float32, float64, bfloat16 or float16. Donate it: the kernel
+            needs no second basis.
+        rotation: shape ``(rows, rows)``, float64: call this under ``jax.enable_x64(True)``, since
+            float32 entries would leave a rotation orthogonal to 1e-7 only.
+        used: int32 scalar, at most ``rows``.
+        kept: int32 scalar, at most ``used``.
+        impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
+
+    Returns:
+        The basis.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or a known count is out of range.
+        RuntimeError: ``impl="ffi"`` without compiled kernels.
+        jax.errors.JaxRuntimeError: a count is out of range at run time (kernel only).
+    """
+    op = "rotate_basis"
+    q = jnp.asarray(basis)
+    _check_basis(op, q)
+    if not jax.config.jax_enable_x64:
+        raise ValueError(f"`{op}` takes a float64 rotation: call it under `jax.enable_x64(True)`")
+    r = jnp.asarray(rotation)
+    rows = q.shape[0]
+    if r.shape != (rows, rows) or r.dtype != jnp.float64:
+        raise ValueError(
+            f"`{op}(rotation=...)` must have shape ({rows}, {rows}) and dtype float64, "
+            f"got {r.shape} and {r.dtype}"
+        )
+    m = _count(op, "used", used, rows, "rows")
+    k = _count(op, "kept", kept, rows, "rows")
+    module = ffi if resolve(op, impl) == "ffi" else reference
+    return module.rotate_basis(q, r, m, k)
+
+
+def _check_basis(op: str, basis: jax.Array) -> None:
+    if basis.ndim != 2 or 0 in basis.shape:
+        raise ValueError(f"`{op}(basis=...)` must have shape (rows, n), got {basis.shape}")
+    if basis.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            f"`{op}(basis=...)` must be float32, float64, bfloat16 or float16, "
+            f"got dtype {basis.dtype}"
+        )
+
+
+def _count(op: str, name: str, value: ArrayLike, most: int, most_is: str) -> jax.Array:
+    if isinstance(value, (int, np.integer)) and not 0 <= value <= most:
+        raise ValueError(f"`{op}({name}=...)` must be in [0, {most_is} = {most}], got {value}")
+    count = jnp.asarray(value)
+    if count.shape != () or not jnp.issubdtype(count.dtype, jnp.integer):
+        raise ValueError(
+            f"`{op}({name}=...)` must be an int32 scalar, got shape {count.shape} "
+            f"and dtype {count.dtype}"
+        )
+    return count.astype(jnp.int32)
+
+
+def _seed(op: str, seed: ArrayLike) -> jax.Array:
+    if isinstance(seed, (int, np.integer)):
+        words = [int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF]
+        return jnp.asarray(np.array(words, np.uint32))
+    words_array = jnp.asarray(seed)
+    if words_array.shape != (2,) or words_array.dtype != jnp.uint32:
+        raise ValueError(
+            f"`{op}(seed=...)` must be an integer or a uint32 array of shape (2,), "
+            f"got shape {words_array.shape} and dtype {words_array.dtype}"
+        )
+    return words_array

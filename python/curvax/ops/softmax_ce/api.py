@@ -1,0 +1,143 @@
+"""Checks of the arguments, and choice of the implementation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from curvax.ops.implementation import resolve
+from curvax.ops.softmax_ce import ffi, reference
+from curvax.ops.softmax_ce.options import Options, compute_dtype
+
+__all__ = ["softmax_ce_hvp", "softmax_ce_triple"]
+
+
+def softmax_ce_hvp(
+    logits: ArrayLike,
+    tangents: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    impl: str = "auto",
+) -> jax.Array:
+    """Multiplies tangents by the Hessian of a weighted sum of cross entropies in its logits.
+
+    For each row, with ``p = softmax(z)``, ``mu = <p, u>`` and weight ``w``, the product is
+    ``w p (u - mu)``; with a softcap ``s`` it is the Hessian in the logits before the cap
+    ``z = s tanh(logits / s)``, and with ``z_loss`` the loss has ``z_loss * logsumexp(z)**2`` added
+    to it. Rows whose label is ``ignore_index`` or whose weight is 0 give exact zeros; rows with
+    any other label outside ``[0, V)`` give NaN. Logits may be ``-inf``.
+
+    Args:
+        logits: shape ``(N, V)``; float32, float64 or bfloat16.
+        tangents: shape ``(N, V)`` or ``(b, N, V)``, dtype of ``logits``; donate them: the kernel
+            writes the products over them.
+        labels: shape ``(N,)``, int32.
+        weights: shape ``(N,)``, float32 (float64 for float64 logits): each row's share in the loss.
+        softcap: cap of the logits, or None.
+        z_loss: factor of the squared log-sum-exp.
+        label_smoothing: share of the target spread evenly over the vocabulary, in ``[0, 1]``.
+        ignore_index: label of rows to leave out.
+        impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
+
+    Returns:
+        The products, of the shape and dtype of ``tangents``.
+
+    Raises:
+        ValueError: a shape, dtype or option is wrong.
+        RuntimeError: ``impl="ffi"`` without compiled kernels.
+    """
+    op = "softmax_ce_hvp"
+    options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
+    arrays = _check(op, logits, tangents, labels, weights)
+    module = ffi if resolve(op, impl) == "ffi" else reference
+    return module.hvp(*arrays, options)
+
+
+def softmax_ce_triple(
+    logits: ArrayLike,
+    tangents: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    impl: str = "auto",
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Losses, log-sum-exps, gradient and Hessian products of rows of logits, in one sweep.
+
+    The function differentiated is ``sum(weights * loss)`` with
+    ``loss = lse - <t, z> + z_loss * lse**2`` and targets ``t = (1 - eps) onehot(label) + eps / V``.
+
+    Args:
+        logits: shape ``(N, V)``; float32, float64 or bfloat16. Donate them: the kernel writes the
+            gradient over them.
+        tangents: as for :func:`softmax_ce_hvp`; ``b`` may be 0 if only the gradient is wanted.
+        labels: as for :func:`softmax_ce_hvp`.
+        weights: as for :func:`softmax_ce_hvp`.
+        softcap: as for :func:`softmax_ce_hvp`.
+        z_loss: as for :func:`softmax_ce_hvp`.
+        label_smoothing: as for :func:`softmax_ce_hvp`.
+        ignore_index: as for :func:`softmax_ce_hvp`.
+        impl: as for :func:`softmax_ce_hvp`.
+
+    Returns:
+        ``(loss, lse, grad, hvp)``: shapes ``(N,)``, ``(N,)``, ``(N, V)`` and that of ``tangents``.
+        ``loss`` and ``lse`` have the dtype of ``weights`` and are not multiplied by them; both are
+        0 in ignored rows.
+
+    Raises:
+        ValueError: a shape, dtype or option is wrong.
+        RuntimeError: ``impl="ffi"`` without compiled kernels.
+    """
+    op = "softmax_ce_triple"
+    options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
+    arrays = _check(op, logits, tangents, labels, weights)
+    module = ffi if resolve(op, impl) == "ffi" else reference
+    return module.triple(*arrays, options)
+
+
+def _options(
+    op: str, softcap: float | None, z_loss: float, label_smoothing: float, ignore_index: int
+) -> Options:
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"`{op}(softcap=...)` must be positive or None, got {softcap}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"`{op}(label_smoothing=...)` must be in [0, 1], got {label_smoothing}")
+    return Options(
+        softcap=0.0 if softcap is None else float(softcap),
+        z_loss=float(z_loss),
+        label_smoothing=float(label_smoothing),
+        ignore_index=int(ignore_index),
+    )
+
+
+def _check(
+    op: str, logits: ArrayLike, tangents: ArrayLike, labels: ArrayLike, weights: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    z, u, y, w = (jnp.asarray(x) for x in (logits, tangents, labels, weights))
+
+    def require(name: str, x: jax.Array, shape: str, ok: bool, dtype: jnp.dtype) -> None:
+        if not ok:
+            raise ValueError(f"`{op}({name}=...)` must have shape {shape}, got {x.shape}")
+        if x.dtype != dtype:
+            raise ValueError(f"`{op}({name}=...)` must have dtype {dtype}, got {x.dtype}")
+
+    if z.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16):
+        raise ValueError(
+            f"`{op}(logits=...)` must be float32, float64 or bfloat16, got dtype {z.dtype}"
+        )
+    require("logits", z, "(N, V)", z.ndim == 2 and z.shape[1] > 0, z.dtype)
+    n, v = z.shape
+    shaped = u.ndim in (2, 3) and u.shape[-2:] == (n, v)
+    require("tangents", u, f"({n}, {v}) or (b, {n}, {v})", shaped, z.dtype)
+    require("labels", y, f"({n},)", y.shape == (n,), jnp.dtype(jnp.int32))
+    require("weights", w, f"({n},)", w.shape == (n,), compute_dtype(z.dtype))
+    return z, u, y, w

@@ -1,0 +1,52 @@
+"""The compiled kernels, through XLA's foreign-function interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from curvax.ops.softmax_ce.options import Options, compute_dtype
+
+
+def _attributes(options: Options) -> dict[str, Any]:
+    return {
+        "softcap": np.float64(options.softcap),
+        "z_loss": np.float64(options.z_loss),
+        "label_smoothing": np.float64(options.label_smoothing),
+        "ignore_index": np.int64(options.ignore_index),
+    }
+
+
+def hvp(
+    logits: jax.Array, tangents: jax.Array, labels: jax.Array, weights: jax.Array, options: Options
+) -> jax.Array:
+    """Products over the tangents; `sequential`: vmap must not copy logits that are not mapped."""
+    call = jax.ffi.ffi_call(
+        "curvax.softmax_ce_hvp",
+        jax.ShapeDtypeStruct(tangents.shape, tangents.dtype),
+        vmap_method="sequential",
+        input_output_aliases={1: 0},
+    )
+    return call(logits, tangents, labels, weights, **_attributes(options))
+
+
+def triple(
+    logits: jax.Array, tangents: jax.Array, labels: jax.Array, weights: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Loss, log-sum-exp, gradient over the logits and products over the tangents."""
+    row = jax.ShapeDtypeStruct(labels.shape, compute_dtype(logits.dtype))
+    call = jax.ffi.ffi_call(
+        "curvax.softmax_ce_triple",
+        (
+            jax.ShapeDtypeStruct(logits.shape, logits.dtype),
+            jax.ShapeDtypeStruct(tangents.shape, tangents.dtype),
+            row,
+            row,
+        ),
+        vmap_method="sequential",
+        input_output_aliases={0: 0, 1: 1},
+    )
+    grad, products, loss, lse = call(logits, tangents, labels, weights, **_attributes(options))
+    return loss, lse, grad, products
