@@ -284,7 +284,7 @@ def test_help_names_every_command_and_option():
 
 
 def test_info_describes_the_build():
-    outcome = run("info", CURVAX_IMPL="reference")
+    outcome = run("info", CURVAX_IMPL="reference", COLUMNS="300")
     facts = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines())
     build = _native.build_info()
     assert facts["devices"].startswith("cpu") or facts["devices"].startswith("TFRT")

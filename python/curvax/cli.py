@@ -314,5 +314,5 @@ def _kernels() -> str:
     build = _native.build_info()
     names = ", ".join(name.removeprefix("curvax.") for name in build["kernels"])
     if not _native.use_native():
-        return f"{names}: switched off by CURVAX_IMPL"
-    return f"{names}; instruction level {build['active_level']}"
+        return f"switched off by CURVAX_IMPL ({names})"
+    return f"compiled, level {build['active_level']} ({names})"
