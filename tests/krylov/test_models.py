@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from sklearn.datasets import load_digits
+from tests.krylov.spectra import assert_honest
 
 import curvax as cx
-from tests.krylov.spectra import assert_honest
 
 # The 9-parameter network of "Hessian analysis with JAX": its parameters, its data, and the
 # eigenvalues of its dense float64 Hessian.

@@ -16,7 +16,9 @@ def model_loss(params, batch):
     x, y = batch
     hidden = jnp.tanh(jnp.dot(x, params["w1"]) + params["b1"][None])
     logits = jnp.dot(hidden, params["w2"][0]) * params["w2"][1]
-    return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], -1)[:, 0])
+    return jnp.mean(
+        jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
+    )
 
 
 def masked_loss(params, batch):
@@ -195,7 +197,7 @@ def test_arrays_that_the_loss_closes_over_are_arguments():
     op = cx.hessian(loss, params, batch[1])
     assert any(leaf is closed_over for leaf in jax.tree.leaves(op))
     lowered = jax.jit(lambda op, v: op.product(v)).lower(op, jnp.ones((1, 64)))
-    assert "dense<\"0x" not in lowered.as_text()
+    assert 'dense<"0x' not in lowered.as_text()
 
 
 def test_parameters_are_not_kept_twice():
@@ -242,7 +244,9 @@ class TestBadInput:
                 cx.hessian(model_loss, params, empty)
         with pytest.raises(ValueError, match="batch 1 is empty"):
             _, batch = _problem()
-            cx.hessian(model_loss, params, [batch, (np.zeros((0, 5), np.float32), np.zeros(0, int))])
+            cx.hessian(
+                model_loss, params, [batch, (np.zeros((0, 5), np.float32), np.zeros(0, int))]
+            )
 
     @pytest.mark.parametrize("dtype", [np.int32, np.complex64])
     def test_parameters_that_are_not_real_floats(self, dtype):

@@ -50,7 +50,7 @@ def eigsh(
             `EigenResult`. Random if None.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
             recorded in the result.
-        block_size: vectors per product, up to 16. `"auto"` takes a fixed table (1 on a CPU);
+        block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);
             `"tune"` measures. A larger block needs more products but finds up to that many copies
             of a multiple eigenvalue.
         max_basis: the most vectors that the basis may hold, at least `k + 2·block_size`. By

@@ -120,7 +120,7 @@ class Lanczos:
     def _append(self, block: Array) -> tuple[Matrix, Matrix]:
         """Orthonormalise a block into the rows after those in use; its coefficients, its factor."""
         self._draws += 1
-        seed = np.uint32((self._seed + 0x9E3779B9 * self._draws) & 0xFFFFFFFF)
+        seed = np.asarray([self._seed & 0xFFFFFFFF, self._draws], np.uint32)
         with self.clock.part("orthogonalization"), jax.enable_x64(True):
             self.basis, coefficients, factor, info = programs.run(
                 self.clock,
@@ -129,7 +129,7 @@ class Lanczos:
                 block,
                 np.int32(self.used),
                 seed,
-                donate=(0, 1),
+                donate=(0,),
             )
             coefficients, factor, info = (np.asarray(x) for x in (coefficients, factor, info))
         if not np.isfinite(info).all():

@@ -74,7 +74,7 @@ def product(op: Operator, basis: Array, start: Array, like: Array) -> Array:
 
 
 def orthonormalize(basis: Array, block: Array, used: Array, seed: Array) -> Any:
-    """Append a block to the basis; both are donated. Traced with 64-bit mode on."""
+    """Append a block to the donated basis. Traced with 64-bit mode on."""
     return orthonormalize_block(basis, block, used, seed)
 
 

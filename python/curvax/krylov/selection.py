@@ -54,9 +54,32 @@ class Wanted:
             taken.add(index)
         return np.asarray(order, np.intp)
 
-    def runners_up(self, order: Indices) -> Indices:
-        """The unwanted indices next in line: one, or one at each end for `"BE"`."""
-        return order[self.k : self.k + (2 if self.which == "BE" else 1)]
+    def overtaking(
+        self, values: np.ndarray[Any, Any], residuals: np.ndarray[Any, Any], order: Indices
+    ) -> Indices:
+        """The next in line that would be wanted if they moved outwards by their residuals.
+
+        Args:
+            values: Ritz values.
+            residuals: their residual norms: an eigenvalue lies within.
+            order: `self.order(values)`.
+
+        Returns:
+            Their indices: none or one, or up to two (one at each end) for `"BE"`.
+        """
+        if self.which == "BE":
+            high, low = order[self.k :: 2][:1], order[self.k + 1 :: 2][:1]
+            found = []
+            if self.high:
+                found += [
+                    i for i in high if values[i] + residuals[i] > values[order[self.high - 1]]
+                ]
+            if self.low:
+                found += [i for i in low if values[i] - residuals[i] < values[order[self.k - 1]]]
+            return np.asarray(found, np.intp)
+        outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
+        following, last = order[self.k : self.k + 1], order[self.k - 1]
+        return following[outward[following] + residuals[following] > outward[last]]
 
 
 def parse_wanted(k: Any, which: Any, n: int) -> Wanted:

@@ -13,13 +13,11 @@ import numpy as np
 
 from curvax.krylov.selection import Wanted, parse_wanted
 from curvax.operators.base import Operator
+from curvax.ops.block_ortho import MAX_BLOCK
 from curvax.plan import SHARE, available_bytes
 from curvax.results import Progress
 
 CERTIFICATES = ("residuals", "sampled", "complete")
-
-# What the orthogonalisation kernel takes.
-MAX_BLOCK = 16
 
 # Relative products of block b against block 1 on a spectrum of outliers over a bulk: a larger
 # block must gain more than this in speed per vector to be worth it.

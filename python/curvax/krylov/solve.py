@@ -31,6 +31,11 @@ from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 _SHORTEST_SEARCH = 20
 
 
+# An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
+# this multiple of the tolerance.
+_SETTLED = 3.0
+
+
 @dataclasses.dataclass
 class _Pairs:
     """Ritz pairs that lie in the first rows of the basis.
@@ -104,7 +109,9 @@ class Solve:
         self.noise = max(self.noise, certificate.noise)
         if np.all(certificate.residuals <= self.tol * scale):
             return True
-        self.tol = effective_tolerance(self.tol, max(self.noise, self.state.asymmetry), self.op.dtype)
+        self.tol = effective_tolerance(
+            self.tol, max(self.noise, self.state.asymmetry), self.op.dtype
+        )
         return bool(np.all(certificate.residuals <= self.tol * scale))
 
     def _iterate(self, target: float, shortest: int = 0) -> tuple[Ritz, Indices]:
@@ -124,15 +131,24 @@ class Solve:
             enough = len(order) >= wanted.k
             relative = ritz.residuals[order[: wanted.k]] / (ritz.scale or 1.0)
             self._note(ritz, relative if enough else np.full(wanted.k, np.inf))
-            converged = enough and bool(np.all(relative <= target))
-            if state.replaced:
-                # The Krylov space closed, so every residual is zero whatever lies outside it: the
-                # directions put in its place must first show that they change nothing.
-                converged = converged and self._unchanged(ritz.values[order[: wanted.k]], ritz.scale)
+            converged = enough and bool(np.all(relative <= target)) and not self._unsettled(ritz)
+            if state.replaced or np.all(ritz.residuals <= self.tol * ritz.scale):
+                # The Krylov space closed, so every residual is small whatever lies outside it: the
+                # directions that follow must first show that they change nothing.
+                converged = converged and self._unchanged(
+                    ritz.values[order[: wanted.k]], ritz.scale
+                )
             self._wanted = np.sort(ritz.values[order[: wanted.k]])
             done = converged and self.solve_matvecs - begun >= shortest
             if done or self._exhausted or self.interrupted:
                 return ritz, order
+
+    def _unsettled(self, ritz: Ritz) -> bool:
+        """Whether an unwanted Ritz pair, far from converged, could still become a wanted one."""
+        wanted = self.settings.wanted
+        order = wanted.order(ritz.values)
+        rivals = wanted.overtaking(ritz.values, ritz.residuals, order)
+        return bool(np.any(ritz.residuals[rivals] > _SETTLED * self.tol * ritz.scale))
 
     def _unchanged(self, values: Matrix, scale: float) -> bool:
         """Whether the wanted Ritz values are those before, by a tenth of the tolerance."""

@@ -57,7 +57,9 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     leaves = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in jax.tree.leaves(like)]
     if not leaves or sum(int(np.prod(np.shape(leaf))) for leaf in leaves) == 0:
         raise ValueError("like must have at least one element")
-    dtype = max((check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize)
+    dtype = max(
+        (check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize
+    )
     space = VectorSpace.of(like, dtype)
     example = jax.tree.unflatten(
         space.treedef, [jax.ShapeDtypeStruct(shape, dtype) for shape in space.shapes]

@@ -1,0 +1,33 @@
+"""What a figure was measured on."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+
+from curvax import _native
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, threads, versions, instruction level, and the commit."""
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "threads": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "kernels": _native.build_info(),
+        "commit": commit,
+    }

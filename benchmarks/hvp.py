@@ -1,0 +1,149 @@
+"""Time one Hessian-vector product of the demo GPT, and of a deep one, against its rivals.
+
+    python -m benchmarks.hvp [--repeats 25] [--json benchmarks/baselines/hvp.json]
+
+All programs run interleaved in one process with 2 threads; figures are medians, and what counts
+is their ratio. A "gradient" is the fastest of: XLA's default, XLA without its fusion pass, and
+the fenced one. Needs the extra `bench`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmarks.facts import machine_facts
+
+import curvax as cx
+from curvax.demo import gpt, load
+from curvax.operators.fences import fence
+
+NO_FUSION = {"xla_disable_hlo_passes": "fusion"}
+
+
+def _gradient(params: Any, batch: Any) -> Any:
+    return jax.grad(gpt.loss)(params, batch)
+
+
+def _hvp(params: Any, batch: Any, vector: Any) -> Any:
+    return jax.jvp(lambda p: jax.grad(gpt.loss)(p, batch), (params,), (vector,))[1]
+
+
+def _compile(fun: Callable[..., Any], *args: Any, options: Any = None) -> tuple[Any, float]:
+    start = time.perf_counter()
+    compiled = jax.jit(fun).lower(*args).compile(compiler_options=options)
+    return lambda: jax.block_until_ready(compiled(*args)), time.perf_counter() - start
+
+
+def _interleaved(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+def _relative(a: Any, b: Any) -> float:
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def demo_model(repeats: int) -> dict[str, Any]:
+    """Products on the shipped model, one batch of 16x64 tokens."""
+    import torch
+    from benchmarks.gpt_torch import operator
+
+    params, batch = load()
+    batch = jnp.asarray(batch)
+    op = cx.hessian(gpt.loss, params, batch, linearize=True)
+    flat = jax.random.normal(jax.random.key(0), (op.shape[0],))
+    vector = op.unravel(flat)
+    _, linear = jax.jit(lambda p, b: jax.linearize(lambda q: jax.grad(gpt.loss)(q, b), p))(
+        params, batch
+    )
+    peer = operator(params, batch)
+    torch_vector = torch.tensor(np.array(flat))
+    compiled = {
+        "gradient, default": _compile(_gradient, params, batch),
+        "gradient, no fusion pass": _compile(_gradient, params, batch, options=NO_FUSION),
+        "gradient, fenced": _compile(fence(_gradient), params, batch),
+        "HVP, curvax (linearised, fenced)": _compile(lambda o, v: o.product(v), op, flat[None]),
+        "HVP, jit(jvp(grad))": _compile(_hvp, params, batch, vector),
+        "HVP, jit of the linearised": _compile(lambda lin, v: lin(v), linear, vector),
+    }
+    programs = {name: program for name, (program, _) in compiled.items()}
+    programs["HVP, hessian-eigenthings"] = lambda: peer.matvec(torch_vector)
+    ours = op.ravel(op @ vector)
+    errors = {
+        "jit(jvp(grad))": _relative(ours, op.ravel(programs["HVP, jit(jvp(grad))"]())),
+        "hessian-eigenthings": _relative(ours, peer.matvec(torch_vector).detach().numpy()),
+    }
+    seconds = _interleaved(programs, repeats)
+    fastest = min(value for name, value in seconds.items() if name.startswith("gradient"))
+    product = seconds["HVP, curvax (linearised, fenced)"]
+    return {
+        "seconds": seconds,
+        "compile_seconds": {name: time_ for name, (_, time_) in compiled.items()},
+        "relative_difference": errors,
+        "ratios": {
+            "to the fastest gradient (target <= 1.9)": product / fastest,
+            "to hessian-eigenthings (target <= 0.7)": product / seconds["HVP, hessian-eigenthings"],
+            "to jit(jvp(grad)) (target <= 0.65)": product / seconds["HVP, jit(jvp(grad))"],
+            "to jit of the linearised": product / seconds["HVP, jit of the linearised"],
+        },
+    }
+
+
+def deep_model(repeats: int, layers: int = 24) -> dict[str, Any]:
+    """The plain product of a deep model, where recomputation grows with the square of the depth."""
+    params = gpt.init(jax.random.key(0), layers=layers)
+    batch = jax.random.randint(jax.random.key(1), (4, gpt.CONTEXT + 1), 0, gpt.VOCAB)
+    vector = jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), params)
+    compiled = {
+        "fenced": _compile(fence(_hvp), params, batch, vector),
+        "jit(jvp(grad))": _compile(_hvp, params, batch, vector),
+    }
+    programs = {name: program for name, (program, _) in compiled.items()}
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(program())])
+        for program in programs.values()
+    ]
+    seconds = _interleaved(programs, repeats)
+    compile_seconds = {name: time_ for name, (_, time_) in compiled.items()}
+    return {
+        "layers": layers,
+        "seconds": seconds,
+        "compile_seconds": compile_seconds,
+        "relative_difference": _relative(*flat),
+        "ratios": {
+            "speed-up (target >= 3.5)": seconds["jit(jvp(grad))"] / seconds["fenced"],
+            "compiles sooner by (target >= 3)": compile_seconds["jit(jvp(grad))"]
+            / compile_seconds["fenced"],
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--skip-deep", action="store_true")
+    args = parser.parse_args()
+    report = {"machine": machine_facts(), "demo": demo_model(args.repeats)}
+    if not args.skip_deep:
+        report["deep"] = deep_model(max(args.repeats // 3, 5))
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
