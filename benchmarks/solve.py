@@ -34,7 +34,6 @@ def case_curvax(seed: int, products: int) -> dict[str, Any]:
     result = cx.eigsh(op, K, tol=TOL, seed=seed)
     total = time.perf_counter() - start
     vectors = np.asarray(op.space.ravel(result.eigenvectors, batch_axes=1))
-    overhead = sum(result.seconds[part] for part in ("orthogonalization", "host"))
     other = result.seconds["total"] - sum(
         result.seconds[part] for part in ("compile", "products", "verification")
     )
@@ -45,8 +44,7 @@ def case_curvax(seed: int, products: int) -> dict[str, Any]:
         "products": result.num_matvecs.solve,
         "verification": result.num_matvecs.verification,
         "parts": result.seconds,
-        "not_products": max(overhead, other)
-        / (result.seconds["total"] - result.seconds["compile"]),
+        "not_products": other / (result.seconds["total"] - result.seconds["compile"]),
         "values": result.eigenvalues,
         "vectors": vectors,
     }

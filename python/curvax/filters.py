@@ -100,10 +100,11 @@ def _mask(params: Any, where: Any) -> list[bool]:
             "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
             f"of bools; got {where!r}"
         )
-    if jax.tree.structure(where) != jax.tree.structure(params):
+    expected: Any = jax.tree.structure(params)
+    if jax.tree.structure(where) != expected:
         raise ValueError(
             "where, a pytree of bools, must have the structure of params: expected "
-            f"{jax.tree.structure(params)}, got {jax.tree.structure(where)}"
+            f"{expected}, got {jax.tree.structure(where)}"
         )
     return mask
 

@@ -102,7 +102,7 @@ def test_thick_restarts_bound_the_memory():
 
 
 def test_single_vectors_miss_copies_and_say_so():
-    """The documented limit: a residual proves that an eigenvalue is near, not that all are found."""
+    """The documented limit: a residual proves that an eigenvalue is near, no more."""
     a = jnp.asarray(matrix("repeated"), jnp.float32)
     op = cx.from_matvec(lambda v: a @ v, N)
     plain = cx.eigsh(op, 4, which="LA", seed=0, max_basis=60, block_size=1)

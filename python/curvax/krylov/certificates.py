@@ -55,8 +55,8 @@ def measure_sampled(
 ) -> Certificate:
     """Check random signed sums of the pairs: `samples` products, whatever k is.
 
-    For signs σ, `‖A Xσ − XΘσ‖² = ‖Rσ‖²`, whose expectation is `Σ‖r_i‖²`. What exceeds the sum of the
-    predicted squares is charged in full to every pair.
+    For signs σ, `‖A Xσ − XΘσ‖² = ‖Rσ‖²`, whose expectation is `Σ‖r_i‖²`. What exceeds the sum of
+    the predicted squares is charged in full to every pair.
     """
     rng = np.random.default_rng(state.matvecs)
     signs = rng.choice([-1.0, 1.0], size=(samples, len(values)))

@@ -9,8 +9,8 @@ The decomposition kept by the state, with b the block size:
     E     : (b, m) the coupling; zero but for the last b columns, or all of them after a restart
 
 so a Ritz pair (θ, Q_mᵀ y) of T y = θ y has the residual norm ‖E y‖. A restart keeps p Ritz vectors,
-for which T is diagonal and E is E Y_p (Wu & Simon 2000, "Thick-restart Lanczos", eq. 8-12; block form
-Zhou & Saad 2008). Each column of T is measured by the orthogonalisation of A Q_new, so what
+for which T is diagonal and E is E Y_p (Wu & Simon 2000, "Thick-restart Lanczos", section 2; block
+form: Zhou & Saad 2008). Each column of T is measured by the orthogonalisation of A Q_new, so what
 symmetry demands of it beforehand (the column of E) measures the error of the products for free.
 """
 

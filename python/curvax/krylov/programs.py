@@ -57,7 +57,8 @@ def run(clock: Clock, fun: Callable[..., Any], *args: Any, donate: tuple[int, ..
     """
     leaves, treedef = jax.tree.flatten(args)
     avals = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
-    key = (fun, treedef, avals, donate, jax.config.jax_enable_x64)
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    key = (fun, treedef, avals, donate, x64)
     if key not in _cache:
         with clock.part("compile"):
             _cache[key] = jax.jit(fun, donate_argnums=donate).lower(*args).compile()

@@ -69,14 +69,9 @@ class Wanted:
         """
         if self.which == "BE":
             high, low = order[self.k :: 2][:1], order[self.k + 1 :: 2][:1]
-            found = []
-            if self.high:
-                found += [
-                    i for i in high if values[i] + residuals[i] > values[order[self.high - 1]]
-                ]
-            if self.low:
-                found += [i for i in low if values[i] - residuals[i] < values[order[self.k - 1]]]
-            return np.asarray(found, np.intp)
+            above = values[high] + residuals[high] > values[order[self.high - 1]]
+            below = values[low] - residuals[low] < values[order[self.k - 1]]
+            return np.concatenate([high[above & (self.high > 0)], low[below & (self.low > 0)]])
         outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
         following, last = order[self.k : self.k + 1], order[self.k - 1]
         return following[outward[following] + residuals[following] > outward[last]]

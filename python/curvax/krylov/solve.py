@@ -128,6 +128,7 @@ class Solve:
             state.step()
             ritz = state.ritz()
             order = wanted.order(ritz.values)
+            values = ritz.values[order[: wanted.k]]
             enough = len(order) >= wanted.k
             relative = ritz.residuals[order[: wanted.k]] / (ritz.scale or 1.0)
             self._note(ritz, relative if enough else np.full(wanted.k, np.inf))
@@ -138,7 +139,7 @@ class Solve:
                 converged = converged and self._unchanged(
                     ritz.values[order[: wanted.k]], ritz.scale
                 )
-            self._wanted = np.sort(ritz.values[order[: wanted.k]])
+            self._wanted = np.sort(values)
             done = converged and self.solve_matvecs - begun >= shortest
             if done or self._exhausted or self.interrupted:
                 return ritz, order

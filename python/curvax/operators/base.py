@@ -152,7 +152,7 @@ def check_float_dtype(dtype: Any, what: str) -> np.dtype[Any]:
         raise TypeError(f"{what} must be of a real floating dtype, got {np.dtype(dtype).name}")
     if np.dtype(dtype) != np.float64:
         return np.dtype(np.float32)
-    if not jax.config.jax_enable_x64:
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(
             f"{what} is float64, but JAX's 64-bit mode is off: call "
             "jax.config.update('jax_enable_x64', True) first, or cast to float32"

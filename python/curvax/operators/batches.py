@@ -63,7 +63,7 @@ def _as_list(batches: Any) -> list[Any]:
     if isinstance(batches, Iterator):
         return list(batches)
     # A loader: iterable, and neither an array nor a container that JAX knows as a pytree.
-    is_leaf = jax.tree.structure(batches) == jax.tree.structure(0)
+    is_leaf = jax.tree_util.all_leaves([batches])
     if is_leaf and isinstance(batches, Iterable) and not hasattr(batches, "shape"):
         return list(batches)
     return [batches]

@@ -115,8 +115,9 @@ class _Rewriter:
             equations.append(eqn.replace(invars=current(eqn.invars), params=self._params(eqn)))
             for var in eqn.outvars:
                 if var in wanted:
-                    fenced[var] = Var(var.aval)
-                    template = _fence_equation(var.aval.shape, var.aval.dtype)
+                    aval: Any = var.aval
+                    fenced[var] = Var(aval)
+                    template = _fence_equation(aval.shape, aval.dtype)
                     equations.append(template.replace(invars=[var], outvars=[fenced[var]]))
         return jaxpr.replace(eqns=equations, outvars=current(jaxpr.outvars))
 
@@ -143,7 +144,7 @@ def _values_to_fence(jaxpr: Jaxpr) -> set[Var]:
         source = _behind_rearrangements(var, producer)
         if source not in producer or producer[source].primitive.name in _MATERIALISED:
             continue
-        aval = source.aval
+        aval: Any = source.aval
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.size >= _MIN_ELEMENTS:
             wanted.add(source)
     return wanted
@@ -165,7 +166,7 @@ def _operands_of_products(jaxpr: Jaxpr) -> list[Var]:
         if eqn.primitive.name in _PRODUCTS:
             read: Sequence[Any] = eqn.invars
         elif eqn.primitive.name in _INLINED:
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
             inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
             producer = {var: e for e in inner.eqns for var in e.outvars}
             sources = {_behind_rearrangements(v, producer) for v in _operands_of_products(inner)}

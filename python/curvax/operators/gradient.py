@@ -117,7 +117,7 @@ class GradientMap:
         traced, consts = hoist(primal, tuple(leaves), batch)
         sources = _sources(traced)
         kept = [i for i, source in enumerate(sources) if source is None]
-        avals = [traced.jaxpr.outvars[2 + i].aval for i in kept]
+        avals: list[Any] = [traced.jaxpr.outvars[2 + i].aval for i in kept]
 
         def reduced(consts: Any, leaves: Any, batch: Any) -> Any:
             (mean, weight), residuals = traced(consts, leaves, batch)

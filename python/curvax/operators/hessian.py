@@ -133,17 +133,18 @@ def hessian(
     stacked, positions = stack_batches(batches, microbatch_size)
     gradient = GradientMap(loss, jax.tree.structure(params), chosen)
     budget = {True: float("inf"), False: 0.0, "auto": SHARE * available_bytes()}[linearize]
-    stacks, sums = [], []
+    stacks: list[_Stack] = []
+    sums: list[Array] = []
     for batch, places in zip(stacked, positions, strict=True):
         stack, means = _prepare(gradient, leaves, batch, len(places), budget)
         budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
         _check_finite(means, stack.weights, places)
         sums.append(jnp.sum(jnp.where(stack.weights > 0, stack.weights * means, 0)))
         stacks.append(stack)
-    weight = sum(jnp.sum(stack.weights) for stack in stacks)
+    weight = jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
     if not isinstance(weight, jax.core.Tracer) and not weight > 0:
         raise ValueError(f"the weights that loss returned must have a positive sum, got {weight}")
-    return Hessian(leaves, tuple(stacks), sum(sums) / weight, jnp.asarray(weight), space)
+    return Hessian(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space)
 
 
 def _widen(params: Any, chosen: tuple[bool, ...]) -> tuple[tuple[Array, ...], VectorSpace]:

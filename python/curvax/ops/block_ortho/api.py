@@ -109,7 +109,7 @@ def rotate_basis(
     op = "rotate_basis"
     q = jnp.asarray(basis)
     _check_basis(op, q)
-    if not jax.config.jax_enable_x64:
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(f"`{op}` takes a float64 rotation: call it under `jax.enable_x64(True)`")
     r = jnp.asarray(rotation)
     rows = q.shape[0]
