@@ -13,10 +13,10 @@
 #include "curvax/dispatch.h"
 #include "xla/ffi/api/ffi.h"
 
-#define CURVAX_RETURN_IF_ERROR(expression)                  \
-  do {                                                      \
-    ::xla::ffi::Error curvax_error = (expression);          \
-    if (curvax_error.failure()) return curvax_error;        \
+#define CURVAX_RETURN_IF_ERROR(expression)           \
+  do {                                               \
+    ::xla::ffi::Error curvax_error = (expression);   \
+    if (curvax_error.failure()) return curvax_error; \
   } while (false)
 
 namespace curvax {
@@ -63,8 +63,8 @@ std::string ShapeText(const Dimensions& dimensions) {
 }
 
 // An error unless `buffer` has this element type and these dimensions.
-inline xla::ffi::Error CheckBuffer(const char* op, const char* name, const xla::ffi::AnyBuffer& buffer,
-                                   xla::ffi::DataType type,
+inline xla::ffi::Error CheckBuffer(const char* op, const char* name,
+                                   const xla::ffi::AnyBuffer& buffer, xla::ffi::DataType type,
                                    std::initializer_list<int64_t> dimensions) {
   const auto got = buffer.dimensions();
   bool same = got.size() == dimensions.size();

@@ -1,4 +1,5 @@
-// Declares every handler of the CPU module. X(name) lists them once, for the module and its build info.
+// Declares every handler of the CPU module. X(name) lists them once, for the module and its build
+// info.
 #ifndef CURVAX_CSRC_HANDLERS_H_
 #define CURVAX_CSRC_HANDLERS_H_
 
@@ -11,7 +12,8 @@
   X(block_ortho)                       \
   X(rotate_basis)
 
-#define CURVAX_DECLARE_HANDLER(name) extern "C" XLA_FFI_Error* curvax_cpu_##name(XLA_FFI_CallFrame*);
+#define CURVAX_DECLARE_HANDLER(name) \
+  extern "C" XLA_FFI_Error* curvax_cpu_##name(XLA_FFI_CallFrame*);
 CURVAX_FOR_EACH_CPU_HANDLER(CURVAX_DECLARE_HANDLER)
 #undef CURVAX_DECLARE_HANDLER
 

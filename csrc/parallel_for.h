@@ -16,10 +16,10 @@ namespace curvax {
 
 // The calling thread and the pool's threads take indices from one counter.
 //
-// XLA does not promise that scheduled tasks ever run beside the caller: every worker may be inside a
-// handler like this one. So the caller waits only for indices that a running thread has already
-// taken, never for a task to start. A task that starts late finds nothing left, and touches only the
-// shared state, which it keeps alive itself.
+// XLA does not promise that scheduled tasks ever run beside the caller: every worker may be inside
+// a handler like this one. So the caller waits only for indices that a running thread has already
+// taken, never for a task to start. A task that starts late finds nothing left, and touches only
+// the shared state, which it keeps alive itself.
 class XlaParallelFor {
  public:
   explicit XlaParallelFor(xla::ffi::ThreadPool pool)

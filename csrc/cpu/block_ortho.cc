@@ -1,7 +1,8 @@
 // curvax.block_ortho and curvax.rotate_basis.
 //
 //   block_ortho:  basis (rows,n), block (b,n), used s32, seed u32 (2)
-//                 -> basis, block (scratch), coefficients f64 (rows,b), factor f64 (b,b), info f64 (4)
+//                 -> basis, block (scratch), coefficients f64 (rows,b), factor f64 (b,b), info f64
+//                 (4)
 //   rotate_basis: basis (rows,n), rotation f64 (rows,rows), used s32, kept s32 -> basis
 //
 // The basis and the block are meant to alias their results; unaliased calls copy first. The number
@@ -68,8 +69,7 @@ ffi::Error BlockOrthoHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis, ffi:
   if (m < 0 || m + b > rows || m + b > n) {
     return ffi::Error::InvalidArgument(
         std::string(op) + ": used + b must be at most rows and n, got used " + std::to_string(m) +
-        ", b " + std::to_string(b) + ", rows " + std::to_string(rows) + ", n " +
-        std::to_string(n));
+        ", b " + std::to_string(b) + ", rows " + std::to_string(rows) + ", n " + std::to_string(n));
   }
   CopyIfDifferent(basis, basis_out);
   CopyIfDifferent(block, block_out);
@@ -114,7 +114,8 @@ ffi::Error RotateBasisHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis,
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "rotation", rotation, ffi::DataType::F64, {rows, rows}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "used", used, ffi::DataType::S32, {}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "kept", kept, ffi::DataType::S32, {}));
-  CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "basis result", *basis_out, basis.element_type(), {rows, n}));
+  CURVAX_RETURN_IF_ERROR(
+      CheckBuffer(op, "basis result", *basis_out, basis.element_type(), {rows, n}));
   const int64_t m = Scalar(used), k = Scalar(kept);
   if (m < 0 || m > rows || k < 0 || k > m) {
     return ffi::Error::InvalidArgument(

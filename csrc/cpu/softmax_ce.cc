@@ -27,9 +27,10 @@ ffi::Error CheckTangents(const char* op, const char* name, const ffi::AnyBuffer&
 }
 
 // Checks the operands and describes them; outputs are left null.
-ffi::Error ReadOperands(const char* op, const ffi::AnyBuffer& logits, const ffi::AnyBuffer& tangents,
-                        const ffi::AnyBuffer& labels, const ffi::AnyBuffer& weights,
-                        const Options& options, SoftmaxCeArgs* args) {
+ffi::Error ReadOperands(const char* op, const ffi::AnyBuffer& logits,
+                        const ffi::AnyBuffer& tangents, const ffi::AnyBuffer& labels,
+                        const ffi::AnyBuffer& weights, const Options& options,
+                        SoftmaxCeArgs* args) {
   const auto shape = logits.dimensions();
   const auto tangent_shape = tangents.dimensions();
   const bool single = tangent_shape.size() == 2;
@@ -103,9 +104,9 @@ ffi::Error SoftmaxCeTriple(ffi::ThreadPool threads, ffi::AnyBuffer logits, ffi::
                                       {softcap, z_loss, label_smoothing, ignore_index}, &args));
   const ffi::DataType type = logits.element_type();
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "grad", *grad, type, {args.rows, args.vocab}));
-  CURVAX_RETURN_IF_ERROR(
-      CheckTangents(op, "products", *products, type, tangents.dimensions().size() == 2,
-                    args.tangents, args.rows, args.vocab));
+  CURVAX_RETURN_IF_ERROR(CheckTangents(op, "products", *products, type,
+                                       tangents.dimensions().size() == 2, args.tangents, args.rows,
+                                       args.vocab));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "loss", *loss, ComputeType(type), {args.rows}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "lse", *lse, ComputeType(type), {args.rows}));
   args.grad = grad->untyped_data();

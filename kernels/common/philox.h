@@ -1,4 +1,5 @@
-// Philox4x32-10, a counter-based random generator: the same number for the same index on any thread.
+// Philox4x32-10, a counter-based random generator: the same number for the same index on any
+// thread.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #ifndef CURVAX_COMMON_PHILOX_H_

@@ -18,8 +18,8 @@
 // Ill-conditioned blocks. A pivot of R below what the measurement resolves is raised to that floor:
 // its column comes out short, and is measured afresh and normalised by the next pass. A direction
 // whose norm has fallen to a small multiple of the rounding error of its input column is noise: it
-// is replaced by a random one. Replaced directions go last in the order of the factorisation, so the
-// others never depend on them and their rows of S stay 0.
+// is replaced by a random one. Replaced directions go last in the order of the factorisation, so
+// the others never depend on them and their rows of S stay 0.
 #include "curvax/block_ortho.h"
 
 #include "common/philox.h"

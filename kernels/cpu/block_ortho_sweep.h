@@ -4,10 +4,10 @@
 //   measure:  C = Q^T W,  G = W^T W    (of the updated W)
 //   store:    Q_new <- W
 //
-// A panel is a range of elements of all vectors, narrow enough that the rows of the basis in it stay
-// in half of L2: a fused update and measurement reads them from memory once. Products are of the
-// compute type inside a panel and are added up in double across panels; chunks of panels have their
-// own sums, combined in the order of their index. Borders depend on sizes alone.
+// A panel is a range of elements of all vectors, narrow enough that the rows of the basis in it
+// stay in half of L2: a fused update and measurement reads them from memory once. Products are of
+// the compute type inside a panel and are added up in double across panels; chunks of panels have
+// their own sums, combined in the order of their index. Borders depend on sizes alone.
 #ifndef CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_
 #define CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_
 
@@ -20,14 +20,14 @@ namespace curvax::CURVAX_LEVEL {
 
 // How the work is divided, and where scratch memory lies.
 struct SweepPlan {
-  int64_t panel;          // elements in a panel
-  int64_t panels;         // in a vector
-  int64_t chunk_panels;   // panels in a chunk
+  int64_t panel;         // elements in a panel
+  int64_t panels;        // in a vector
+  int64_t chunk_panels;  // panels in a chunk
   int64_t chunks;
-  int64_t stride;         // elements between vectors in scratch: the panel and a line of padding,
-                          // so that equal offsets do not share a cache set
-  int64_t sums;           // doubles in one chunk's sums, (m + b) b
-  int64_t worker_bytes;   // scratch of one worker
+  int64_t stride;        // elements between vectors in scratch: the panel and a line of padding,
+                         // so that equal offsets do not share a cache set
+  int64_t sums;          // doubles in one chunk's sums, (m + b) b
+  int64_t worker_bytes;  // scratch of one worker
 };
 
 // `vectors` of `element` bytes share a panel, of which `hot` are in use at once.

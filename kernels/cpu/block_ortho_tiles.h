@@ -16,7 +16,9 @@ constexpr int kMaxTileColumns = 4;
 constexpr int kMaxTileRows = 8;
 
 // Rows in a tile of B columns.
-constexpr int DotRows(int columns) { return columns == 1 ? 8 : columns == 2 ? 5 : columns == 3 ? 4 : 3; }
+constexpr int DotRows(int columns) {
+  return columns == 1 ? 8 : columns == 2 ? 5 : columns == 3 ? 4 : 3;
+}
 constexpr int UpdateRows(int columns) {
   return columns == 1 ? 8 : columns == 2 ? 5 : columns == 3 ? 4 : 3;
 }

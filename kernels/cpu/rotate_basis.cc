@@ -1,12 +1,12 @@
 // Rotates a basis in place: row j <- sum_{i < used} rotation[i, j] row i, for j < kept.
 //
 // Algorithm: a panel of the used rows is copied to scratch that fits half of L2; tiles of four new
-// rows by one cache line are then formed in registers and written over the old rows. Memory traffic:
-// the used rows are read once and the kept ones written once; nothing of size n is allocated.
-// Accumulation: in the compute type over `used` terms. For float, a rotation entry is split in two
-// floats: rounding it to one would leave the rows orthonormal only to 1e-7 after every restart, an
-// error that is the same for all elements and so adds up.
-// Determinism: elements are independent; the result does not depend on the thread count.
+// rows by one cache line are then formed in registers and written over the old rows. Memory
+// traffic: the used rows are read once and the kept ones written once; nothing of size n is
+// allocated. Accumulation: in the compute type over `used` terms. For float, a rotation entry is
+// split in two floats: rounding it to one would leave the rows orthonormal only to 1e-7 after every
+// restart, an error that is the same for all elements and so adds up. Determinism: elements are
+// independent; the result does not depend on the thread count.
 #include "cpu/block_ortho_level.h"
 #include "cpu/block_ortho_sweep.h"
 
@@ -46,8 +46,8 @@ class Rotation {
     PackEntries();
     const SweepPlan& plan = layout_.plan;
     For(pool_, plan.chunks, [&](int64_t worker, int64_t chunk) {
-      C* rows = reinterpret_cast<C*>(static_cast<char*>(args_.workspace) +
-                                     worker * plan.worker_bytes);
+      C* rows =
+          reinterpret_cast<C*>(static_cast<char*>(args_.workspace) + worker * plan.worker_bytes);
       const int64_t end = Min(plan.panels, (chunk + 1) * plan.chunk_panels);
       for (int64_t p = chunk * plan.chunk_panels; p < end; ++p) {
         const int64_t begin = p * plan.panel;

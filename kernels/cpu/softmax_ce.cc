@@ -7,9 +7,9 @@
 //   zd   = f u,  mu = <p, zd>
 //   H u  = f w p (kappa (zd - mu) + 2 zeta mu) - (2 z / s^2) zd g
 //
-// Algorithm. Sweep 1 takes blocks that fit L1: e_j = e^(z_j - m_k), with m_k the maximum of block k,
-// is stored in a scratch row, and the sums of e and e zd are kept per block; they are rescaled to
-// the row's maximum at the end, so a logit is read and exponentiated once. Sweep 2 writes each
+// Algorithm. Sweep 1 takes blocks that fit L1: e_j = e^(z_j - m_k), with m_k the maximum of block
+// k, is stored in a scratch row, and the sums of e and e zd are kept per block; they are rescaled
+// to the row's maximum at the end, so a logit is read and exponentiated once. Sweep 2 writes each
 // product over its tangent. Memory traffic: logits read once, each tangent read and written once
 // (the scratch row and the row of the first tangent stay in L2 up to V of about 50 k).
 // Accumulation: float within a block of 1024 elements, double across blocks; double for double.
@@ -205,8 +205,8 @@ class RowKernel {
       });
     } else {
       ForVectors<C>(Count(k), [&](int64_t j, auto tag) {
-        // The arithmetic of this block hides the memory of the next: the hardware's prefetcher stops
-        // at the page that a block of floats fills. A prefetch past the end is harmless.
+        // The arithmetic of this block hides the memory of the next: the hardware's prefetcher
+        // stops at the page that a block of floats fills. A prefetch past the end is harmless.
         __builtin_prefetch(z + j + kBlock);
         __builtin_prefetch(u + j + kBlock);
         const Vec<C> logit = Load(z + j, tag, C(-__builtin_inf()));
@@ -246,7 +246,8 @@ class RowKernel {
     double total = 0;
     for (int64_t k = 0; k < blocks_; ++k) {
       Vec<C> sum = {};
-      ForVectors<C>(Count(k), [&](int64_t j, auto tag) { sum += Load(Source(z, k) + j, tag, C{0}); });
+      ForVectors<C>(Count(k),
+                    [&](int64_t j, auto tag) { sum += Load(Source(z, k) + j, tag, C{0}); });
       total += SumLanes(sum);
     }
     return loss - eps / args_.vocab * total;
@@ -281,8 +282,7 @@ class RowKernel {
     if constexpr (kCap) {  // the label's own term of t, which the loop has left out
       const double ratio = z_label_ / args_.softcap, slope = 1 - ratio * ratio;
       const double tangent = slope * u_label;
-      const double product =
-          weight_ * p_label_ * (kappa_ * (tangent - mu) + 2 * args_.z_loss * mu);
+      const double product = weight_ * p_label_ * (kappa_ * (tangent - mu) + 2 * args_.z_loss * mu);
       const double value = slope * product - curve * z_label_ * tangent * LabelGradient();
       StorePartial(out + label_, 1, Splat(C(value)));
     }

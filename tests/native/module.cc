@@ -1,5 +1,16 @@
 // The kernels seen from NumPy, for tests: any instruction level, any number of threads.
+//
+// 16-bit arrays come as uint16 views. Arrays are written in place.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "curvax/dispatch.h"
 
@@ -7,6 +18,47 @@ namespace py = pybind11;
 
 namespace curvax {
 namespace {
+
+// Threads started for each loop, which all take indices from one counter.
+class Threads {
+ public:
+  explicit Threads(int64_t count) : count_(count) {}
+  ParallelFor view() { return {&Threads::Run, this, count_}; }
+
+ private:
+  static void Run(void* self, int64_t count, ParallelFor::Body body, void* context) {
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int64_t worker) {
+      for (int64_t i = next++; i < count; i = next++) body(context, worker, i);
+    };
+    std::vector<std::thread> threads;
+    for (int64_t t = 1; t < static_cast<Threads*>(self)->count_; ++t) threads.emplace_back(work, t);
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+  }
+  const int64_t count_;
+};
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+std::unique_ptr<void, Free> Allocate(int64_t bytes) {
+  return std::unique_ptr<void, Free>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
+}
+
+const KernelTable& Table(const std::string& level) {
+  const KernelTable* table = TableForLevel(level.c_str());
+  if (table == nullptr) throw std::invalid_argument("no such level: " + level);
+  return *table;
+}
+
+DType ParseDType(const std::string& name) {
+  if (name == "float32") return DType::kF32;
+  if (name == "float64") return DType::kF64;
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float16") return DType::kF16;
+  throw std::invalid_argument("no such dtype: " + name);
+}
 
 py::list Levels() {
   py::list levels;
@@ -16,9 +68,88 @@ py::list Levels() {
   return levels;
 }
 
+// grad, loss and lse may be None: then only the products are computed.
+void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& dtype,
+                  const py::array& logits, const py::array& tangents, const py::array& labels,
+                  const py::array& weights, py::array products, const py::object& grad,
+                  const py::object& loss, const py::object& lse, double softcap, double z_loss,
+                  double label_smoothing, int64_t ignore_index) {
+  const KernelTable& table = Table(level);
+  const auto output = [](const py::object& array) -> void* {
+    return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data();
+  };
+  SoftmaxCeArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.rows = logits.shape(0);
+  args.vocab = logits.shape(1);
+  args.tangents = tangents.shape(0);
+  args.logits = logits.data();
+  args.u = tangents.data();
+  args.labels = static_cast<const int32_t*>(labels.data());
+  args.weights = weights.data();
+  args.products = products.mutable_data();
+  args.grad = output(grad);
+  args.loss = output(loss);
+  args.lse = output(lse);
+  args.softcap = softcap;
+  args.z_loss = z_loss;
+  args.label_smoothing = label_smoothing;
+  args.ignore_index = ignore_index;
+  Threads pool(threads);
+  const auto workspace = Allocate(table.softmax_ce_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.softmax_ce(args, pool.view());
+}
+
+void RunBlockOrtho(const std::string& level, int64_t threads, const std::string& dtype,
+                   py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
+                   py::array_t<double> coefficients, py::array_t<double> factor,
+                   py::array_t<double> info) {
+  const KernelTable& table = Table(level);
+  BlockOrthoArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.rows = basis.shape(0);
+  args.n = basis.shape(1);
+  args.used = used;
+  args.block = block.shape(0);
+  args.scale = scale;
+  args.seed = seed;
+  args.basis = basis.mutable_data();
+  args.w = block.mutable_data();
+  args.coefficients = coefficients.mutable_data();
+  args.factor = factor.mutable_data();
+  args.info = info.mutable_data();
+  Threads pool(threads);
+  const auto workspace = Allocate(table.block_ortho_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.block_ortho(args, pool.view());
+}
+
+void RunRotateBasis(const std::string& level, int64_t threads, const std::string& dtype,
+                    py::array basis, const py::array_t<double>& rotation, int64_t used,
+                    int64_t kept) {
+  const KernelTable& table = Table(level);
+  RotateBasisArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.rows = basis.shape(0);
+  args.n = basis.shape(1);
+  args.used = used;
+  args.kept = kept;
+  args.basis = basis.mutable_data();
+  args.rotation = rotation.data();
+  Threads pool(threads);
+  const auto workspace = Allocate(table.rotate_basis_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.rotate_basis(args, pool.view());
+}
+
 }  // namespace
 }  // namespace curvax
 
 PYBIND11_MODULE(curvax_native_tests, m) {
-  m.def("levels", &curvax::Levels, "Instruction levels that were compiled and that this machine has.");
+  m.def("levels", &curvax::Levels,
+        "Instruction levels that were compiled and that this machine has.");
+  m.def("softmax_ce", &curvax::RunSoftmaxCe);
+  m.def("block_ortho", &curvax::RunBlockOrtho);
+  m.def("rotate_basis", &curvax::RunRotateBasis);
 }

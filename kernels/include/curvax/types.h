@@ -16,8 +16,8 @@ enum class DType { kF32, kF64, kBF16, kF16 };
 //
 // `run` calls body(context, worker, index) exactly once for every index in [0, count), in any order
 // and on any thread, and returns when all calls have returned. `worker` is in [0, max_workers), and
-// two calls that overlap in time have different workers: kernels use it to pick scratch memory, never
-// to decide what to compute.
+// two calls that overlap in time have different workers: kernels use it to pick scratch memory,
+// never to decide what to compute.
 struct ParallelFor {
   using Body = void (*)(void* context, int64_t worker, int64_t index);
   void (*run)(void* self, int64_t count, Body body, void* context);

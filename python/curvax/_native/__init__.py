@@ -1,11 +1,13 @@
 """The compiled kernels: availability, version check and registration with XLA.
 
-This is the only module that imports the compiled extension. A build without it (``CURVAX_NO_NATIVE=1``)
-is complete but slower; an extension that is present and fails to load is an error.
+This is the only module that imports the compiled extension. A build without it
+(``CURVAX_NO_NATIVE=1``) is complete but slower; an extension that is present and fails to load is
+an error.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -27,7 +29,7 @@ def _runtime_ffi_minor() -> int | None:
 
 
 def _check_ffi_version(compiled: int, runtime: int | None) -> None:
-    """Raises if the runtime would refuse the handlers, which XLA reports only at their first call."""
+    """Raises if the runtime would refuse the handlers: XLA says so only when one is called."""
     if runtime is not None and compiled > runtime:
         raise ImportError(
             f"curvax was compiled against XLA FFI API 0.{compiled}, but the installed jaxlib "
@@ -40,20 +42,20 @@ def _load() -> Any | None:
     if importlib.util.find_spec("curvax._native._cpu") is None:
         return None
     try:
-        from curvax._native import _cpu
+        module = importlib.import_module("curvax._native._cpu")
     except ImportError as error:
         raise ImportError(
             f"curvax's compiled kernels are installed but failed to load: {error}. Reinstall "
             "curvax, or install it with CURVAX_NO_NATIVE=1 to do without them."
         ) from error
     try:
-        info = _cpu.build_info()
+        info = module.build_info()
     except ValueError as error:
         raise ImportError(f"curvax: {error}; it is {os.environ.get('CURVAX_ISA')!r}") from None
     _check_ffi_version(info["ffi_api_minor"], _runtime_ffi_minor())
-    for name, handler in _cpu.registrations().items():
+    for name, handler in module.registrations().items():
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return _cpu
+    return module
 
 
 _module = _load()

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from curvax.ops.block_ortho import ffi, reference
 from curvax.ops.implementation import resolve
 
-__all__ = ["orthonormalize_block", "rotate_basis"]
+__all__ = ["MAX_BLOCK", "orthonormalize_block", "rotate_basis"]
 
 MAX_BLOCK = 32
 
@@ -37,8 +37,9 @@ def orthonormalize_block(
         basis: shape ``(rows, n)``; float32, float64, bfloat16 or float16, rows times ``scale``.
             Rows from ``used`` on are not read and may hold anything. Donate it: the kernel writes
             into it.
-        block: shape ``(b, n)``, ``1 <= b <= 32``; float64 for a float64 basis, else float32. Donate
-            it: the kernel uses it as scratch.
+        block: shape ``(b, n)``, ``1 <= b <= 32``; float64 for a float64 basis, else float32. The
+            kernel uses it as scratch: computed in the same ``jit`` it costs no memory, an argument
+            of the ``jit`` is copied.
         used: int32 scalar; ``used + b <= min(rows, n)``.
         seed: an integer, or a uint32 array of shape ``(2,)``: of the random directions.
         scale: factor by which stored rows are larger than the vectors, for 16-bit storage.
@@ -55,7 +56,7 @@ def orthonormalize_block(
     Raises:
         ValueError: a shape or dtype is wrong, or ``used`` is a known number and too large.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
-        jax.errors.JaxRuntimeError: ``used`` is out of range at run time (kernel only).
+        ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel only).
     """
     op = "orthonormalize_block"
     q, w = jnp.asarray(basis), jnp.asarray(block)

@@ -1,7 +1,7 @@
 """The same in plain JAX, for any platform and as the yardstick of the kernels.
 
 Slower in two ways: rows that are not used are multiplied by zero, and a pass reads the basis twice.
-The rules are those of the kernels (measure, factorise with a floor, replace what is rounding noise).
+The rules are those of the kernels: measure, factorise with a floor, replace rounding noise.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def orthonormalize_block(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
     rows, b = basis.shape[0], block.shape[0]
-    small = jnp.dtype(jnp.float64 if jax.config.jax_enable_x64 else jnp.float32)
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    small = jnp.dtype(jnp.float64 if x64 else jnp.float32)
     mask = jnp.arange(rows, dtype=used.dtype) < used
     q = basis.astype(block.dtype) / scale
     q = jnp.where(mask[:, None], q, jnp.zeros_like(q))

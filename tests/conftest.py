@@ -1,0 +1,40 @@
+"""Strict JAX settings, seeds and skips shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _native_available() -> bool:
+    return importlib.util.find_spec("curvax._native._cpu") is not None
+
+
+# A test that names a kernel is skipped only where the package was built without any. With
+# CURVAX_REQUIRE_NATIVE=1 (continuous integration) a missing kernel is a failure instead.
+requires_native = pytest.mark.skipif(
+    not _native_available() and os.environ.get("CURVAX_REQUIRE_NATIVE") != "1",
+    reason="curvax was installed without compiled kernels (CURVAX_NO_NATIVE)",
+)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20250131)
+
+
+@pytest.fixture(params=[pytest.param("ffi", marks=requires_native), "reference"])
+def impl(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[pytest.param("ffi", marks=requires_native)])
+def native_kernels(request: pytest.FixtureRequest) -> None:
+    """For a test that names a kernel."""

@@ -1,0 +1,14 @@
+"""Levels of the machine, and the module that exposes the kernels to NumPy."""
+
+from __future__ import annotations
+
+import pytest
+
+native = pytest.importorskip(
+    "curvax_native_tests", reason="built only with -DCURVAX_NATIVE_TESTS=ON"
+)
+
+
+@pytest.fixture(params=native.levels())
+def level(request: pytest.FixtureRequest) -> str:
+    return request.param

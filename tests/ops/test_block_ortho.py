@@ -1,0 +1,221 @@
+"""block_ortho in JAX: both implementations, in memory of their own and in donated memory."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
+
+ORTHOGONALITY = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 1e-3}
+IDENTITY = {"float32": 3e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 1e-3}
+
+
+def orthonormal(rng, rows, n):
+    return np.linalg.qr(rng.normal(size=(n, rows)))[0].T
+
+
+def basis_of(q, spare, dtype, scale=1.0):
+    """Rows ``q`` in storage, and `spare` rows of NaN that must never be read."""
+    full = np.full((len(q) + spare, q.shape[1]), np.nan)
+    full[: len(q)] = q * scale
+    return jnp.asarray(full.astype(jnp.dtype(dtype)))
+
+
+def run(impl, basis, w, used, **options):
+    call = jax.jit(functools.partial(orthonormalize_block, impl=impl, **options))
+    compute = jnp.float64 if basis.dtype == jnp.float64 else jnp.float32
+    out = call(basis, jnp.asarray(w, compute), jnp.int32(used), jnp.array([4, 0], jnp.uint32))
+    return [np.asarray(x) for x in out]
+
+
+def check(basis, w, c, s, used, dtype, scale=1.0):
+    b = len(w)
+    q = basis.astype(np.float64) / scale
+    new = q[used : used + b]
+    error = np.abs(np.hstack([new @ q[:used].T, new @ new.T - np.eye(b)])).max()
+    assert error <= ORTHOGONALITY[dtype]
+    assert np.isnan(q[used + b :]).all()
+    assert (c[used:] == 0).all() and (np.tril(s, -1) == 0).all()
+    w = np.asarray(w, np.float64)
+    rest = np.linalg.norm(c[:used].T @ q[:used] + s.T @ new - w, axis=1)
+    assert (rest <= IDENTITY[dtype] * np.linalg.norm(w, axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", ORTHOGONALITY)
+@pytest.mark.parametrize(("used", "b", "n"), [(0, 3, 700), (11, 1, 700), (20, 4, 3001)])
+def test_random_block(impl, dtype, used, b, n, rng):
+    scale = n**0.5 if dtype == "float16" else 1.0
+    w = np.float32(rng.normal(size=(b, n)))
+    q = orthonormal(rng, used, n) if used else np.zeros((0, n))
+    with jax.enable_x64(dtype == "float64"):
+        basis, c, s, info = run(impl, basis_of(q, b + 2, dtype, scale), w, used, scale=scale)
+    check(basis, w, c, s, used, dtype, scale)
+    assert info[0] <= 3 and info[1] == 0
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_small_matrices_are_float64(impl, x64, rng):
+    w = np.float32(rng.normal(size=(2, 100)))
+    with jax.enable_x64(x64):
+        out = run(impl, basis_of(orthonormal(rng, 5, 100), 3, "float32"), w, 5)
+    expected = np.float64 if x64 or impl == "ffi" else np.float32
+    assert {x.dtype for x in out[1:]} == {np.dtype(expected)}
+    assert out[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "replaced"), [("condition", 0), ("dependent", 2), ("span", 4), ("zero", 4)]
+)
+def test_dependent_directions(impl, dtype, name, replaced, rng):
+    used, b, n = 15, 4, 1203
+    q = orthonormal(rng, used, n)
+    random = rng.normal(size=(b, n))
+    blocks = {
+        "condition": (orthonormal(rng, b, b) * np.logspace(0, -3, b)) @ orthonormal(rng, b, n),
+        "dependent": np.stack([random[0], random[1], random[0] - random[1], 0 * random[0]]),
+        "span": rng.normal(size=(b, used)) @ q,
+        "zero": 0 * random,
+    }
+    w = np.asarray(blocks[name], dtype)
+    with jax.enable_x64(True):
+        basis, c, s, info = run(impl, basis_of(q, b + 1, dtype), w, used)
+    check(basis, w, c, s, used, dtype)
+    assert info[1] == replaced and info[0] <= 6
+    assert (np.abs(s).max(1) == 0).sum() == replaced
+
+
+@pytest.mark.parametrize("exponent", [-46, 46, 100])
+def test_only_relative_sizes_matter(impl, exponent, rng):
+    used, b, n = 9, 3, 800
+    q = orthonormal(rng, used, n)
+    w = np.float32(rng.normal(size=(b, n)))
+    w[2] = w[0]
+    with jax.enable_x64(True):
+        one = run(impl, basis_of(q, b, "float32"), w, used)
+        other = run(impl, basis_of(q, b, "float32"), np.ldexp(w, exponent), used)
+    assert list(one[3][:2]) == list(other[3][:2]) and one[3][1] == 1
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+    size = np.abs(one[2]).max()
+    np.testing.assert_allclose(np.ldexp(other[1], -exponent), one[1], atol=1e-6 * size)
+    np.testing.assert_allclose(np.ldexp(other[2], -exponent), one[2], atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nonfinite_block(impl, bad, rng):
+    w = np.float32(rng.normal(size=(2, 90)))
+    w[1, 3] = bad
+    out = run(impl, basis_of(orthonormal(rng, 4, 90), 2, "float32"), w, 4)
+    assert np.isnan(out[3][2]) and np.isnan(out[0][4:6]).all() and np.isnan(out[2]).all()
+    assert np.isfinite(out[0][:4]).all()
+
+
+def test_one_program_for_all_steps_and_no_copy(native_kernels, rng):
+    """Donated, the basis is aliased from end to end, in a loop over steps too."""
+    rows, b, n = 24, 2, 5000
+    block = jnp.asarray(rng.normal(size=(b, n)), jnp.float32)
+
+    def steps(basis, block):
+        def step(i, carry):
+            basis, total = carry
+            used = (2 * i).astype(jnp.int32)
+            basis, c, _, _ = orthonormalize_block(basis, block + total, used, 1, impl="ffi")
+            return basis, total + jnp.sum(c).astype(jnp.float32)
+
+        return jax.lax.fori_loop(0, 6, step, (basis, jnp.float32(0)))[0]
+
+    with jax.enable_x64(True):
+        compiled = jax.jit(steps, donate_argnums=0).lower(jnp.zeros((rows, n), jnp.float32), block)
+        text = compiled.compile().as_text()
+    assert "input_output_alias={ {}: (0" in text
+    assert not re.findall(rf"f32\[{rows},{n}\]\S* copy\(", text)
+
+    def single(basis, block, used):
+        return orthonormalize_block(basis, 2 * block, used, 1, impl="ffi")
+
+    call = jax.jit(single, donate_argnums=0)
+    text = call.lower(jnp.zeros((rows, n)), block, jnp.int32(0)).compile().as_text()
+    assert not re.findall(rf"f32\[{rows},{n}\]\S* copy\(", text)
+
+
+def test_operands_that_are_not_donated_keep_their_values(native_kernels, rng):
+    basis = basis_of(orthonormal(rng, 4, 300), 3, "float32")
+    block = jnp.asarray(rng.normal(size=(2, 300)), jnp.float32)
+    before = np.asarray(basis).copy(), np.asarray(block).copy()
+    orthonormalize_block(basis, block, 4, 0, impl="ffi")
+    np.testing.assert_array_equal(basis, before[0])
+    np.testing.assert_array_equal(block, before[1])
+
+
+def test_runtime_count_out_of_range(native_kernels, rng):
+    basis = basis_of(orthonormal(rng, 4, 300), 3, "float32")
+    block = jnp.zeros((2, 300))
+    with pytest.raises(
+        (ValueError, jax.errors.JaxRuntimeError), match="used 6, b 2, rows 7, n 300"
+    ):
+        jax.block_until_ready(orthonormalize_block(basis, block, jnp.int32(6), 0, impl="ffi"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"basis": jnp.zeros(3)}, r"basis=.*\(rows, n\), got \(3,\)"),
+        ({"basis": jnp.zeros((5, 40), jnp.int32)}, "basis=.*got dtype int32"),
+        ({"block": jnp.zeros((2, 41))}, r"block=.*\(b, 40\).*got \(2, 41\)"),
+        ({"block": jnp.zeros((2, 40), jnp.bfloat16)}, "block=.*float32, got bfloat16"),
+        ({"used": 4}, r"used=.*\[0, min\(rows, n\) - b = 3\], got 4"),
+        ({"used": jnp.float32(1)}, "used=.*int32 scalar"),
+        ({"seed": jnp.zeros(3)}, "seed=.*uint32"),
+        ({"scale": 0.0}, "scale=.*positive"),
+        ({"impl": "fast"}, "impl=.*'fast'"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    arguments = {"basis": jnp.zeros((5, 40)), "block": jnp.zeros((2, 40)), "used": 1, "seed": 0}
+    with pytest.raises(ValueError, match=message):
+        orthonormalize_block(**(arguments | change))
+
+
+@pytest.mark.parametrize("dtype", ORTHOGONALITY)
+def test_rotation(impl, dtype, rng):
+    used, kept, rows, n = 13, 6, 16, 2001
+    basis = rng.normal(size=(rows, n))
+    basis[used:] = np.nan
+    rotation = np.full((rows, rows), np.nan)
+    rotation[:used, :used] = orthonormal(rng, used, used)
+    with jax.enable_x64(True):
+        q = jnp.asarray(basis.astype(jnp.dtype(dtype)))
+        call = jax.jit(functools.partial(rotate_basis, impl=impl))
+        out = np.asarray(call(q, rotation, jnp.int32(used), jnp.int32(kept)), np.float64)
+    q = np.asarray(q, np.float64)
+    want = rotation[:used, :kept].T @ q[:used]
+    eps = float(jnp.finfo(dtype).eps)
+    error = np.linalg.norm(out[:kept] - want, axis=1) / np.linalg.norm(want, axis=1)
+    assert error.max() <= 4 * eps
+    np.testing.assert_array_equal(out[kept:], q[kept:])
+
+
+def test_rotation_is_in_place(native_kernels):
+    with jax.enable_x64(True):
+        call = jax.jit(functools.partial(rotate_basis, impl="ffi"), donate_argnums=0)
+        arguments = (jnp.zeros((8, 999), jnp.float32), jnp.eye(8), jnp.int32(8), jnp.int32(3))
+        compiled = call.lower(*arguments).compile()
+    assert "input_output_alias={ {}: (0" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 999 * 4
+
+
+def test_rotation_wrong_arguments():
+    with pytest.raises(ValueError, match="enable_x64"):
+        rotate_basis(jnp.zeros((4, 9)), np.eye(4), 4, 2)
+    with jax.enable_x64(True):
+        basis = jnp.zeros((4, 9), jnp.float32)
+        with pytest.raises(ValueError, match=r"rotation=.*\(4, 4\) and dtype float64"):
+            rotate_basis(basis, np.eye(4, dtype=np.float32), 4, 2)
+        with pytest.raises(ValueError, match=r"used=.*got 5"):
+            rotate_basis(basis, np.eye(4), 5, 2)
