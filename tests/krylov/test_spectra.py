@@ -89,6 +89,18 @@ def test_k_near_n(n, k, which, dtype):
     assert_honest(truth, result, eps)
 
 
+def test_few_products_of_a_small_matrix_are_not_exceeded():
+    truth = matrix("outliers")
+    a = jnp.asarray(truth, jnp.float32)
+    counted = []
+    with pytest.warns(cx.ConvergenceWarning):
+        result = cx.eigsh(a, 5, max_basis=N, max_matvecs=12, seed=0, callback=counted.append)
+    assert result.num_matvecs == (12, 5) and result.complete is None
+    assert len(counted) == 12
+    with pytest.raises(ValueError, match=f"max_matvecs must be at least {N}"):
+        cx.eigsh(a, N - 1, max_matvecs=N - 1)
+
+
 def test_thick_restarts_bound_the_memory():
     """Many restarts of a basis that is little larger than k."""
     truth = matrix("both signs")

@@ -35,8 +35,8 @@ def eigsh(
     *measured* with a fresh product after the solve, is at most `tol · |λ|max`. A small residual
     proves that an eigenvalue is near, not that none was missed: see `certify`.
 
-    Where the basis may hold n vectors, the matrix is formed by n products and decomposed instead,
-    which finds every eigenvalue (`complete` is then True).
+    Where the basis may hold n vectors, and n products are allowed, the matrix is formed by those
+    products and decomposed instead, which finds every eigenvalue (`complete` is then True).
 
     Args:
         A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
@@ -94,7 +94,7 @@ def eigsh(
     }
     settings = settle(op, k, which, options)
     start = starting_block(op, v0, settings)
-    if settings.rows >= op.shape[0]:
+    if op.shape[0] <= min(settings.rows, settings.max_matvecs):
         return solve_dense(op, settings)
     with InterruptFlag() as interrupted:
         return Solve(op, settings, interrupted).run(start, warm=v0 is not None)

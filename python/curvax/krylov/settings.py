@@ -56,7 +56,7 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any]) -> Setting
             f"basis_dtype must be that of the operator, {op.dtype.name}, got {basis_dtype.name}"
         )
     block = _block_size(op, options["block_size"], wanted.k)
-    fewest = -(-wanted.k // block) * block
+    fewest = n if wanted.k + 2 * block > n else -(-wanted.k // block) * block
     default_matvecs = max(fewest, min(10 * n, max(1000, 100 * wanted.k)))
     max_matvecs = _integer("max_matvecs", options["max_matvecs"], default_matvecs, low=fewest)
     rows = _basis_rows(op, options["max_basis"], wanted.k, block)
