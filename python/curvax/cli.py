@@ -31,6 +31,8 @@ _NOT_CONVERGED = 3
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
+_Certify = Literal["residuals", "complete"]
+
 _COMPLETE = {
     None: "not checked (--certify complete searches for missed ones)",
     True: "searched: none was left to find",
@@ -102,7 +104,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the starting vector.")] = 0,
     certify: Annotated[
-        Literal["residuals", "complete"],
+        _Certify,
         typer.Option(help="Prove residuals only, or also search for missed eigenvalues."),
     ] = "residuals",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -139,7 +141,7 @@ def _analyse(
     tol: float,
     max_matvecs: int | None,
     seed: int,
-    certify: str,
+    certify: _Certify,
     quiet: bool,
 ) -> EigenResult:
     with show_progress(quiet, "loading JAX and the model; compiling its loss"):
