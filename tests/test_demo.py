@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 DATA = importlib.resources.files("curvax.demo")
 
 
+@pytest.fixture(autouse=True)
+def default_promotion():
+    """The settings that users have, in place of the tests' strict ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def loaded():
     return demo.load()
