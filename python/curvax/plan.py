@@ -36,9 +36,7 @@ def _control_group_free() -> int | None:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
-        statistics = dict(
-            line.split() for line in (group / "memory.stat").read_text().splitlines()
-        )
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
     if limit == "max":
