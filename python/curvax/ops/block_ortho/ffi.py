@@ -9,7 +9,15 @@ import numpy as np
 def orthonormalize_block(
     basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """See `api.orthonormalize_block`. The second result, scratch over the block, is dropped."""
+    """See `api.orthonormalize_block`."""
+    new_basis, _, coefficients, factor, info = call_block_ortho(basis, block, used, seed, scale)
+    return new_basis, coefficients, factor, info
+
+
+def call_block_ortho(
+    basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The bare call, whose second result is what the kernel has left over the block: scratch."""
     rows, b = basis.shape[0], block.shape[0]
     small = np.dtype(np.float64)
     call = jax.ffi.ffi_call(
@@ -24,10 +32,10 @@ def orthonormalize_block(
         vmap_method="sequential",
         input_output_aliases={0: 0, 1: 1},
     )
-    new_basis, _, coefficients, factor, info = call(
+    basis, scratch, coefficients, factor, info = call(
         basis, block, used, seed, scale=np.float64(scale)
     )
-    return new_basis, coefficients, factor, info
+    return basis, scratch, coefficients, factor, info
 
 
 def rotate_basis(
