@@ -140,6 +140,12 @@ def test_an_interrupted_solve_keeps_what_is_known(solver, tmp_path):
     assert (tmp_path / "spectrum.png").exists()
 
 
+def test_too_few_pairs_have_no_index(solver, tmp_path):
+    solver.outcome = fake_result([3.0, -1.0], residuals=[np.nan, np.nan], interrupted=True)
+    rows = table_rows(run("demo", "--out", tmp_path).stdout)
+    assert [row[:2] for row in rows] == [["?", "3.00000"], ["?", "-1.00000"]]
+
+
 def test_an_interrupt_before_anything_is_known(solver, tmp_path):
     solver.outcome = KeyboardInterrupt()
     outcome = run("demo", "--out", tmp_path)
@@ -238,6 +244,7 @@ def test_marks_are_ascii_where_the_encoding_is(solver, tmp_path):
         (["--high", "-1"], "--high"),
         (["--high", "0", "--low", "0"], "--low"),
         (["--max-matvecs", "0"], "--max-matvecs"),
+        (["--max-matvecs", "14"], "--max-matvecs"),
         (["--seed", "-1"], "--seed"),
         (["--certify", "hope"], "--certify"),
         (["--unknown"], "--unknown"),

@@ -116,10 +116,13 @@ def demo(
     """
     if high + low == 0:
         raise typer.BadParameter("ask for at least one eigenvalue", param_hint="--high, --low")
+    if max_matvecs is not None and max_matvecs < high + low:
+        message = f"{high + low} eigenvalues need at least as many products, got {max_matvecs}"
+        raise typer.BadParameter(message, param_hint="--max-matvecs")
     console = Console(quiet=quiet, markup=False, highlight=False)
     try:
         result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
-        _print_result(console, result, high)
+        _print_result(console, result, (high, low))
         _write_files(console, result, out)
     except KeyboardInterrupt:
         _fail("interrupted", _INTERRUPTED)
@@ -196,27 +199,32 @@ def _print_facts(console: Console, rows: dict[str, str]) -> None:
     console.print(grid)
 
 
-def _print_result(console: Console, result: EigenResult, high: int) -> None:
+def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> None:
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
     table = Table()
     for name in ("index", "eigenvalue", "residual", "bound", "converged"):
         table.add_column(name, justify="center" if name == "converged" else "right")
-    k = len(result.eigenvalues)
     columns = (result.eigenvalues, result.residuals, result.bounds, result.converged)
     for i, (value, residual, bound, converged) in enumerate(zip(*columns, strict=True)):
         table.add_row(
-            # Counted from the low end, as Python counts from the end of a list.
-            str(i + 1 if i < high else i - k),
+            _index(i, len(result.eigenvalues), k),
             f"{value:.5f}",
             _measured(residual),
             _measured(bound),
             marks[0] if converged else marks[1],
             style=None if converged else "red",
-            end_section=i == high - 1,
+            end_section=i == k[0] - 1,
         )
     console.print(table)
     _print_facts(console, _facts(result))
     console.print(_verdict(result), style="green" if result.all_converged else "bold red")
+
+
+def _index(i: int, found: int, k: tuple[int, int]) -> str:
+    """From 1 at the high end, from -1 at the low end, as Python counts in a list."""
+    if found < sum(k):
+        return "?"  # interrupted so early that it is not known which these are
+    return str(i + 1 if i < k[0] else i - found)
 
 
 def _measured(residual: float) -> str:
