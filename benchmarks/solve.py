@@ -174,7 +174,7 @@ def _run(case: str, seed: int, products: int) -> dict[str, Any]:
     return dict(json.loads(out.splitlines()[-1]))
 
 
-def _smallest(case: str, seed: int, low: int = 28, high: int = 43) -> int:
+def _smallest(case: str, seed: int, low: int = 28, high: int = 40) -> int:
     """The fewest products that reach the residual, by bisection."""
     while low < high:
         middle = (low + high) // 2

@@ -86,8 +86,14 @@ class Lanczos:
     def random_block(self) -> Array:
         """A block of standard normal vectors, the next of the seed's sequence."""
         self._draws += 1
-        key = jax.random.fold_in(jax.random.key(self._seed & 0xFFFFFFFF), self._draws)
-        return jax.random.normal(key, (self.block, self.op.shape[0]), self.op.dtype)
+        return programs.run(
+            self.clock,
+            programs.random_block,
+            self.op,
+            self._like,
+            np.uint32(self._seed & 0xFFFFFFFF),
+            np.uint32(self._draws),
+        )
 
     @property
     def full(self) -> bool:

@@ -68,6 +68,17 @@ def run(clock: Clock, fun: Callable[..., Any], *args: Any, donate: tuple[int, ..
     return _cache[key](*args)
 
 
+def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
+    """A block of standard normal vectors, as many as `like` is long: the draw-th of the seed."""
+    key = jax.random.fold_in(jax.random.key(seed), draw)
+    return jax.random.normal(key, (like.shape[0], op.shape[0]), op.dtype)
+
+
+def ritz_vectors(op: Operator, basis: Array, rows: Array) -> Any:
+    """The given rows of the basis as vectors of the operator, in one program."""
+    return op.unravel(basis[rows].astype(op.dtype))
+
+
 def product(op: Operator, basis: Array, start: Array, like: Array) -> Array:
     """Multiply the rows `start : start + b` of the basis; `like` gives b by its length."""
     block = lax.dynamic_slice_in_dim(basis, start, like.shape[0])

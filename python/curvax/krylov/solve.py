@@ -4,10 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.krylov import programs
 from curvax.krylov.certificates import (
     Certificate,
     effective_tolerance,
@@ -20,7 +20,7 @@ from curvax.krylov.certificates import (
 )
 from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.lanczos import Lanczos, Matrix, Ritz
-from curvax.krylov.programs import Clock
+from curvax.krylov.programs import Clock, run
 from curvax.krylov.selection import Indices
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
@@ -250,7 +250,8 @@ class Solve:
         down = np.argsort(-values, kind="stable")
         vectors = None
         if settings.return_eigenvectors:
-            vectors = self.op.unravel(state.basis[jnp.asarray(down)].astype(self.op.dtype))
+            rows = down.astype(np.int32)
+            vectors = run(self.clock, programs.ritz_vectors, self.op, state.basis, rows)
         return EigenResult(
             eigenvalues=values[down],
             eigenvectors=vectors,
