@@ -127,7 +127,7 @@ class GradientMap:
             consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
         ) -> list[Array]:
             given = jax.tree.leaves((consts, tuple(leaves), batch))
-            own = iter(residuals)
+            own = iter(residuals or ())
             complete = [next(own) if s is None else given[s] for s in sources]
             return list(jax.tree.unflatten(structure[0], complete)(tangents))
 
