@@ -62,7 +62,8 @@ class EigenResult:
             each value: the residual (Weyl). It does not say that none was missed: see `complete`.
         estimated_errors: `(k,)` `min(‖r‖, ‖r‖²/gap)` (Kato-Temple) with the gap to the nearest
             other Ritz value, so an estimate. After an interrupt, from the recurrence.
-        converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`.
+        converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`, and no other Ritz value, far
+            from converged, could still displace the pair from the wanted ones.
         complete: True, or False, if `certify="complete"` searched for missed eigenvalues and
             found none left, or ran out of products; None if nothing was searched.
         orthogonality: `max |XᵀX − I|` over the returned vectors, measured.
@@ -124,12 +125,13 @@ class EigenResult:
         """Write `path.npz` (all arrays) and `path.json` (all but the eigenvectors).
 
         Args:
-            path: the files' common stem.
+            path: the files' common stem; a suffix `.npz` or `.json` is taken off.
 
         Returns:
             The paths of the two files.
         """
         stem = Path(path)
+        stem = stem.with_suffix("") if stem.suffix in (".npz", ".json") else stem
         stem.parent.mkdir(parents=True, exist_ok=True)
         npz, text = stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json")
         facts: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,11 @@ EPS = float(np.finfo(np.float32).eps)
 def _operator(name="outliers"):
     a = jnp.asarray(matrix(name), jnp.float32)
     return cx.from_matvec(lambda v: jnp.dot(a, v, precision="highest"), N)
+
+
+def _two_ends():
+    values = jnp.concatenate([jnp.asarray([10.0, 9, -8, -7.9]), jnp.linspace(-1, 1, 56)])
+    return cx.from_matvec(lambda v: values * v, 60)
 
 
 def _noisy(size):
@@ -42,6 +48,8 @@ class TestCertificates:
         true = np.linalg.norm(
             vectors @ matrix("outliers") - result.eigenvalues[:, None] * vectors, axis=1
         )
+        # What the recurrence predicts, in pairs that point the same way, is no noise.
+        assert result.noise < 1e-5
         # An upper estimate of each, which the recurrence alone is not where products are noisy.
         assert np.all(true <= 1.01 * result.residuals + 20 * EPS * scale)
 
@@ -100,6 +108,30 @@ class TestCertificates:
             result = cx.eigsh(_operator(), 6, max_matvecs=9, seed=0, max_basis=60)
         assert not result.all_converged and result.num_matvecs.solve == 9
         assert_honest(matrix("outliers"), result, EPS)
+
+    def test_an_unsettled_runner_up_is_never_silent(self, monkeypatch):
+        """With a basis too small to let the runner-up grow, the solve runs out of products."""
+        monkeypatch.setattr(settings, "_fewest_rows", lambda k, b: k + 2 * b)
+        op = _two_ends()
+        for seed in range(12):
+            for certify in ("residuals", "complete"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", cx.ConvergenceWarning)
+                    result = cx.eigsh(op, 2, seed=seed, block_size=1, max_basis=4, certify=certify)
+                found = np.allclose(result.eigenvalues, [10, 9], atol=0.05)
+                assert found or not result.all_converged
+                assert found or not result.complete
+
+    @pytest.mark.parametrize("block", [1, 2, 3])
+    def test_the_smallest_basis_finds_both_ends(self, block):
+        op = _two_ends()
+        for seed in range(8):
+            result = cx.eigsh(
+                op, 2, seed=seed, block_size=block, max_basis=2 + 4 * block,
+                certify="complete",
+            )  # fmt: skip
+            np.testing.assert_allclose(result.eigenvalues, [10, 9], atol=0.02)
+            assert result.complete
 
     def test_search_out_of_products_is_not_complete(self):
         first = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
@@ -274,13 +306,15 @@ class TestBadOperators:
         (2, {"block_size": 99}, ValueError, "block_size must be at most 32"),
         (2, {"block_size": 1.5}, TypeError, "block_size"),
         (2, {"block_size": "big"}, ValueError, "block_size"),
-        (5, {"max_basis": 6}, ValueError, "max_basis must be at least k . 2.block_size = 7, got 6"),
+        (5, {"max_basis": 6}, ValueError, "max_basis must be at least k . 4.block_size = 9, got 6"),
         (5, {"max_matvecs": 4}, ValueError, "max_matvecs must be at least 5, got 4"),
         (2, {"seed": -1}, ValueError, "seed"),
         (2, {"seed": 1.5}, TypeError, "seed"),
         (2, {"certify": "maybe"}, ValueError, "certify"),
         (2, {"callback": 3}, TypeError, "callback"),
         (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
+        (2, {"basis_dtype": "short"}, ValueError, "basis_dtype must be .* float32, got 'short'"),
+        (2, {"return_eigenvectors": "yes"}, TypeError, "return_eigenvectors must be True or"),
         (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
         (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),
         (2, {"v0": np.ones(N + 1)}, ValueError, r"shape \(160,\), got \(161,\)"),
@@ -309,6 +343,21 @@ def test_selection_orders_all_indices(which):
     np.testing.assert_array_equal(np.sort(values[order[:3]])[::-1], wanted(values, 3, which))
 
 
+def test_who_is_in_doubt():
+    values, residuals = np.asarray([10.0, 5, -6, 4, 1]), np.asarray([0, 0, 0, 3.0, 9])
+
+    def doubtful(k, which, settled=0.1):
+        wanted_ = parse_wanted(k, which, 5)
+        return wanted_.doubtful(values, residuals, wanted_.order(values), settled).tolist()
+
+    assert doubtful(3, "LM") == [False, True, True]  # 10, -6, 5 before 4 + 3
+    assert doubtful(3, "LM", settled=3) == [False, False, False]
+    assert doubtful(2, "LA") == [False, True]
+    assert doubtful((2, 1), "BE") == [False, True, True]  # from above 4 + 3, from below 1 - 9
+    assert doubtful((1, 2), "BE") == [False, False, False]
+    assert doubtful(5, "LM") == [False] * 5
+
+
 def test_results_survive_saving(tmp_path):
     import json
 
@@ -321,3 +370,4 @@ def test_results_survive_saving(tmp_path):
     assert facts["num_matvecs"] == {"solve": result.num_matvecs.solve, "verification": 3}
     assert len(facts["history"]) == len(result.history)
     assert str(result).count("yes") == 3
+    assert result.save(tmp_path / "v1.2.npz")[1] == tmp_path / "v1.2.json"

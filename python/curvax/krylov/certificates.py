@@ -1,6 +1,7 @@
 """What is measured of the pairs that a solve found, with products made after it."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -55,23 +56,25 @@ def measure_sampled(
 ) -> Certificate:
     """Check random signed sums of the pairs: `samples` products, whatever k is.
 
-    For signs σ, `‖A Xσ − XΘσ‖² = ‖Rσ‖²`, whose expectation is `Σ‖r_i‖²`. What exceeds the sum of
-    the predicted squares is charged in full to every pair.
+    The recurrence says `A X = X Θ + Q_new E` (see `lanczos`). For signs σ the norm of what is left,
+    `‖A Xσ − XΘσ − Q_new E σ‖²`, has the expectation `Σ‖n_i‖²` of the errors `n_i` that it does not
+    predict; the largest is charged in full to every pair.
     """
     rng = np.random.default_rng(state.matvecs)
     signs = rng.choice([-1.0, 1.0], size=(samples, len(values)))
-    excess = 0.0
+    excess, k, used = 0.0, len(values), state.used
     for sign in signs:
-        rows = np.stack([sign, sign * values]).astype(state.op.dtype)
-        vectors = programs.run(state.clock, programs.combine, state.basis, rows)
+        weights = np.zeros((2, used + state.block), state.op.dtype)
+        weights[0, :k], weights[1, :k] = sign, sign * values
+        weights[1, used:] = state.coupling[:, :k] @ sign
+        vectors = programs.run(state.clock, programs.combine, state.basis, weights)
         with state.clock.part("verification"):
             products = programs.run(state.clock, programs.multiply, state.op, vectors[:1])
             state.matvecs += 1
         difference = np.asarray(products[0] - vectors[1], np.float64)
-        measured = float(difference @ difference)
-        excess = max(excess, measured - float(np.sum(predicted**2)))
-    residuals = np.sqrt(predicted**2 + max(excess, 0.0))
-    return Certificate(values.copy(), residuals, _unexplained(residuals, predicted, scale))
+        excess = max(excess, float(difference @ difference))
+    noise = math.sqrt(excess) / scale if scale > 0 else 0.0
+    return Certificate(values.copy(), np.sqrt(predicted**2 + excess), noise)
 
 
 def _unexplained(measured: Matrix, predicted: Matrix, scale: float) -> float:

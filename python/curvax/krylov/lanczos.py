@@ -66,7 +66,7 @@ class Lanczos:
         self._draws = 0
         self._largest = 0.0
         self._projection = np.zeros((rows, rows))
-        self._coupling = np.zeros((block, 0))
+        self.coupling = np.zeros((block, 0))
         # Whether E holds all that couples the next block to the rows before it.
         self._coupling_known = True
         self.replaced = False
@@ -80,7 +80,7 @@ class Lanczos:
         by their residuals, which E does not hold.
         """
         self._append(block)
-        self._coupling = np.zeros((self.block, self.used))
+        self.coupling = np.zeros((self.block, self.used))
         self._coupling_known = self.used == 0
 
     def random_block(self) -> Array:
@@ -111,8 +111,8 @@ class Lanczos:
         t[:m, old:m] = measured[:m]
         t[old:m, :m] = measured[:m].T
         t[old:m, old:m] = (measured[old:m] + measured[old:m].T) / 2
-        self._coupling = np.zeros((b, m))
-        self._coupling[:, old:] = coupling
+        self.coupling = np.zeros((b, m))
+        self.coupling[:, old:] = coupling
 
     def multiply(self, start: int, part: str = "products") -> Array:
         """The products `(b, n)` of the rows from `start`; finished when this returns."""
@@ -149,12 +149,12 @@ class Lanczos:
         scale = max(
             np.abs(self._projection[:old, :old]).max(initial=0),
             np.abs(measured).max(),
-            np.abs(self._coupling).max(initial=0),
+            np.abs(self.coupling).max(initial=0),
         )
         if not self._coupling_known or scale == 0:
             return 0.0
         within = np.abs(measured[old:m] - measured[old:m].T).max()
-        across = np.abs(measured[:old] - self._coupling.T).max(initial=0)
+        across = np.abs(measured[:old] - self.coupling.T).max(initial=0)
         asymmetry = float(max(within, across) / scale)
         if asymmetry > ASYMMETRY_LIMIT:
             raise ValueError(
@@ -187,7 +187,7 @@ class Lanczos:
             m = self.used
             values, vectors = np.linalg.eigh(self._projection[:m, :m])
             self._largest = max(self._largest, float(np.abs(values).max()))
-            residuals = np.linalg.norm(self._coupling @ vectors, axis=0)
+            residuals = np.linalg.norm(self.coupling @ vectors, axis=0)
             return Ritz(values, vectors, residuals, self._largest)
 
     def restart(self, ritz: Ritz, keep: np.ndarray[Any, Any]) -> None:
@@ -209,7 +209,7 @@ class Lanczos:
             jax.block_until_ready(self.basis)
         self._projection[:] = 0
         self._projection[range(p), range(p)] = ritz.values[keep]
-        self._coupling = self._coupling @ ritz.vectors[:, keep]
+        self.coupling = self.coupling @ ritz.vectors[:, keep]
         self.used = p
         self.restarts += 1
 

@@ -54,27 +54,37 @@ class Wanted:
             taken.add(index)
         return np.asarray(order, np.intp)
 
-    def overtaking(
-        self, values: np.ndarray[Any, Any], residuals: np.ndarray[Any, Any], order: Indices
-    ) -> Indices:
-        """The next in line that would be wanted if they moved outwards by their residuals.
+    def doubtful(
+        self,
+        values: np.ndarray[Any, Any],
+        residuals: np.ndarray[Any, Any],
+        order: Indices,
+        settled: float,
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the wanted the next in line would displace, moved outwards by its residual.
 
         Args:
-            values: Ritz values.
-            residuals: their residual norms: an eigenvalue lies within.
+            values: `(m,)` Ritz values.
+            residuals: `(m,)` their residual norms: an eigenvalue lies within.
             order: `self.order(values)`.
+            settled: one next in line whose residual is at most this displaces none.
 
         Returns:
-            Their indices: none or one, or up to two (one at each end) for `"BE"`.
+            `(min(k, m),)`, in the order of preference.
         """
         if self.which == "BE":
-            high, low = order[self.k :: 2][:1], order[self.k + 1 :: 2][:1]
-            above = values[high] + residuals[high] > values[order[self.high - 1]]
-            below = values[low] - residuals[low] < values[order[self.k - 1]]
-            return np.concatenate([high[above & (self.high > 0)], low[below & (self.low > 0)]])
-        outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
-        following, last = order[self.k : self.k + 1], order[self.k - 1]
-        return following[outward[following] + residuals[following] > outward[last]]
+            ends = [(values, 0, self.high, 0), (-values, self.high, self.k, 1)]
+        else:
+            outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
+            ends = [(outward, 0, self.k, 0)]
+        out = np.zeros(min(self.k, len(order)), bool)
+        for outward, first, stop, skipped in ends:
+            # Beyond the wanted the two ends take turns, the high end first.
+            following = order[self.k + skipped :][:1]
+            reach = outward[following] + residuals[following]
+            reach = reach[residuals[following] > settled].max(initial=-np.inf)
+            out[first:stop] = outward[order[first:stop]] < reach
+        return out
 
 
 def parse_wanted(k: Any, which: Any, n: int) -> Wanted:

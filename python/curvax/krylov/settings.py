@@ -50,13 +50,17 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any]) -> Setting
     if options["callback"] is not None and not callable(options["callback"]):
         raise TypeError(f"callback must be callable, got {options['callback']!r}")
     seed = _integer("seed", options["seed"], secrets.randbits(32), low=0)
-    basis_dtype = np.dtype(options["basis_dtype"] or op.dtype)
-    if basis_dtype != op.dtype:
+    if not _is_dtype(options["basis_dtype"] or op.dtype, op.dtype):
         raise ValueError(
-            f"basis_dtype must be that of the operator, {op.dtype.name}, got {basis_dtype.name}"
+            f"basis_dtype must be that of the operator, {op.dtype.name}, "
+            f"got {options['basis_dtype']!r}"
+        )
+    if not isinstance(options["return_eigenvectors"], (bool, np.bool_)):
+        raise TypeError(
+            f"return_eigenvectors must be True or False, got {options['return_eigenvectors']!r}"
         )
     block = _block_size(op, options["block_size"], wanted.k)
-    fewest = n if wanted.k + 2 * block > n else -(-wanted.k // block) * block
+    fewest = n if _fewest_rows(wanted.k, block) > n else -(-wanted.k // block) * block
     default_matvecs = max(fewest, min(10 * n, max(1000, 100 * wanted.k)))
     max_matvecs = _integer("max_matvecs", options["max_matvecs"], default_matvecs, low=fewest)
     rows = _basis_rows(op, options["max_basis"], wanted.k, block)
@@ -67,11 +71,18 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any]) -> Setting
         block=block,
         rows=rows,
         max_matvecs=max_matvecs,
-        basis_dtype=basis_dtype,
+        basis_dtype=op.dtype,
         certify=options["certify"],
         callback=options["callback"],
         return_eigenvectors=bool(options["return_eigenvectors"]),
     )
+
+
+def _is_dtype(asked: Any, dtype: Any) -> bool:
+    try:
+        return bool(np.dtype(asked) == dtype)
+    except TypeError:
+        return False
 
 
 def _check_tol(tol: Any) -> float:
@@ -123,8 +134,16 @@ def _fastest_block(op: Operator) -> int:
     return min(costs, key=lambda block: costs[block])
 
 
+def _fewest_rows(k: int, block: int) -> int:
+    """A restart must keep a block more than the wanted and make two steps before the next.
+
+    With less, the next in line starts anew at every restart and never shows that it ranks higher.
+    """
+    return k + 4 * block
+
+
 def _basis_rows(op: Operator, asked: Any, k: int, block: int) -> int:
-    n, smallest = op.shape[0], k + 2 * block
+    n, smallest = op.shape[0], _fewest_rows(k, block)
     row_bytes = n * op.dtype.itemsize
     # Beside the basis: a block, its products, the scratch of the product, and the result.
     beside = (k + 4 * block) * row_bytes
@@ -137,7 +156,7 @@ def _basis_rows(op: Operator, asked: Any, k: int, block: int) -> int:
         rows = _integer("max_basis", asked, 0, low=1)
         if rows < min(smallest, n):
             raise ValueError(
-                f"max_basis must be at least k + 2*block_size = {smallest}, got {rows}"
+                f"max_basis must be at least k + 4*block_size = {smallest}, got {rows}"
             )
     rows = min(rows, n)
     if rows * row_bytes + beside > free:

@@ -44,12 +44,14 @@ class _Pairs:
         values: their Ritz values, the wanted ones first in order of preference.
         predicted: `(k,)` the residuals that the recurrence estimates.
         others: Ritz values that were not wanted.
+        doubtful: `(k,)` whether one not wanted, far from converged, could still displace it.
         scale: |λ|max.
     """
 
     values: Matrix
     predicted: Matrix
     others: Matrix
+    doubtful: np.ndarray[Any, np.dtype[np.bool_]]
     scale: float
 
 
@@ -132,7 +134,8 @@ class Solve:
             enough = len(order) >= wanted.k
             relative = ritz.residuals[order[: wanted.k]] / (ritz.scale or 1.0)
             self._note(ritz, relative if enough else np.full(wanted.k, np.inf))
-            converged = enough and bool(np.all(relative <= target)) and not self._unsettled(ritz)
+            converged = enough and bool(np.all(relative <= target))
+            converged = converged and not self._doubtful(ritz, order).any()
             if state.replaced or np.all(ritz.residuals <= self.tol * ritz.scale):
                 # The Krylov space closed, so every residual is small whatever lies outside it: the
                 # directions that follow must first show that they change nothing.
@@ -144,12 +147,10 @@ class Solve:
             if done or self._exhausted or self.interrupted:
                 return ritz, order
 
-    def _unsettled(self, ritz: Ritz) -> bool:
-        """Whether an unwanted Ritz pair, far from converged, could still become a wanted one."""
-        wanted = self.settings.wanted
-        order = wanted.order(ritz.values)
-        rivals = wanted.overtaking(ritz.values, ritz.residuals, order)
-        return bool(np.any(ritz.residuals[rivals] > _SETTLED * self.tol * ritz.scale))
+    def _doubtful(self, ritz: Ritz, order: Indices) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether an unwanted Ritz pair, far from converged, could still displace each wanted."""
+        settled = _SETTLED * self.tol * ritz.scale
+        return self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, settled)
 
     def _unchanged(self, values: Matrix, scale: float) -> bool:
         """Whether the wanted Ritz values are those before, by a tenth of the tolerance."""
@@ -190,6 +191,7 @@ class Solve:
             ritz.values[chosen],
             ritz.residuals[chosen],
             ritz.values[order[self.settings.wanted.k :]],
+            self._doubtful(ritz, order),
             ritz.scale,
         )
 
@@ -197,8 +199,9 @@ class Solve:
         before = self.state.matvecs
         with self.clock.part("verification"):
             if self.settings.certify == "sampled":
-                values, predicted = pairs.values, pairs.predicted
-                certificate = measure_sampled(self.state, values, predicted, pairs.scale)
+                certificate = measure_sampled(
+                    self.state, pairs.values, pairs.predicted, pairs.scale
+                )
             else:
                 certificate = measure(self.state, pairs.predicted, pairs.scale)
         self.verification += self.state.matvecs - before
@@ -221,6 +224,7 @@ class Solve:
             begun = self.solve_matvecs
             ritz, order = self._iterate(self.tol / 2, shortest=length)
             finished = self.solve_matvecs - begun >= length
+            finished = finished and not self._doubtful(ritz, order).any()
             self._wanted = np.sort(pairs.values)
             unchanged = self._unchanged(ritz.values[order[:k]], ritz.scale)
             if unchanged and self.state.restarts == restarts:
@@ -243,7 +247,7 @@ class Solve:
         else:
             values, residuals = certificate.values, certificate.residuals
             errors = estimate_errors(values, residuals, pairs.others)
-            converged = residuals <= self.tol * pairs.scale
+            converged = (residuals <= self.tol * pairs.scale) & ~pairs.doubtful
         with self.clock.part("verification"):
             loss = orthogonality(state, k)
         self._warn(converged)
