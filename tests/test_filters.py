@@ -34,6 +34,16 @@ def test_selection(where, chosen):
             select(PARAMS, where)
 
 
+def test_not_a_regular_expression():
+    with pytest.raises(ValueError, match=r"match_regex .* got 'a\('.*unterminated"):
+        match_regex("head", "a(")
+
+
+def test_a_bare_string_suggests_match_names():
+    with pytest.raises(TypeError, match=r"got 'head': did you mean match_names\('head'\)\?"):
+        select(PARAMS, "head")
+
+
 @pytest.mark.parametrize("function", [match_names, match_regex])
 def test_patterns_must_be_strings(function):
     for patterns in ((), (3,), (None,)):

@@ -48,11 +48,16 @@ def match_regex(*patterns: str) -> NamePattern:
 
     Raises:
         TypeError: no pattern, or one that is not a string.
-        re.error: a pattern is not a regular expression.
+        ValueError: a pattern is not a regular expression.
     """
     _check_patterns("match_regex", patterns)
     for pattern in patterns:
-        re.compile(pattern)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"match_regex takes regular expressions, got {pattern!r}: {error}"
+            ) from error
     return NamePattern(patterns, lambda name, pattern: re.search(pattern, name) is not None)
 
 
@@ -96,9 +101,10 @@ def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
 def _mask(params: Any, where: Any) -> list[bool]:
     mask = jax.tree.leaves(where)
     if not mask or not all(isinstance(entry, bool) for entry in mask):
+        meant = f": did you mean match_names({where!r})?" if isinstance(where, str) else ""
         raise TypeError(
             "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
-            f"of bools; got {where!r}"
+            f"of bools; got {where!r}{meant}"
         )
     expected: Any = jax.tree.structure(params)
     if jax.tree.structure(where) != expected:

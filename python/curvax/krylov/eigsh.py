@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+
 from curvax.krylov.dense import solve_dense
 from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
-from curvax.operators.matrix import as_operator
+from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import EigenResult, Progress
 
 
@@ -53,7 +56,7 @@ def eigsh(
         block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);
             `"tune"` measures. A larger block needs more products but finds up to that many copies
             of a multiple eigenvalue.
-        max_basis: the most vectors that the basis may hold, at least `k + 2·block_size`. By
+        max_basis: the most vectors that the basis may hold, at least `k + 4·block_size`. By
             default `max(3k, k + 64) + 2·block_size`, or what fits in 40 % of the free memory.
         max_matvecs: the most products of the solve; verification takes k more. By default
             `min(10n, max(1000, 100k))`.
@@ -66,8 +69,10 @@ def eigsh(
         return_eigenvectors: whether to return the vectors.
 
     Returns:
-        The pairs and what was measured of them. Pairs that did not converge are returned too,
-        marked, with a `ConvergenceWarning`. After Ctrl-C: what was known, marked not converged.
+        The pairs, in descending order of the values whatever `which` is, and what was measured of
+        them. A pair does not count as converged while one not wanted could still displace it. Pairs
+        that did not converge are returned too, marked, with a `ConvergenceWarning`. After Ctrl-C:
+        what was known, marked not converged.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -80,6 +85,9 @@ def eigsh(
         problems", SIAM J. Matrix Anal. Appl. 22 (2000), section 2; Y. Zhou and Y. Saad, "Block
         Krylov-Schur method for large symmetric eigenvalue problems", Numer. Algor. 47 (2008).
     """
+    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
+        raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
     op = as_operator(A)
     options = {
         "tol": tol,
@@ -92,9 +100,10 @@ def eigsh(
         "callback": callback,
         "return_eigenvectors": return_eigenvectors,
     }
-    settings = settle(op, k, which, options)
-    start = starting_block(op, v0, settings)
-    if op.shape[0] <= min(settings.rows, settings.max_matvecs):
-        return solve_dense(op, settings)
-    with InterruptFlag() as interrupted:
-        return Solve(op, settings, interrupted).run(start, warm=v0 is not None)
+    with original_errors(op):
+        settings = settle(op, k, which, options)
+        start = starting_block(op, v0, settings)
+        if op.shape[0] <= min(settings.rows, settings.max_matvecs):
+            return solve_dense(op, settings)
+        with InterruptFlag() as interrupted:
+            return Solve(op, settings, interrupted).run(start, warm=v0 is not None)

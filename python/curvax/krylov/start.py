@@ -19,13 +19,15 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     eigenvectors contains them all again after as many products.
 
     Raises:
-        TypeError: `v0` has no vectors, or is complex.
+        TypeError: `v0` has no vectors, or is not made of real numbers.
         ValueError: `v0` does not look like a vector or a block of the operator, or is zero or not
             finite.
     """
     if v0 is None:
         return None
     vectors = _vectors(op, v0)
+    if not len(vectors):
+        raise ValueError("v0 must have at least one vector, got a block of none")
     norms = jnp.linalg.norm(vectors, axis=1)
     if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
         raise ValueError("v0 must be finite and not zero")
@@ -45,12 +47,21 @@ def _vectors(op: Operator, v0: Any) -> Array:
     if isinstance(v0, EigenResult):
         if v0.eigenvectors is None:
             raise TypeError("v0 is a result without eigenvectors (return_eigenvectors=False)")
-        return op.space.ravel(v0.eigenvectors, batch_axes=1)
+        v0 = v0.eigenvectors
     leaves = jax.tree.leaves(v0)
     if not leaves:
         raise TypeError(f"v0 must be a vector, a block or an EigenResult, got {v0!r}")
-    flat_block = hasattr(v0, "ndim") and v0.ndim in (1, 2) and v0.shape[-1] == op.shape[0]
-    if flat_block and len(op.space.shapes) > 1:
+    for leaf in leaves:
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(f"v0 must be made of real numbers, got dtype {dtype}")
+    if hasattr(v0, "shape") and jax.tree.structure(v0) != op.space.treedef:
+        n = op.shape[0]
+        if v0.ndim not in (1, 2) or v0.shape[-1] != n:
+            raise ValueError(
+                f"v0, as a flat array, must have shape ({n},) or (b, {n}), got {tuple(v0.shape)}"
+            )
         return jnp.atleast_2d(jnp.asarray(v0, op.dtype))
-    is_block = np.ndim(leaves[0]) == len(op.space.shapes[0]) + 1
-    return op.space.ravel(v0, 1) if is_block else op.space.ravel(v0)[None]
+    is_block = op.space.is_block(v0)
+    vectors = op.space.ravel(v0, int(is_block), what="v0")
+    return vectors if is_block else vectors[None]

@@ -47,8 +47,18 @@ class VectorSpace:
         """The dimension."""
         return sum(self.sizes)
 
-    def ravel(self, tree: Any, batch_axes: int = 0) -> Array:
+    def is_block(self, tree: Any) -> bool:
+        """Whether `tree` is a block of vectors: its first leaf has an axis more than here."""
+        leaves = jax.tree.leaves(tree)
+        return bool(leaves) and np.ndim(leaves[0]) == len(self.shapes[0]) + 1
+
+    def ravel(self, tree: Any, batch_axes: int = 0, what: str = "vector") -> Array:
         """Flatten: leaves of shape `batch + leaf` become one array `batch + (n,)`.
+
+        Args:
+            tree: the vector, or vectors.
+            batch_axes: the number of axes of `batch`.
+            what: the name of `tree` in messages.
 
         Raises:
             TypeError: a leaf is complex.
@@ -56,16 +66,18 @@ class VectorSpace:
         """
         leaves, treedef = jax.tree.flatten(tree)
         if treedef != self.treedef:
-            raise ValueError(f"vector must have the structure {self.treedef}, got {treedef}")
+            raise ValueError(f"{what} must have the structure {self.treedef}, got {treedef}")
+        batch = np.shape(leaves[0])[:batch_axes]
         flat = []
         for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
-            batch = np.shape(leaf)[:batch_axes]
+            place = f"leaf {name!r} of {what}" if name else what
             if np.shape(leaf) != (*batch, *shape):
-                where = f"leaf {name!r} of the vector" if name else "the vector"
-                raise ValueError(f"{where} must have shape {shape}, got {np.shape(leaf)}")
+                raise ValueError(
+                    f"{place} must have shape {(*batch, *shape)}, got {np.shape(leaf)}"
+                )
             if jnp.iscomplexobj(leaf):
-                raise TypeError(f"a vector must be real, got {leaf.dtype} in leaf {name!r}")
-            flat.append(jnp.asarray(leaf, self.dtype).reshape(*batch, -1))
+                raise TypeError(f"{place} must be real, got {jnp.result_type(leaf)}")
+            flat.append(jnp.asarray(leaf, self.dtype).reshape(*batch, math.prod(shape)))
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
     def unravel(self, flat: Array) -> Any:
@@ -102,13 +114,31 @@ class Operator(abc.ABC):
         """float32 or float64."""
         return self.space.dtype
 
-    def ravel(self, vector: Any) -> Array:
-        """Flatten a vector to `(n,)`; raises ValueError if its structure or shapes differ."""
-        return self.space.ravel(vector)
+    def __repr__(self) -> str:
+        names, n = [name for name in self.space.names if name], self.shape[0]
+        shown = ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
+        leaves = f", leaves: {shown}" if names else ""
+        return f"{type(self).__name__}(shape=({n}, {n}), dtype={self.dtype.name}{leaves})"
 
-    def unravel(self, flat: Array) -> Any:
-        """Turn `(n,)`, or `(b, n)`, back into a vector, or a block of b vectors."""
-        return self.space.unravel(flat)
+    def ravel(self, vector: Any) -> Array:
+        """Flatten a vector, leaves `leaf`, to `(n,)`, or a block, leaves `(b, *leaf)`, to `(b, n)`.
+
+        Raises:
+            TypeError: a leaf is complex.
+            ValueError: another structure, or a leaf of another shape.
+        """
+        return self.space.ravel(vector, batch_axes=int(self.space.is_block(vector)))
+
+    def unravel(self, flat: Any) -> Any:
+        """Turn `(n,)`, or `(b, n)`, back into a vector, or a block of b vectors.
+
+        Raises:
+            ValueError: another shape.
+        """
+        shape, n = np.shape(flat), self.shape[0]
+        if len(shape) not in (1, 2) or shape[-1] != n:
+            raise ValueError(f"flat must have shape ({n},) or (b, {n}), got {shape}")
+        return self.space.unravel(jnp.asarray(flat))
 
     def matvec(self, vector: Any) -> Any:
         """Multiply one vector; the result has its structure."""
@@ -120,9 +150,7 @@ class Operator(abc.ABC):
 
     def __matmul__(self, vector: Any) -> Any:
         """Multiply a vector or a block, told apart by the number of axes of the first leaf."""
-        leaves = jax.tree.leaves(vector)
-        is_block = bool(leaves) and np.ndim(leaves[0]) == len(self.space.shapes[0]) + 1
-        return self.matmat(vector) if is_block else self.matvec(vector)
+        return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
 
     def to_scipy(self) -> LinearOperator:
         """The same operator on flat NumPy vectors, for SciPy's solvers."""
@@ -139,6 +167,13 @@ class Operator(abc.ABC):
 @jax.jit
 def _compiled_product(op: Operator, block: Array) -> Array:
     return op.product(block)
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array, of numbers or bools, that JAX can compute with."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return bool(jnp.issubdtype(value.dtype, np.number)) or value.dtype == np.bool_
+    return isinstance(value, jax.Array) or hasattr(value, "__jax_array__")
 
 
 def check_float_dtype(dtype: Any, what: str) -> np.dtype[Any]:

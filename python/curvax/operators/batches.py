@@ -57,6 +57,25 @@ def leading_size(batch: Any) -> int | None:
     return int(sizes[0]) if sizes else None
 
 
+def add_hint(error: Exception, batches: Any) -> None:
+    """Add a note to what a loss raised if `batches` looks like a list in place of a tuple, or v.v.
+
+    An array in a list may be a batch, and so may a tuple of tuples: only the loss can tell.
+    """
+    parts = batches if isinstance(batches, (list, tuple)) else []
+    if isinstance(batches, list) and jax.tree_util.all_leaves(parts):
+        shapes = ", ".join(str(np.shape(part)) for part in parts[:3])
+        error.add_note(
+            "batches is a list, which means several batches: the loss gets each of its arrays (of "
+            f"shapes {shapes}) by itself. If they make one batch, pass them as a tuple, (x, y)."
+        )
+    elif isinstance(batches, tuple) and all(isinstance(part, tuple) for part in parts):
+        error.add_note(
+            "batches is a tuple, which means one batch: the loss gets it whole. If its "
+            f"{len(parts)} tuples are batches, pass them as a list, [(x, y), ...]."
+        )
+
+
 def _as_list(batches: Any) -> list[Any]:
     if isinstance(batches, list):
         return batches

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.extend.core import Var
 
+from curvax.operators.base import is_array
 from curvax.operators.batches import leading_size
 from curvax.operators.hoist import Hoisted, hoist
 
@@ -36,45 +38,64 @@ class LinearHalf:
 
 @dataclasses.dataclass(frozen=True)
 class GradientMap:
-    """The gradient of `loss` with respect to the chosen leaves of `params`."""
+    """The gradient of `loss` with respect to the chosen leaves of `params`.
+
+    Attributes:
+        loss: the loss.
+        treedef: the structure of `params`.
+        constants: the leaves of `params` that are not arrays, by their position.
+        chosen: one bool for each of the other leaves.
+    """
 
     loss: Callable[[Any, Any], Any]
     treedef: Any
+    constants: dict[int, Any]
     chosen: tuple[bool, ...]
 
-    def check(self, leaves: Sequence[Array], batch: Any) -> None:
-        """Check what the loss returns, without computing it.
-
-        Raises:
-            TypeError: not a real floating scalar, or not a pair of them.
-            ValueError: an array that is not a scalar.
-        """
-        result = jax.eval_shape(self.loss, jax.tree.unflatten(self.treedef, leaves), batch)
-        parts = result if isinstance(result, tuple) and len(result) == 2 else (result,)
-        for name, part in zip(("mean", "weight"), parts, strict=False):
-            if not hasattr(part, "shape"):
-                raise TypeError(f"loss must return a scalar or a pair (mean, weight), got {result}")
-            if part.shape != ():
+    def _evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Any]:
+        """The mean and the weight that the loss gives, checked."""
+        arrays = iter(leaves)
+        params = jax.tree.unflatten(
+            self.treedef,
+            [
+                self.constants[i] if i in self.constants else next(arrays)
+                for i in range(self.treedef.num_leaves)
+            ],
+        )
+        result = self.loss(params, batch)
+        is_pair = isinstance(result, tuple) and len(result) == 2
+        mean, weight = result if is_pair else (result, leading_size(batch) or 1)
+        if not is_array(mean):
+            raise TypeError(
+                "loss must return a scalar array that depends on the parameters, or a pair "
+                f"(mean, weight) of which the mean does, got {type(mean).__name__}"
+            )
+        if not (is_array(weight) or isinstance(weight, (int, float))):
+            raise TypeError(f"loss must return a scalar weight, got {type(weight).__name__}")
+        for name, part in (("mean", mean), ("weight", weight)):
+            if np.shape(part) != ():
                 raise ValueError(
-                    f"loss must return a scalar {name}, got shape {part.shape}: reduce it with "
+                    f"loss must return a scalar {name}, got shape {np.shape(part)}: reduce it with "
                     "jnp.mean"
                 )
-        if not jnp.issubdtype(parts[0].dtype, jnp.floating):
-            raise TypeError(f"loss must return a real floating scalar, got {parts[0].dtype}")
+        if not jnp.issubdtype(mean.dtype, jnp.floating):
+            raise TypeError(f"loss must return a real floating scalar, got {mean.dtype}")
+        return mean, weight
 
     def mean_and_weight(
         self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any
     ) -> tuple[Array, tuple[Array, Array]]:
-        """The mean as a function of the chosen leaves; the pair again, as auxiliary output."""
+        """The mean as a function of the chosen leaves; the pair again, as auxiliary output.
+
+        Raises:
+            TypeError: the loss returns neither a real floating scalar nor a pair of them.
+            ValueError: the loss returns an array that is not a scalar.
+        """
         chosen = iter(selected)
         merged = [
             next(chosen) if taken else leaf for leaf, taken in zip(leaves, self.chosen, strict=True)
         ]
-        result = self.loss(jax.tree.unflatten(self.treedef, merged), batch)
-        if isinstance(result, tuple):
-            mean, weight = result
-        else:
-            mean, weight = result, leading_size(batch) or 1
+        mean, weight = self._evaluate(merged, batch)
         dtype = jnp.float64 if mean.dtype == jnp.float64 else jnp.float32
         weight = jax.lax.stop_gradient(jnp.asarray(weight)).astype(dtype)
         return mean, (mean.astype(dtype), weight)

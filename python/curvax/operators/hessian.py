@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from curvax.filters import Filter, leaf_names, select
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype
-from curvax.operators.batches import stack_batches
+from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
+from curvax.operators.batches import add_hint, stack_batches
 from curvax.operators.fences import fence
 from curvax.operators.gradient import GradientMap, LinearHalf
 from curvax.plan import SHARE, available_bytes
@@ -30,7 +30,7 @@ class _Stack:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Hessian(Operator):
     """The Hessian of the weighted mean loss over all batches, at fixed parameters.
 
@@ -105,6 +105,8 @@ def hessian(
             batch's leading axis, or a pair `(mean, weight)`, as for masked labels. Twice
             differentiable by JAX.
         params: a pytree of real floating arrays. They are widened to float32 once (float64 stays).
+            Leaves that `where` leaves out may be anything; the loss gets those that are not arrays
+            as they are.
         batches: one batch (any pytree but a list), a list of batches, or a generator, read once.
             The operator is that of the weighted mean over all of them.
         microbatch_size: split batches along their leading axis, to bound the memory of a product.
@@ -120,23 +122,31 @@ def hessian(
     Raises:
         TypeError: a selected parameter is not real and floating, the loss is not callable or does
             not return a real scalar, or it cannot be differentiated twice.
-        ValueError: no batch, an empty batch, a filter that selects nothing, parameters in float64
-            with JAX's 64-bit mode off, a loss that is not a scalar, or weights that are all zero.
+        ValueError: no batch, an empty batch, a filter that selects nothing, no element in the
+            selected parameters, parameters in float64 with JAX's 64-bit mode off, a loss that is
+            not a scalar, or weights that are all zero.
         FloatingPointError: the loss is not finite.
     """
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(params, batch), got {loss!r}")
-    if linearize not in (True, False, "auto"):
-        raise ValueError(f"linearize must be True, False or 'auto', got {linearize!r}")
+    if not isinstance(linearize, bool) and linearize != "auto":
+        kind = ValueError if isinstance(linearize, str) else TypeError
+        raise kind(f"linearize must be True, False or 'auto', got {linearize!r}")
     chosen = select(params, where)
-    leaves, space = _widen(params, chosen)
+    constants = _constants(params, chosen)
+    leaves, space = _widen(params, chosen, constants)
     stacked, positions = stack_batches(batches, microbatch_size)
-    gradient = GradientMap(loss, jax.tree.structure(params), chosen)
+    chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
+    gradient = GradientMap(loss, jax.tree.structure(params), constants, chosen)
     budget = {True: float("inf"), False: 0.0, "auto": SHARE * available_bytes()}[linearize]
     stacks: list[_Stack] = []
     sums: list[Array] = []
     for batch, places in zip(stacked, positions, strict=True):
-        stack, means = _prepare(gradient, leaves, batch, len(places), budget)
+        try:
+            stack, means = _prepare(gradient, leaves, batch, len(places), budget)
+        except Exception as error:
+            add_hint(error, batches)
+            raise
         budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
         _check_finite(means, stack.weights, places)
         sums.append(jnp.sum(jnp.where(stack.weights > 0, stack.weights * means, 0)))
@@ -147,18 +157,44 @@ def hessian(
     return Hessian(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space)
 
 
-def _widen(params: Any, chosen: tuple[bool, ...]) -> tuple[tuple[Array, ...], VectorSpace]:
-    leaves, treedef = jax.tree.flatten(params)
-    widened, dtype = [], np.dtype(np.float32)
-    for leaf, name, selected in zip(leaves, leaf_names(params), chosen, strict=True):
-        given = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
+def _constants(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
+    """The leaves that are not arrays, by their position; they must not be selected."""
+    constants = {}
+    names = leaf_names(params)
+    for i, (leaf, selected) in enumerate(zip(jax.tree.leaves(params), chosen, strict=True)):
+        if is_array(leaf) or (selected and isinstance(leaf, float)):
+            continue
         if selected:
-            own = check_float_dtype(given, f"parameter {name!r}")
+            raise TypeError(
+                f"parameter {names[i]!r} must be an array, got {type(leaf).__name__}: leave it out "
+                "by where=, or, if it holds arrays, register its class as a pytree"
+            )
+        constants[i] = leaf
+    return constants
+
+
+def _widen(
+    params: Any, chosen: tuple[bool, ...], constants: dict[int, Any]
+) -> tuple[tuple[Array, ...], VectorSpace]:
+    leaves, treedef = jax.tree.flatten(params)
+    names = leaf_names(params)
+    widened: dict[int, Array] = {}
+    dtype = np.dtype(np.float32)
+    for i, leaf in enumerate(leaves):
+        if i in constants:
+            continue
+        given = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
+        if chosen[i]:
+            own = check_float_dtype(given, f"parameter {names[i]!r}")
             dtype = max(dtype, own, key=lambda d: d.itemsize)
         narrow = jnp.issubdtype(given, jnp.floating) and np.dtype(given).itemsize < 4
-        widened.append(jnp.asarray(leaf, jnp.float32) if narrow else jnp.asarray(leaf))
-    like = [leaf if selected else None for leaf, selected in zip(widened, chosen, strict=True)]
-    return tuple(widened), VectorSpace.of(jax.tree.unflatten(treedef, like), dtype)
+        widened[i] = jnp.asarray(leaf, jnp.float32) if narrow else jnp.asarray(leaf)
+    like = [widened[i] if selected else None for i, selected in enumerate(chosen)]
+    space = VectorSpace.of(jax.tree.unflatten(treedef, like), dtype)
+    if space.n == 0:
+        shapes = dict(zip(space.names, space.shapes, strict=True))
+        raise ValueError(f"params must have at least one element, got leaves of shapes {shapes}")
+    return tuple(widened.values()), space
 
 
 def _prepare(
@@ -166,7 +202,6 @@ def _prepare(
 ) -> tuple[_Stack, Array]:
     """Evaluate the loss, and the residuals if they fit in `budget` bytes, on a stack."""
     first = jax.tree.map(lambda leaf: leaf[0], batch)
-    gradient.check(leaves, first)
     half, consts = gradient.linearized(leaves, first)
     if half.residual_bytes * count > budget:
         half, consts = gradient.recomputed(leaves, first)

@@ -1,7 +1,9 @@
 """Operators that are not a derivative: a function, a dense array, a SciPy operator."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,12 +13,13 @@ import scipy.sparse
 from jax import Array
 from scipy.sparse.linalg import aslinearoperator
 
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype
+from curvax.filters import leaf_names
+from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
 from curvax.operators.hoist import Hoisted, hoist
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FunctionOperator(Operator):
     """`from_matvec`: the arrays that the function closed over are data of the operator."""
 
@@ -46,17 +49,26 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
         The operator; float64 if any leaf of `like` is, else float32.
 
     Raises:
-        TypeError: `matvec` is not callable; `like` has a leaf that is not real and floating.
-        ValueError: `like` is empty or float64 with JAX's 64-bit mode off, or `matvec` returns
-            another structure or other shapes.
+        TypeError: `matvec` is not callable or not traceable; `like` has a leaf that is not real and
+            floating.
+        ValueError: `like` is empty, an integer below 1, or float64 with JAX's 64-bit mode off, or
+            `matvec` returns another structure or other shapes.
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
-    if isinstance(like, (int, np.integer)):
+    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
+        if like < 1:
+            raise ValueError(f"like must be an integer n of at least 1, got {like}")
         like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
-    leaves = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in jax.tree.leaves(like)]
-    if not leaves or sum(int(np.prod(np.shape(leaf))) for leaf in leaves) == 0:
-        raise ValueError("like must have at least one element")
+    leaves = jax.tree.leaves(like)
+    for leaf, name in zip(leaves, leaf_names(like), strict=True):
+        if not (is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                "like must be an integer n, an array, a jax.ShapeDtypeStruct(shape, dtype), or a "
+                f"pytree of these, got {leaf!r}{f' in leaf {name!r}' if name else ''}"
+            )
+    if sum(math.prod(leaf.shape) for leaf in leaves) == 0:
+        raise ValueError(f"like must have at least one element, got {like!r}")
     dtype = max(
         (check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize
     )
@@ -64,7 +76,13 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     example = jax.tree.unflatten(
         space.treedef, [jax.ShapeDtypeStruct(shape, dtype) for shape in space.shapes]
     )
-    traced, consts = hoist(matvec, example)
+    try:
+        traced, consts = hoist(matvec, example)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            "matvec must be traceable by JAX: use jax.numpy in it, or, if it needs NumPy arrays, "
+            "pass scipy.sparse.linalg.LinearOperator((n, n), matvec, dtype=np.float32) to eigsh"
+        ) from error
     _check_result(jax.eval_shape(matvec, example), space)
     return FunctionOperator(consts, traced, space)
 
@@ -83,7 +101,7 @@ def _check_result(result: Any, space: VectorSpace) -> None:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DenseOperator(Operator):
     """A dense symmetric array."""
 
@@ -93,6 +111,52 @@ class DenseOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         return jnp.matmul(block, self.matrix.T, precision="highest")
+
+
+class HostProducts:
+    """The products of a matrix with NumPy vectors, and what the last of them raised.
+
+    JAX turns what a callback raises into an error of its own, with a traceback for a message.
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix
+        self.error: Exception | None = None
+
+    def __call__(self, block: Any) -> Any:
+        """Multiply `(b, n)`, row by row."""
+        rows = np.asarray(block)
+        try:
+            products = [np.asarray(self.matrix.matvec(row), rows.dtype) for row in rows]
+            return np.stack(products).reshape(rows.shape)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class HostOperator(Operator):
+    """A matrix that multiplies NumPy vectors, such as SciPy's."""
+
+    products: HostProducts = dataclasses.field(metadata={"static": True})
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        result = jax.ShapeDtypeStruct(block.shape, block.dtype)
+        return jax.pure_callback(self.products, result, block, vmap_method="sequential")
+
+
+@contextlib.contextmanager
+def original_errors(op: Operator) -> Iterator[None]:
+    """Raise what the products of a `HostOperator` raise, in place of JAX's account of it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if isinstance(op, HostOperator) and op.products.error is not None:
+            raise op.products.error from None
+        raise
 
 
 def as_operator(A: Any) -> Operator:
@@ -143,14 +207,6 @@ def _from_dense(A: Any) -> DenseOperator:
     )
 
 
-def _from_host(A: Any) -> FunctionOperator:
+def _from_host(A: Any) -> HostOperator:
     n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
-
-    def on_host(v: Any) -> Any:
-        return np.asarray(A.matvec(np.asarray(v)), dtype).reshape(n)
-
-    def matvec(v: Array) -> Array:
-        result = jax.ShapeDtypeStruct((n,), dtype)
-        return jax.pure_callback(on_host, result, v, vmap_method="sequential")
-
-    return from_matvec(matvec, jax.ShapeDtypeStruct((n,), dtype))
+    return HostOperator(HostProducts(A), VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype))
