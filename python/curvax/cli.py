@@ -7,12 +7,17 @@ it, not by this module.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
+import json
 import math
 import os
 import platform
+import signal
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 try:
@@ -22,7 +27,8 @@ try:
 except ImportError:
     raise SystemExit("the command line needs an extra: pip install 'curvax[cli]'") from None
 
-from curvax.display import show_progress
+from curvax.display import open_stdout, print_facts, show_progress
+from curvax.krylov.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -39,11 +45,43 @@ _COMPLETE = {
     False: "searched until the products ran out: some may be missing",
 }
 
-app = typer.Typer(
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once, with a line: the answer to Ctrl-C while nothing is known yet.
+
+    An exception is lost, or crashes an extension module, when it falls into an import or into a
+    callback of JAX; and an orderly end crashes while XLA compiles on another thread.
+    """
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    # The bar may be there, with its cursor hidden.
+    clean = "\r\x1b[2K\x1b[?25h" if terminal else ""
+    os.write(2, f"{clean}error: interrupted\n".encode())
+    os._exit(_INTERRUPTED)
+
+
+class _Program(typer.Typer):
+    """The commands; called, they are a program of their own, which owns the process."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A shell's background job ignores Ctrl-C.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _leave)
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as end:
+            if end.code == _INTERRUPTED:
+                # A compilation that was interrupted still runs: see `_leave`.
+                sys.stdout.flush()
+                os._exit(_INTERRUPTED)
+            raise
+
+
+app = _Program(
     name="curvax",
     help="Curvature of neural-network losses: certified top eigenpairs of Hessians.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    # Plain help: the decorated one gives every flag a type.
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -67,24 +105,45 @@ def main(
 
 def _check_tol(value: float) -> float:
     if not (math.isfinite(value) and 0 < value < 1):
-        raise typer.BadParameter(f"must lie between 0 and 1, got {value:g}")
+        raise typer.BadParameter(f"expected a number between 0 and 1, got {value:g}")
     return value
 
 
-def _check_out(value: Path) -> Path:
+def _check_size(high: int, low: int, max_matvecs: int | None) -> None:
+    """Refuse what the shipped model cannot give, before it is loaded."""
+    from curvax.plan import available_bytes
+
+    both, k = "--high, --low", high + low
+    facts = importlib.resources.files("curvax").joinpath("demo", "gpt.json").read_text()
+    n = json.loads(facts)["parameters"]
+    if not 1 <= k <= n:
+        message = f"ask for 1 to {n} eigenvalues in all, got {high} + {low} = {k}"
+        raise typer.BadParameter(message, param_hint=both)
+    if max_matvecs is not None and max_matvecs < k:
+        message = f"{k} eigenvalues need at least as many products, got {max_matvecs}"
+        raise typer.BadParameter(f"{message}; raise it or lower {both}", param_hint="--max-matvecs")
+    # The basis and the result, in float32.
+    needed, free = 2 * k * n * 4, available_bytes()
+    if needed > free:
+        message = f"{k} eigenvalues take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        raise typer.BadParameter(f"{message}; ask for fewer", param_hint=both)
+
+
+def _make_directory(path: Path) -> None:
     try:
-        value.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        obstacle = None if os.access(path, os.W_OK) else "not writable"
     except OSError as error:
-        raise typer.BadParameter(f"cannot make this directory: {error}") from None
-    if not os.access(value, os.W_OK):
-        raise typer.BadParameter(f"cannot write to {str(value)!r}")
-    return value
+        obstacle = error.strerror
+    if obstacle:
+        message = f"expected a directory to write to, got {str(path)!r} ({obstacle})"
+        raise typer.BadParameter(f"{message}; choose another", param_hint="--out")
 
 
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option(callback=_check_out, metavar="DIR", help="Where the files go.")
+        Path, typer.Option(metavar="DIR", help="Where the files go; made if need be.")
     ] = Path("curvax-demo"),
     high: Annotated[
         int, typer.Option(min=0, metavar="N", help="Eigenvalues from the high end.")
@@ -95,7 +154,8 @@ def demo(
         typer.Option(
             callback=_check_tol,
             metavar="X",
-            help="Largest residual allowed, relative to the largest absolute eigenvalue.",
+            help="Largest residual allowed, relative to the largest absolute eigenvalue; "
+            "between 0 and 1.",
         ),
     ] = 1e-3,
     max_matvecs: Annotated[
@@ -109,26 +169,27 @@ def demo(
     ] = "residuals",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Analyse a small trained GPT: the exact Hessian's outermost eigenvalues.
+    """Analyse a small trained GPT: its Hessian's outermost eigenvalues.
 
     Writes spectrum.npz, spectrum.json and spectrum.png into DIR. The exit status is 0 if every
-    eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what is known.
+    eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what the solve
+    knows.
     """
-    if high + low == 0:
-        raise typer.BadParameter("ask for at least one eigenvalue", param_hint="--high, --low")
-    if max_matvecs is not None and max_matvecs < high + low:
-        message = f"{high + low} eigenvalues need at least as many products, got {max_matvecs}"
-        raise typer.BadParameter(message, param_hint="--max-matvecs")
-    console = Console(quiet=quiet, markup=False, highlight=False)
+    _check_size(high, low, max_matvecs)
+    _make_directory(out)
+    console = open_stdout(quiet)
     try:
         result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
-        _print_result(console, result, (high, low))
-        _write_files(console, result, out)
+        with InterruptFlag() as late:
+            _print_result(console, result, (high, low))
+            _write_files(console, result, out)
     except KeyboardInterrupt:
         _fail("interrupted", _INTERRUPTED)
-    except (ValueError, MemoryError, ImportError) as error:
+    except MemoryError:
+        _fail(f"too little memory for {high + low} eigenvalues: lower --high, --low", _BAD_INPUT)
+    except (ValueError, ImportError) as error:
         _fail(str(error), _BAD_INPUT)
-    if result.interrupted:
+    if result.interrupted or late:
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(0 if result.all_converged else _NOT_CONVERGED)
 
@@ -166,7 +227,7 @@ def _analyse(
         "kernels": _kernels(),
         "wanted": f"{k[0]} highest and {k[1]} lowest eigenvalues of the Hessian, tol {tol:g}",
     }
-    _print_facts(console, rows)
+    print_facts(console, rows)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -190,15 +251,6 @@ def _analyse(
     return result
 
 
-def _print_facts(console: Console, rows: dict[str, str]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, fact in rows.items():
-        grid.add_row(name, fact)
-    console.print(grid)
-
-
 def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> None:
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
     table = Table()
@@ -216,8 +268,8 @@ def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> 
             end_section=i == k[0] - 1,
         )
     console.print(table)
-    _print_facts(console, _facts(result))
-    console.print(_verdict(result), style="green" if result.all_converged else "bold red")
+    print_facts(console, _facts(result))
+    console.print(_verdict(result, sum(k)), style="green" if result.all_converged else "bold red")
 
 
 def _index(i: int, found: int, k: tuple[int, int]) -> str:
@@ -246,10 +298,11 @@ def _facts(result: EigenResult) -> dict[str, str]:
     }
 
 
-def _verdict(result: EigenResult) -> str:
+def _verdict(result: EigenResult, wanted: int) -> str:
     k, done = len(result.converged), int(result.converged.sum())
     if result.interrupted:
-        return f"interrupted: {k - done} of {k} eigenpairs not converged"
+        # An early interrupt finds fewer pairs than were asked for.
+        return f"interrupted: {done} of the {wanted} wanted eigenpairs converged"
     if result.all_converged:
         return f"all {k} eigenpairs converged"
     return (
@@ -275,9 +328,8 @@ def _write_files(console: Console, result: EigenResult, out: Path) -> None:
 @app.command()
 def info() -> None:
     """Show versions, devices and the compiled kernels."""
-    console = Console(markup=False, highlight=False)
     try:
-        _print_facts(console, dict(_info()))
+        print_facts(open_stdout(), dict(_info()))
     except (ValueError, ImportError) as error:
         _fail(str(error), _BAD_INPUT)
 
@@ -297,7 +349,9 @@ def _info() -> Iterable[tuple[str, str]]:
     if build:
         yield "FFI API", f"0.{build['ffi_api_minor']}"
         yield "levels", f"{', '.join(build['compiled_levels'])}; in use: {build['active_level']}"
-        yield "compiler", build["compiler"]
+        # GCC gives its number alone, other compilers their name too.
+        name = "GCC " if build["compiler"][0].isdigit() else ""
+        yield "compiler", name + build["compiler"]
 
     def probe(x: Any) -> Any:
         return x

@@ -1,16 +1,18 @@
-"""What a running solve shows: a bar on a terminal, lines in a log (the extra `cli`)."""
+"""How facts and a running solve are shown: on a terminal or in a log (the extra `cli`)."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from curvax.results import Progress as SolveProgress
@@ -20,6 +22,26 @@ _WINDOW = 16
 
 # Seconds between the lines of a log.
 _LINE_INTERVAL = 5.0
+
+# A file has no edge to wrap lines at.
+_UNWRAPPED = 1_000_000
+
+
+def open_stdout(quiet: bool = False) -> Console:
+    """The console for results, which wraps lines on a terminal only."""
+    console = Console(quiet=quiet, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _UNWRAPPED
+    return console
+
+
+def print_facts(console: Console, facts: dict[str, str]) -> None:
+    """Print names and what they stand for, in two columns."""
+    indent = max(map(len, facts)) + 2
+    width = max(console.width - indent, 20)
+    for name, fact in facts.items():
+        lines = ("\n" + " " * indent).join(textwrap.wrap(fact, width))
+        console.print(Text.assemble((name.ljust(indent), "cyan"), lines), soft_wrap=True)
 
 
 class Display:

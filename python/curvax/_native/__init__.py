@@ -2,7 +2,7 @@
 
 This is the only module that imports the compiled extension. A build without it
 (``CURVAX_NO_NATIVE=1``) is complete but slower; an extension that is present and fails to load is
-an error.
+an error, when something first asks for it: the command line must be able to report it.
 """
 
 from __future__ import annotations
@@ -48,22 +48,49 @@ def _load() -> Any | None:
             f"curvax's compiled kernels are installed but failed to load: {error}. Reinstall "
             "curvax, or install it with CURVAX_NO_NATIVE=1 to do without them."
         ) from error
-    try:
-        info = module.build_info()
-    except ValueError as error:
-        raise ImportError(f"curvax: {error}; it is {os.environ.get('CURVAX_ISA')!r}") from None
-    _check_ffi_version(info["ffi_api_minor"], _runtime_ffi_minor())
+    _check_ffi_version(_facts(module)["ffi_api_minor"], _runtime_ffi_minor())
     for name, handler in module.registrations().items():
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return module
 
 
-_module = _load()
+def _facts(module: Any) -> dict[str, Any]:
+    try:
+        return dict(module.build_info())
+    except ValueError:
+        asked = os.environ["CURVAX_ISA"]
+    del os.environ["CURVAX_ISA"]
+    try:
+        best = module.build_info()
+    finally:
+        os.environ["CURVAX_ISA"] = asked
+    # The levels rise, so a machine has every one up to its best.
+    levels = best["compiled_levels"][: best["compiled_levels"].index(best["active_level"]) + 1]
+    raise ValueError(
+        f"CURVAX_ISA must be one of {', '.join(levels)}, which this build and this machine have, "
+        f"got {asked!r}; unset it to use {levels[-1]}"
+    )
+
+
+_NOT_LOADED = object()
+_module: Any = _NOT_LOADED
+
+
+def _loaded() -> Any | None:
+    global _module
+    if _module is _NOT_LOADED:
+        _module = _load()
+    return _module
 
 
 def available() -> bool:
-    """Whether the compiled kernels are installed."""
-    return _module is not None
+    """Whether the compiled kernels are installed.
+
+    Raises:
+        ImportError: they are installed but cannot be loaded.
+        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
+    """
+    return _loaded() is not None
 
 
 def use_native() -> bool:
@@ -73,7 +100,9 @@ def use_native() -> bool:
     ``reference``.
 
     Raises:
-        ValueError: ``CURVAX_IMPL`` is set to anything but ``reference``, ``auto`` or nothing.
+        ImportError: the kernels are installed but cannot be loaded.
+        ValueError: ``CURVAX_IMPL`` is set to anything but ``reference``, ``auto`` or nothing, or
+            ``CURVAX_ISA`` names a level that cannot be had.
     """
     wanted = os.environ.get("CURVAX_IMPL", "auto") or "auto"
     if wanted not in ("auto", "reference"):
@@ -87,5 +116,9 @@ def build_info() -> dict[str, Any]:
     Returns:
         ``ffi_api_minor``, ``compiled_levels``, ``active_level``, ``kernels`` and ``compiler``; an
         empty dict where they are not installed.
+
+    Raises:
+        ImportError: they are installed but cannot be loaded.
+        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
     """
-    return dict(_module.build_info()) if _module is not None else {}
+    return _facts(_module) if available() else {}
