@@ -146,9 +146,10 @@ ATTENTIVE = """
 import contextlib, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import curvax
-from curvax.cli import app
+from curvax.__main__ import main
 %s
-app(["demo", "--out", sys.argv[1]])
+sys.argv[1:1] = ["demo", "--out"]
+main()
 """
 # The same, with a Hessian or a solver that is interrupted by hand.
 INTERRUPTED = """
@@ -156,6 +157,14 @@ def stand_in(*args, **options):
     {event}
     raise SystemExit(7)
 curvax.{name} = stand_in
+"""
+# The same, interrupted when a module is looked for.
+INTERRUPTED_IMPORT = """
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
 """
 SWALLOWED = "with contextlib.suppress(BaseException): signal.raise_signal(signal.SIGINT)"
 COMPILING = "threading.Thread(target=time.sleep, args=(100,)).start(); raise KeyboardInterrupt"
@@ -189,6 +198,14 @@ def test_ctrl_c_while_the_model_compiles(tmp_path, delay):
     assert first.startswith("loading") and process.returncode == 130
     if "compiling the Hessian" not in rest:  # a fast machine may be solving already
         assert (rest, list(tmp_path.iterdir())) == ("error: interrupted\n", [])
+
+
+@pytest.mark.parametrize("module", ["typer", "jax", "scipy.sparse"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, module):
+    setting = INTERRUPTED_IMPORT.format(module=module)
+    outcome = subprocess.run(program(setting, tmp_path), capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr.splitlines()[-1]) == (130, "error: interrupted")
+    assert "Traceback" not in outcome.stderr
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ LAYERS = (
     ("plot", "display", "demo"),
     ("adapters", "compat"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The package's own __init__ gathers the public names.

@@ -1,10 +1,14 @@
 """Curvature of neural-network losses in JAX: certified eigenpairs of matrix-free operators."""
 
-from curvax.filters import match_names, match_regex
-from curvax.krylov.eigsh import eigsh
-from curvax.operators.hessian import hessian
-from curvax.operators.matrix import from_matvec
-from curvax.results import ConvergenceWarning, EigenResult, Matvecs, Progress
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curvax.filters import match_names, match_regex
+    from curvax.krylov.eigsh import eigsh
+    from curvax.operators.hessian import hessian
+    from curvax.operators.matrix import from_matvec
+    from curvax.results import ConvergenceWarning, EigenResult, Matvecs, Progress
 
 __all__ = [
     "ConvergenceWarning",
@@ -17,3 +21,19 @@ __all__ = [
     "match_names",
     "match_regex",
 ]
+
+_MODULES = {
+    "curvax.filters": ("match_names", "match_regex"),
+    "curvax.krylov.eigsh": ("eigsh",),
+    "curvax.operators.hessian": ("hessian",),
+    "curvax.operators.matrix": ("from_matvec",),
+    "curvax.results": ("ConvergenceWarning", "EigenResult", "Matvecs", "Progress"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # JAX is imported at the first use: the command line must answer Ctrl-C before that.
+    for module, names in _MODULES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(importlib.import_module(module), name))
+    raise AttributeError(f"module 'curvax' has no attribute {name!r}")

@@ -12,12 +12,9 @@ import json
 import math
 import os
 import platform
-import signal
-import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 try:
@@ -46,37 +43,7 @@ _COMPLETE = {
 }
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """End at once, with a line: the answer to Ctrl-C while nothing is known yet.
-
-    An exception is lost, or crashes an extension module, when it falls into an import or into a
-    callback of JAX; and an orderly end crashes while XLA compiles on another thread.
-    """
-    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    # The bar may be there, with its cursor hidden.
-    clean = "\r\x1b[2K\x1b[?25h" if terminal else ""
-    os.write(2, f"{clean}error: interrupted\n".encode())
-    os._exit(_INTERRUPTED)
-
-
-class _Program(typer.Typer):
-    """The commands; called, they are a program of their own, which owns the process."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # A shell's background job ignores Ctrl-C.
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, _leave)
-        try:
-            return super().__call__(*args, **kwargs)
-        except SystemExit as end:
-            if end.code == _INTERRUPTED:
-                # A compilation that was interrupted still runs: see `_leave`.
-                sys.stdout.flush()
-                os._exit(_INTERRUPTED)
-            raise
-
-
-app = _Program(
+app = typer.Typer(
     name="curvax",
     help="Curvature of neural-network losses: certified top eigenpairs of Hessians.",
     no_args_is_help=True,
