@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "curvax/dispatch.h"
 #include "xla/ffi/api/ffi.h"
@@ -22,17 +23,39 @@
 namespace curvax {
 
 // Memory for one call, aligned for any vector; null if it cannot be had.
+//
+// Up to kKept bytes stay with the thread for its next call: a fresh allocation of this size is
+// mapped page by page while the kernel runs, which costs more than the kernel's work on it.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes)
-      : memory_(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64))) {}
-  void* get() const { return memory_.get(); }
+  explicit Workspace(int64_t bytes) {
+    thread_local Kept kept;
+    if (bytes > kept.bytes) {
+      kept.bytes = 0;
+      kept.memory.reset(Allocate(bytes));
+      if (kept.memory != nullptr && bytes <= kKept) kept.bytes = bytes;
+    }
+    memory_ = kept.memory.get();
+    if (bytes > kKept) own_ = std::move(kept.memory);
+  }
+  void* get() const { return memory_; }
 
  private:
+  static constexpr int64_t kKept = int64_t{8} << 20;
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
-  std::unique_ptr<void, Free> memory_;
+  using Memory = std::unique_ptr<void, Free>;
+  struct Kept {
+    Memory memory;
+    int64_t bytes = 0;
+  };
+  static void* Allocate(int64_t bytes) {
+    return std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64));
+  }
+
+  void* memory_;
+  Memory own_;
 };
 
 inline std::optional<DType> ToDType(xla::ffi::DataType type) {

@@ -27,6 +27,9 @@ namespace {
 constexpr int64_t kBlock = 1024;
 // Rows are handed out in chunks of about this many elements, for vocabularies of a few classes.
 constexpr int64_t kChunkElements = 65536;
+// Elements of one cache line, at least.
+template <typename S>
+constexpr int64_t kLine = 64 / int64_t{sizeof(S)};
 
 struct Full {};
 struct Tail {
@@ -182,12 +185,20 @@ class RowKernel {
 
   template <typename Z>
   double BlockMax(const Z* z, int64_t count) const {
-    Vec<C> best = Splat(C(-__builtin_inf()));
-    ForVectors<C>(count, [&](int64_t j, auto tag) {
-      const Vec<C> v = Load(z + j, tag, C(-__builtin_inf()));
-      best = best < v ? v : best;
+    constexpr int64_t kStep = 4 * kLanes<C>;
+    const auto raise = [](Vec<C> v, Vec<C> w) { return v < w ? w : v; };
+    Vec<C> best[4];
+    for (Vec<C>& b : best) b = Splat(C(-__builtin_inf()));
+    int64_t i = 0;
+    for (; i + kStep <= count; i += kStep) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) best[k] = raise(best[k], LoadAs(z + i + k * kLanes<C>));
+    }
+    ForVectors<C>(count - i, [&](int64_t j, auto tag) {
+      best[0] = raise(best[0], Load(z + i + j, tag, C(-__builtin_inf())));
     });
-    return MaxLanes<C>(best);
+    best[0] = raise(raise(best[0], best[1]), raise(best[2], best[3]));
+    return MaxLanes<C>(best[0]);
   }
 
   // exp_ of block k; the sums of e and of e f u go to block_scale_ and block_dot_.
@@ -207,8 +218,11 @@ class RowKernel {
       ForVectors<C>(Count(k), [&](int64_t j, auto tag) {
         // The arithmetic of this block hides the memory of the next: the hardware's prefetcher
         // stops at the page that a block of floats fills. A prefetch past the end is harmless.
-        __builtin_prefetch(z + j + kBlock);
-        __builtin_prefetch(u + j + kBlock);
+        // The logits are not read again: kept out of L2 they leave it to the tangents and e.
+        if (j % kLine<S> == 0) {
+          __builtin_prefetch(z + j + kBlock, 0, 0);
+          __builtin_prefetch(u + j + kBlock);
+        }
         const Vec<C> logit = Load(z + j, tag, C(-__builtin_inf()));
         const Vec<C> v = ExpNonPositive(logit - shift);
         sum += v;
@@ -264,6 +278,10 @@ class RowKernel {
       const C* e = exp_ + k * kBlock;
       const C* capped = capped_ + k * kBlock;
       ForVectors<C>(Count(k), [&](int64_t j, auto tag) {
+        if (j % kLine<S> == 0 && k > 0) {  // as in sweep 1, now from L2
+          __builtin_prefetch(e + j - kBlock);
+          __builtin_prefetch(u + k * kBlock + j - kBlock);
+        }
         const Vec<C> p = Load(e + j, tag, C{0}) * scale;
         Vec<C> tangent = Load(u + k * kBlock + j, tag, C{0});
         if constexpr (kCap) {
