@@ -25,10 +25,11 @@ def medians(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, (prepare, run) in ways.items():
-            argument = jax.block_until_ready(prepare())
             # On a shared machine a long computation is paid for by the next one: the scheduler
-            # owes the others its share. Every way starts rested.
+            # owes the others its share. Every way starts rested, and, by its preparation, awake: a
+            # processor that has idled runs slowly at first, memory does not.
             time.sleep(0.0 if SMOKE else 0.1)
+            argument = jax.block_until_ready(prepare())
             start = time.perf_counter()
             jax.block_until_ready(run(argument))
             seconds[name].append(time.perf_counter() - start)

@@ -16,7 +16,10 @@ import pytest
 from interleaved import SMOKE, medians
 from jax import lax
 
+from curvax import _native
 from curvax.ops.block_ortho.ffi import call_block_ortho
+
+assert _native.available()  # which registers the kernels: `call_block_ortho` takes it for granted
 
 USED, LENGTH = (16, 20_000) if SMOKE else (64, 2_000_000)
 dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
