@@ -71,5 +71,6 @@ def assert_honest(matrix, result, eps):
     assert np.all(residuals[result.converged] <= result.tol_effective * scale + rounding)
     vectors = np.asarray(result.eigenvectors, np.float64)
     overlap = np.abs(vectors @ vectors.T - np.eye(len(vectors))).max()
-    assert overlap <= 20 * eps
+    # Each restart rounds the rows anew; the errors add up as a random walk does.
+    assert overlap <= 20 * eps * np.sqrt(1 + result.num_restarts)
     assert abs(overlap - result.orthogonality) <= 20 * eps
