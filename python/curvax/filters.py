@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 Filter = Callable[[str, Any], bool] | Any
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
@@ -100,7 +101,7 @@ def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
 
 def _mask(params: Any, where: Any) -> list[bool]:
     mask = jax.tree.leaves(where)
-    if not mask or not all(isinstance(entry, bool) for entry in mask):
+    if not mask or not all(isinstance(entry, (bool, np.bool_)) for entry in mask):
         meant = f": did you mean match_names({where!r})?" if isinstance(where, str) else ""
         raise TypeError(
             "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
@@ -112,7 +113,7 @@ def _mask(params: Any, where: Any) -> list[bool]:
             "where, a pytree of bools, must have the structure of params: expected "
             f"{expected}, got {jax.tree.structure(where)}"
         )
-    return mask
+    return [bool(entry) for entry in mask]
 
 
 def _nearest(where: Filter | None, names: Sequence[str]) -> str:

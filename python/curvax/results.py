@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,13 +154,17 @@ class EigenResult:
         return npz, text
 
 
+def warn(message: str) -> None:
+    """Issue a `ConvergenceWarning` at the line that called curvax."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("curvax."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ConvergenceWarning, stacklevel=level)
+
+
 def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:
     """Warn that only `converged` of `k` pairs converged after `products` products."""
-    warnings.warn(
-        f"{converged} of {k} pairs converged after {products} products: {remedy}",
-        ConvergenceWarning,
-        stacklevel=4,
-    )
+    warn(f"{converged} of {k} pairs converged after {products} products: {remedy}")
 
 
 def _without_nonfinite(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """What a new user gets wrong in the arguments of `eigsh`, and what the error says."""
 
 import logging
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +90,41 @@ def test_a_scipy_operator_in_blocks():
     a = LinearOperator((200, 200), lambda v: (d * v.ravel())[:, None], dtype=np.float32)
     result = cx.eigsh(a, 2, block_size=4, seed=0)
     np.testing.assert_allclose(result.eigenvalues, [200, 199], rtol=1e-3)
+
+
+def _stops_after(calls):
+    """A SciPy operator of 40 unknowns that presses Ctrl-C in its product number `calls`."""
+    values, count = np.linspace(-2.0, 5.0, 40), iter(range(1, 10_000))
+
+    def matvec(v):
+        if next(count) == calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return values * v.reshape(-1)
+
+    return LinearOperator((40, 40), matvec=matvec, dtype=np.float32)
+
+
+def test_ctrl_c_while_the_matrix_is_formed():
+    result = cx.eigsh(_stops_after(30), 3, seed=0)
+    assert result.interrupted and result.complete is None and not result.converged.any()
+    assert result.num_matvecs == (30, 0) and len(result.history) == 30
+    # The first 30 unit vectors are eigenvectors of this matrix: their three largest, proved.
+    np.testing.assert_allclose(
+        np.sort(np.abs(result.eigenvalues)), np.linspace(-2, 5, 40)[27:30], rtol=1e-6
+    )
+    assert np.all(result.estimated_errors == 0) and np.isnan(result.residuals).all()
+
+
+def test_warnings_point_at_the_caller():
+    for basis in (40, 20):
+        a = np.diag(np.linspace(1, 2, 40)).astype(np.float32)
+        with pytest.warns(cx.ConvergenceWarning) as caught:
+            cx.eigsh(a, 3, max_matvecs=8, max_basis=basis, seed=0)
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_scale_of_a_start_does_not_matter(scale):
+    a = np.diag(np.linspace(1, 2, 40)).astype(np.float32)
+    result = cx.eigsh(a, 1, v0=np.full(40, scale), max_basis=20, seed=0, which="LA")
+    np.testing.assert_allclose(result.eigenvalues, [2], rtol=1e-3)

@@ -157,10 +157,23 @@ class TestStart:
 
     @pytest.mark.parametrize("block", [1, 3])
     def test_warm_start_from_a_result(self, block):
-        cold = cx.eigsh(_operator(), 5, seed=0, max_basis=60, block_size=block)
-        warm = cx.eigsh(_operator(), 5, seed=0, max_basis=60, block_size=block, v0=cold)
+        options = {"seed": 0, "max_basis": 60, "block_size": block}
+        even = jnp.linspace(1, 5, 200)
+        op = cx.from_matvec(lambda v: even * v, 200)
+        cold = cx.eigsh(op, 3, **options)
+        warm = cx.eigsh(op, 3, **options, v0=cold)
         assert warm.num_matvecs.solve < 0.7 * cold.num_matvecs.solve
         np.testing.assert_allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-4)
+
+    @pytest.mark.parametrize("block", [1, 3])
+    def test_a_start_in_an_invariant_subspace_is_left(self, block):
+        """Every residual is small at once, and larger eigenvalues lie outside."""
+        truth = jnp.concatenate([jnp.asarray([10.0, 9, 8, -7, -6]), jnp.linspace(-1, 1, 395)])
+        op = cx.from_matvec(lambda v: truth * v, 400)
+        low = cx.eigsh(op, 2, which="SA", seed=0, max_basis=60)
+        for v0 in (low, np.eye(400)[3:5], np.eye(400)[200]):
+            result = cx.eigsh(op, 2, v0=v0, seed=1, max_basis=60, block_size=block)
+            np.testing.assert_allclose(result.eigenvalues, [10, 9], rtol=1e-3)
 
     def test_start_vectors_and_blocks(self):
         rng = np.random.default_rng(0)

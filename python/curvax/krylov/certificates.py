@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 
 from curvax.krylov import programs
 from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Lanczos, Matrix
-from curvax.results import ConvergenceWarning
+from curvax.results import warn
 
 
 @dataclasses.dataclass
@@ -124,9 +123,7 @@ def effective_tolerance(tol: float, noise: float, dtype: Any) -> float:
 def warn_raised(tol: float, effective: float, dtype: Any) -> None:
     """Warn if a tolerance was raised, unless it was 0, which asks for just that."""
     if effective > tol > 0:
-        warnings.warn(
+        warn(
             f"tol = {tol:.3g} is below what the noise of the products in {np.dtype(dtype).name} "
-            f"allows; {effective:.3g} was applied (see tol_effective)",
-            ConvergenceWarning,
-            stacklevel=4,
+            f"allows; {effective:.3g} was applied (see tol_effective)"
         )

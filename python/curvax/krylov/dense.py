@@ -8,97 +8,149 @@ import numpy as np
 
 from curvax.krylov import programs
 from curvax.krylov.certificates import effective_tolerance, estimate_errors, warn_raised
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT
+from curvax.krylov.interrupt import InterruptFlag
+from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Matrix
 from curvax.krylov.programs import Clock
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 
 
-def solve_dense(op: Operator, settings: Settings) -> EigenResult:
-    """Multiply the identity, decompose in float64, and measure the residuals of the pairs."""
-    clock, n, wanted = Clock(), op.shape[0], settings.wanted
-    identity = np.eye(n, dtype=op.dtype)
-    with clock.part("products"):
-        columns = _products(clock, op, identity, settings.block)
-    if not np.isfinite(columns).all():
-        row = int(np.flatnonzero(~np.isfinite(columns).all(axis=1))[0])
+class DenseSolve:
+    """Multiplies the identity row by row, so that an interrupt keeps the rows known so far.
+
+    With the first m rows of A known, the pairs are those of A projected onto the first m unit
+    vectors; with all n, those of A.
+    """
+
+    def __init__(self, op: Operator, settings: Settings, interrupted: InterruptFlag) -> None:
+        self.op = op
+        self.settings = settings
+        self.interrupted = interrupted
+        self.clock = Clock()
+        self.history: list[Progress] = []
+
+    def run(self) -> EigenResult:
+        """Form the matrix, decompose it in float64, and measure the residuals of the pairs."""
+        wanted, n = self.settings.wanted, self.op.shape[0]
+        with self.clock.part("products"):
+            rows = self._products(np.eye(n, dtype=self.op.dtype), self._note)
+        m = len(rows)
+        noise = _asymmetry(rows[:, :m])
+        with self.clock.part("host"):
+            values, vectors = np.linalg.eigh((rows[:, :m] + rows[:, :m].T) / 2)
+            chosen = wanted.order(values)[: wanted.k]
+            x = np.zeros((len(chosen), n), self.op.dtype)
+            x[:, :m] = vectors[:, chosen].T
+            scale = float(np.abs(values).max())
+            # What the rows say of each residual: the part of A x outside the first m entries.
+            predicted = np.linalg.norm(vectors[:, chosen].T @ rows[:, m:], axis=1)
+        others = np.delete(values, chosen)
+        if self.interrupted:
+            residuals, values = np.full(len(x), np.nan), values[chosen]
+            errors, tol = estimate_errors(values, predicted, others), self.settings.tol
+            converged = np.zeros(len(x), bool)
+        else:
+            with self.clock.part("verification"):
+                values, residuals = self._measure(x)
+            noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
+            tol = effective_tolerance(self.settings.tol, noise, self.op.dtype)
+            errors = estimate_errors(values, residuals, others)
+            converged = residuals <= tol * scale
+            self._warn(tol, converged)
+        order = np.argsort(-values, kind="stable")
+        wide = x[order].astype(np.float64)
+        keep = self.settings.return_eigenvectors
+        return EigenResult(
+            eigenvalues=values[order],
+            eigenvectors=self.op.unravel(jnp.asarray(x[order])) if keep else None,
+            residuals=residuals[order],
+            bounds=residuals[order].copy(),
+            estimated_errors=errors[order],
+            converged=converged[order],
+            complete=None if self.interrupted else True,
+            orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
+            noise=noise,
+            tol_effective=tol,
+            num_matvecs=Matvecs(m, 0 if self.interrupted else len(x)),
+            num_restarts=0,
+            block_size=self.settings.block,
+            seed=self.settings.seed,
+            history=tuple(self.history),
+            seconds={**self.clock.seconds, "total": self.clock.total()},
+            interrupted=bool(self.interrupted),
+        )
+
+    def _products(self, x: Any, note: Any = None) -> Matrix:
+        """The products of the rows of x, in float64, block by block, until an interrupt."""
+        out = np.empty(x.shape, np.float64)
+        block = self.settings.block
+        for first in range(0, len(x), block):
+            start = max(0, min(first, len(x) - block))
+            piece = jnp.asarray(x[start : start + block])
+            out[start : start + block] = programs.run(self.clock, programs.multiply, self.op, piece)
+            done = min(first + block, len(x))
+            self._check_finite(out[first:done], first)
+            if note is not None:
+                note(done, out)
+                if self.interrupted:
+                    return out[:done]
+        return out
+
+    def _note(self, done: int, rows: Matrix) -> None:
+        n, k = self.op.shape[0], self.settings.wanted.k
+        progress = Progress(
+            matvecs=done,
+            converged=k if done == n else 0,
+            k=k,
+            residual=0.0 if done == n else float("inf"),
+            tol=self.settings.tol,
+            max_matvecs=self.settings.max_matvecs,
+            restarts=0,
+            largest=float(np.abs(np.diagonal(rows[:done, :done])).max()),
+            seconds=self.clock.total(),
+        )
+        self.history.append(progress)
+        if self.settings.callback is not None:
+            self.settings.callback(progress)
+
+    def _measure(self, x: Any) -> tuple[Matrix, Matrix]:
+        """Rayleigh quotients and residual norms, from fresh products."""
+        wide, products = x.astype(np.float64), self._products(x)
+        squares = np.sum(wide**2, axis=1)
+        quotients = np.sum(wide * products, axis=1) / squares
+        norms = np.linalg.norm(products - quotients[:, None] * wide, axis=1)
+        return quotients, norms / np.sqrt(squares)
+
+    def _check_finite(self, products: Matrix, first: int) -> None:
+        if np.isfinite(products).all():
+            return
+        row = int(np.flatnonzero(~np.isfinite(products).all(axis=1))[0])
+        leaves = jax.tree.leaves(self.op.unravel(products[row]))
         bad = [
             name or "the vector"
-            for name, leaf in zip(
-                op.space.names, jax.tree.leaves(op.unravel(jnp.asarray(columns[row]))), strict=True
-            )
+            for name, leaf in zip(self.op.space.names, leaves, strict=True)
             if not np.isfinite(leaf).all()
         ]
         raise FloatingPointError(
-            f"product {row + 1} of the operator is not finite; NaN or infinite entries in: "
+            f"product {first + row + 1} of the operator is not finite; NaN or infinite entries in: "
             f"{', '.join(bad)}"
         )
-    noise = _asymmetry(columns)
-    with clock.part("host"):
-        values, vectors = np.linalg.eigh((columns + columns.T) / 2)
-        chosen = wanted.order(values)[: wanted.k]
-        chosen = chosen[np.argsort(-values[chosen], kind="stable")]
-        x = vectors[:, chosen].T.astype(op.dtype)
-        scale = float(np.abs(values).max())
-    with clock.part("verification"):
-        wide = x.astype(np.float64)
-        wide_products = _products(clock, op, x, settings.block)
-        squares = np.sum(wide**2, axis=1)
-        quotients = np.sum(wide * wide_products, axis=1) / squares
-        residuals = np.linalg.norm(wide_products - quotients[:, None] * wide, axis=1)
-        residuals = residuals / np.sqrt(squares)
-    noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
-    tol = effective_tolerance(settings.tol, noise, op.dtype)
-    warn_raised(settings.tol, tol, op.dtype)
-    converged = residuals <= tol * scale
-    others = np.delete(values, chosen)
-    total = n + wanted.k
-    progress = Progress(
-        n, int(converged.sum()), wanted.k, float(residuals.max() / scale) if scale > 0 else 0.0,
-        tol, settings.max_matvecs, 0, scale, clock.total(),
-    )  # fmt: skip
-    if settings.callback is not None:
-        settings.callback(progress)
-    if not converged.all():
-        warn_unconverged(int(converged.sum()), wanted.k, total, "the products are too noisy")
-    order = np.argsort(-quotients, kind="stable")
-    overlap = wide[order] @ wide[order].T
-    return EigenResult(
-        eigenvalues=quotients[order],
-        eigenvectors=op.unravel(jnp.asarray(x[order])) if settings.return_eigenvectors else None,
-        residuals=residuals[order],
-        bounds=residuals[order].copy(),
-        estimated_errors=estimate_errors(quotients[order], residuals[order], others),
-        converged=converged[order],
-        complete=True,
-        orthogonality=float(np.abs(overlap - np.eye(wanted.k)).max()),
-        noise=noise,
-        tol_effective=tol,
-        num_matvecs=Matvecs(n, wanted.k),
-        num_restarts=0,
-        block_size=settings.block,
-        seed=settings.seed,
-        history=(progress,),
-        seconds={**clock.seconds, "total": clock.total()},
-    )
+
+    def _warn(self, tol: float, converged: Any) -> None:
+        warn_raised(self.settings.tol, tol, self.op.dtype)
+        if not converged.all():
+            total = self.op.shape[0] + len(converged)
+            warn_unconverged(
+                int(converged.sum()), len(converged), total, "the products are too noisy"
+            )
 
 
-def _products(clock: Clock, op: Operator, rows: Any, block: int) -> Any:
-    """The products of the rows, in float64, block by block."""
-    out = np.empty(rows.shape, np.float64)
-    for start in range(0, len(rows), block):
-        start = max(0, min(start, len(rows) - block))
-        piece = jnp.asarray(rows[start : start + block])
-        out[start : start + block] = programs.run(clock, programs.multiply, op, piece)
-    return out
-
-
-def _asymmetry(columns: Any) -> float:
-    scale = np.abs(columns).max()
+def _asymmetry(square: Matrix) -> float:
+    scale = np.abs(square).max()
     if scale == 0:
         return 0.0
-    asymmetry = float(np.abs(columns - columns.T).max() / scale)
+    asymmetry = float(np.abs(square - square.T).max() / scale)
     if asymmetry > ASYMMETRY_LIMIT:
         raise ValueError(
             f"A must be symmetric: max |A - Aᵀ| is {asymmetry:.2g} of max |A|, measured by "

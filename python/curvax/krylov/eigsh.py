@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from curvax.krylov.dense import solve_dense
+from curvax.krylov.dense import DenseSolve
 from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
@@ -50,7 +50,8 @@ def eigsh(
         tol: allowed residual relative to the largest absolute eigenvalue; 0 asks for what the
             dtype allows.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
-            `EigenResult`. Random if None.
+            `EigenResult`. Random if None. A solve from a start of one's own makes at least
+            `k + max(10, 4·block_size)` products, to show what the start does not contain.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
             recorded in the result.
         block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);
@@ -103,7 +104,7 @@ def eigsh(
     with original_errors(op):
         settings = settle(op, k, which, options)
         start = starting_block(op, v0, settings)
-        if op.shape[0] <= min(settings.rows, settings.max_matvecs):
-            return solve_dense(op, settings)
         with InterruptFlag() as interrupted:
+            if op.shape[0] <= min(settings.rows, settings.max_matvecs):
+                return DenseSolve(op, settings, interrupted).run()
             return Solve(op, settings, interrupted).run(start, warm=v0 is not None)

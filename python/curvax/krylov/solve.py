@@ -31,6 +31,10 @@ from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 _SHORTEST_SEARCH = 20
 
 
+# Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
+# of the rest within a few steps.
+_BEYOND_CLOSURE = 10
+
 # An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
 # this multiple of the tolerance.
 _SETTLED = 3.0
@@ -67,7 +71,6 @@ class Solve:
         self.noise = 0.0
         self.verification = 0
         self.history: list[Progress] = []
-        self._wanted: Matrix = np.zeros(0)
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
         )
@@ -75,7 +78,9 @@ class Solve:
     def run(self, start: Array | None, warm: bool) -> EigenResult:
         """Solve from a starting block (random if None) and report."""
         self.state.start(self.state.random_block() if start is None else start)
-        pairs, certificate = self._converge()
+        # A start near other eigenvectors has all but nothing of the wanted ones at first.
+        shortest = self.settings.wanted.k + self._beyond if warm else 0
+        pairs, certificate = self._converge(shortest)
         complete = None
         if self.settings.certify == "complete" and certificate is not None:
             length = max(self.solve_matvecs, _SHORTEST_SEARCH)
@@ -92,11 +97,17 @@ class Solve:
     def _exhausted(self) -> bool:
         return self.solve_matvecs + self.settings.block > self.settings.max_matvecs
 
-    def _converge(self) -> tuple[_Pairs, Certificate | None]:
+    @property
+    def _beyond(self) -> int:
+        """Products that random directions get to show an eigenvalue that stands out."""
+        return max(_BEYOND_CLOSURE, 4 * self.settings.block)
+
+    def _converge(self, shortest: int) -> tuple[_Pairs, Certificate | None]:
         """Iterate and certify until the measured residuals are within the tolerance."""
         target = self.tol
         while True:
-            ritz, order = self._iterate(target)
+            ritz, order = self._iterate(target, shortest)
+            shortest = 0
             pairs = self._settle(ritz, order)
             if self.interrupted:
                 return pairs, None
@@ -122,7 +133,7 @@ class Solve:
         At least `shortest` products are made. Ends early at Ctrl-C or out of products.
         """
         state, wanted, begun = self.state, self.settings.wanted, self.solve_matvecs
-        ritz = state.ritz() if state.used else None
+        ritz, closed = state.ritz() if state.used else None, None
         while True:
             if state.full:
                 assert ritz is not None  # a full basis has columns
@@ -130,19 +141,17 @@ class Solve:
             state.step()
             ritz = state.ritz()
             order = wanted.order(ritz.values)
-            values = ritz.values[order[: wanted.k]]
             enough = len(order) >= wanted.k
             relative = ritz.residuals[order[: wanted.k]] / (ritz.scale or 1.0)
             self._note(ritz, relative if enough else np.full(wanted.k, np.inf))
             converged = enough and bool(np.all(relative <= target))
             converged = converged and not self._doubtful(ritz, order).any()
             if state.replaced or np.all(ritz.residuals <= self.tol * ritz.scale):
-                # The Krylov space closed, so every residual is small whatever lies outside it: the
-                # directions that follow must first show that they change nothing.
-                converged = converged and self._unchanged(
-                    ritz.values[order[: wanted.k]], ritz.scale
-                )
-            self._wanted = np.sort(values)
+                closed = self.solve_matvecs if closed is None else closed
+            if closed is not None:
+                # Every residual was small whatever lies outside the Krylov space, as from a start
+                # in an invariant subspace: the random directions that follow get time to show it.
+                converged = converged and self.solve_matvecs - closed >= self._beyond
             done = converged and self.solve_matvecs - begun >= shortest
             if done or self._exhausted or self.interrupted:
                 return ritz, order
@@ -151,13 +160,6 @@ class Solve:
         """Whether an unwanted Ritz pair, far from converged, could still displace each wanted."""
         settled = _SETTLED * self.tol * ritz.scale
         return self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, settled)
-
-    def _unchanged(self, values: Matrix, scale: float) -> bool:
-        """Whether the wanted Ritz values are those before, by a tenth of the tolerance."""
-        if len(self._wanted) != len(values):
-            return False
-        change = np.abs(np.sort(values) - self._wanted).max()
-        return bool(change <= 0.1 * self.tol * scale)
 
     def _note(self, ritz: Ritz, relative: Matrix) -> None:
         progress = Progress(
@@ -225,8 +227,8 @@ class Solve:
             ritz, order = self._iterate(self.tol / 2, shortest=length)
             finished = self.solve_matvecs - begun >= length
             finished = finished and not self._doubtful(ritz, order).any()
-            self._wanted = np.sort(pairs.values)
-            unchanged = self._unchanged(ritz.values[order[:k]], ritz.scale)
+            change = np.abs(np.sort(ritz.values[order[:k]]) - np.sort(pairs.values)).max()
+            unchanged = bool(change <= 0.1 * self.tol * ritz.scale)
             if unchanged and self.state.restarts == restarts:
                 return pairs, certificate, finished  # the verified rows were not touched
             pairs = self._settle(ritz, order)

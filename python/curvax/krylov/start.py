@@ -28,6 +28,8 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     vectors = _vectors(op, v0)
     if not len(vectors):
         raise ValueError("v0 must have at least one vector, got a block of none")
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    vectors = vectors / jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     norms = jnp.linalg.norm(vectors, axis=1)
     if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
         raise ValueError("v0 must be finite and not zero")

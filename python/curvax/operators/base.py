@@ -159,8 +159,11 @@ class Operator(abc.ABC):
             block = jnp.asarray(np.ascontiguousarray(columns.T), self.dtype)
             return np.asarray(_compiled_product(self, block)).T
 
+        def matvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return matmat(v.reshape(-1, 1))
+
         return LinearOperator(
-            self.shape, matvec=lambda v: matmat(v.reshape(-1, 1)), matmat=matmat, dtype=self.dtype
+            self.shape, matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat, dtype=self.dtype
         )
 
 

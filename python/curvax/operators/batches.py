@@ -57,6 +57,11 @@ def leading_size(batch: Any) -> int | None:
     return int(sizes[0]) if sizes else None
 
 
+def leading_sizes(batch: Any) -> set[int]:
+    """The lengths of the leading axes of a batch's arrays."""
+    return {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
+
+
 def add_hint(error: Exception, batches: Any) -> None:
     """Add a note to what a loss raised if `batches` looks like a list in place of a tuple, or v.v.
 
@@ -92,11 +97,10 @@ def _split(batch: Any, size: int | None, position: int) -> Iterator[Any]:
     samples = leading_size(batch)
     if samples == 0:
         raise ValueError(f"batch {position} is empty: its leading axis has length 0")
-    if size is None or samples is None or samples <= size:
+    if size is None or samples is None:
         yield batch
         return
-    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
-    if len(lengths) > 1:
+    if len(lengths := leading_sizes(batch)) > 1:
         raise ValueError(
             "to split a batch by microbatch_size, all its arrays must have one leading length; "
             f"batch {position} has {sorted(lengths)}"

@@ -17,7 +17,7 @@ from jax import Array
 from jax.extend.core import Var
 
 from curvax.operators.base import is_array
-from curvax.operators.batches import leading_size
+from curvax.operators.batches import leading_size, leading_sizes
 from curvax.operators.hoist import Hoisted, hoist
 
 
@@ -45,12 +45,14 @@ class GradientMap:
         treedef: the structure of `params`.
         constants: the leaves of `params` that are not arrays, by their position.
         chosen: one bool for each of the other leaves.
+        several: whether the loss is averaged over more than one batch, so that weights matter.
     """
 
     loss: Callable[[Any, Any], Any]
     treedef: Any
     constants: dict[int, Any]
     chosen: tuple[bool, ...]
+    several: bool
 
     def _evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Any]:
         """The mean and the weight that the loss gives, checked."""
@@ -64,7 +66,7 @@ class GradientMap:
         )
         result = self.loss(params, batch)
         is_pair = isinstance(result, tuple) and len(result) == 2
-        mean, weight = result if is_pair else (result, leading_size(batch) or 1)
+        mean, weight = result if is_pair else (result, self._length(batch))
         if not is_array(mean):
             raise TypeError(
                 "loss must return a scalar array that depends on the parameters, or a pair "
@@ -81,6 +83,15 @@ class GradientMap:
         if not jnp.issubdtype(mean.dtype, jnp.floating):
             raise TypeError(f"loss must return a real floating scalar, got {mean.dtype}")
         return mean, weight
+
+    def _length(self, batch: Any) -> int:
+        if self.several and len(lengths := leading_sizes(batch)) > 1:
+            raise ValueError(
+                "a batch whose arrays have different leading lengths, here "
+                f"{sorted(lengths)}, has no weight of its own among others: let the loss return a "
+                "pair (mean, weight)"
+            )
+        return leading_size(batch) or 1
 
     def mean_and_weight(
         self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any
@@ -125,6 +136,11 @@ class GradientMap:
             return aux, jax.tree_util.Partial(_first, transposed)
         return aux, linear
 
+    def _cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
+        """The tangents in the dtypes of the leaves: the operator's is the widest of them."""
+        taken = [leaf for leaf, taken in zip(leaves, self.chosen, strict=True) if taken]
+        return [t.astype(leaf.dtype) for t, leaf in zip(tangents, taken, strict=True)]
+
     def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
         """The linear half that reads kept residuals, and the arrays that the loss closes over."""
         structure: list[Any] = []
@@ -150,7 +166,7 @@ class GradientMap:
             given = jax.tree.leaves((consts, tuple(leaves), batch))
             own = iter(residuals or ())
             complete = [next(own) if s is None else given[s] for s in sources]
-            return list(jax.tree.unflatten(structure[0], complete)(tangents))
+            return list(jax.tree.unflatten(structure[0], complete)(self._cast(tangents, leaves)))
 
         size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals)
         return LinearHalf(reduced, size, apply), consts
@@ -160,7 +176,6 @@ class GradientMap:
 
         def product(leaves: Sequence[Array], batch: Any, tangents: Any) -> Any:
             gradient, taken = self._gradient(leaves, batch)
-            tangents = [t.astype(leaf.dtype) for t, leaf in zip(tangents, taken, strict=True)]
             try:
                 return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
             except TypeError as error:
@@ -182,7 +197,7 @@ class GradientMap:
         def apply(
             consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
         ) -> list[Array]:
-            return list(traced(consts[0], leaves, batch, tangents))
+            return list(traced(consts[0], leaves, batch, self._cast(tangents, leaves)))
 
         return LinearHalf(primal, 0, apply), (consts, value_consts)
 

@@ -124,7 +124,8 @@ def hessian(
             not return a real scalar, or it cannot be differentiated twice.
         ValueError: no batch, an empty batch, a filter that selects nothing, no element in the
             selected parameters, parameters in float64 with JAX's 64-bit mode off, a loss that is
-            not a scalar, or weights that are all zero.
+            not a scalar, weights that are negative, infinite or all zero, or arrays of different
+            leading lengths in a batch that is to be split, or weighted by its length.
         FloatingPointError: the loss is not finite.
     """
     if not callable(loss):
@@ -137,7 +138,8 @@ def hessian(
     leaves, space = _widen(params, chosen, constants)
     stacked, positions = stack_batches(batches, microbatch_size)
     chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
-    gradient = GradientMap(loss, jax.tree.structure(params), constants, chosen)
+    several = sum(map(len, positions)) > 1
+    gradient = GradientMap(loss, jax.tree.structure(params), constants, chosen, several)
     budget = {True: float("inf"), False: 0.0, "auto": SHARE * available_bytes()}[linearize]
     stacks: list[_Stack] = []
     sums: list[Array] = []
@@ -148,7 +150,7 @@ def hessian(
             add_hint(error, batches)
             raise
         budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
-        _check_finite(means, stack.weights, places)
+        _check_values(means, stack.weights, places)
         sums.append(jnp.sum(jnp.where(stack.weights > 0, stack.weights * means, 0)))
         stacks.append(stack)
     weight = jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
@@ -228,10 +230,17 @@ _primal_of_many = jax.jit(
 )
 
 
-def _check_finite(means: Array, weights: Array, positions: list[int]) -> None:
+def _check_values(means: Array, weights: Array, positions: list[int]) -> None:
     if isinstance(means, jax.core.Tracer):
         return
-    bad = np.flatnonzero(~np.isfinite(np.asarray(means)) & (np.asarray(weights) > 0))
+    given = np.asarray(weights)
+    bad = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
+    if bad.size:
+        raise ValueError(
+            "the weight that the loss returns must be finite and not negative, got "
+            f"{given[bad[0]]} on batch {positions[bad[0]]}"
+        )
+    bad = np.flatnonzero(~np.isfinite(np.asarray(means)) & (given > 0))
     if bad.size:
         raise FloatingPointError(
             f"the loss is {np.asarray(means)[bad[0]]} on batch {positions[bad[0]]}: check the "
