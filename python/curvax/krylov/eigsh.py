@@ -51,7 +51,7 @@ def eigsh(
             dtype allows.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
             `EigenResult`. Random if None. A solve from a start of one's own makes at least
-            `k + max(10, 4·block_size)` products, to show what the start does not contain.
+            `k + max(5, 4·block_size)` products, to show what the start does not contain.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
             recorded in the result.
         block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);

@@ -33,7 +33,7 @@ _SHORTEST_SEARCH = 20
 
 # Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
 # of the rest within a few steps.
-_BEYOND_CLOSURE = 10
+_BEYOND_CLOSURE = 5
 
 # An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
 # this multiple of the tolerance.
