@@ -30,7 +30,7 @@ class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     thread_local Kept kept;
-    if (bytes > kept.bytes) {
+    if (kept.memory == nullptr || bytes > kept.bytes) {
       kept.bytes = 0;
       kept.memory.reset(Allocate(bytes));
       if (kept.memory != nullptr && bytes <= kKept) kept.bytes = bytes;

@@ -175,6 +175,13 @@ class TestStart:
             result = cx.eigsh(op, 2, v0=v0, seed=1, max_basis=60, block_size=block)
             np.testing.assert_allclose(result.eigenvalues, [10, 9], rtol=1e-3)
 
+    def test_a_start_cut_short_is_not_converged(self):
+        truth = jnp.concatenate([jnp.asarray([10.0, 9, 8, -7, -6]), jnp.linspace(-1, 1, 395)])
+        op = cx.from_matvec(lambda v: truth * v, 400)
+        with pytest.warns(cx.ConvergenceWarning):
+            result = cx.eigsh(op, 1, v0=np.eye(400)[4], seed=1, max_basis=60, max_matvecs=3)
+        assert not result.converged.any()
+
     def test_start_vectors_and_blocks(self):
         rng = np.random.default_rng(0)
         for v0 in (rng.normal(size=N), rng.normal(size=(2, N)), jnp.ones((7, N))):

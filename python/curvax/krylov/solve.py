@@ -71,6 +71,8 @@ class Solve:
         self.noise = 0.0
         self.verification = 0
         self.history: list[Progress] = []
+        # Whether the products ran out before directions beyond the start had time to show.
+        self._cut_short = False
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
         )
@@ -109,6 +111,7 @@ class Solve:
             ritz, order = self._iterate(target, shortest)
             shortest = 0
             pairs = self._settle(ritz, order)
+            pairs.doubtful[:] |= self._cut_short
             if self.interrupted:
                 return pairs, None
             certificate = self._certify(pairs)
@@ -152,7 +155,11 @@ class Solve:
                 # Every residual was small whatever lies outside the Krylov space, as from a start
                 # in an invariant subspace: the random directions that follow get time to show it.
                 converged = converged and self.solve_matvecs - closed >= self._beyond
-            done = converged and self.solve_matvecs - begun >= shortest
+            made = self.solve_matvecs - begun
+            done = converged and made >= shortest
+            self._cut_short = made < shortest or (
+                closed is not None and self.solve_matvecs - closed < self._beyond
+            )
             if done or self._exhausted or self.interrupted:
                 return ritz, order
 
