@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from curvax.ops.manual_axes import vary, varying
 from curvax.ops.softmax_ce.options import Options, compute_dtype
 
 
@@ -29,7 +30,8 @@ def hvp(
         vmap_method="sequential",
         input_output_aliases={1: 0},
     )
-    return call(logits, tangents, labels, weights, **_attributes(options))
+    axes = varying(logits, tangents, labels, weights)
+    return vary(call(logits, tangents, labels, weights, **_attributes(options)), axes)
 
 
 def triple(
@@ -48,5 +50,7 @@ def triple(
         vmap_method="sequential",
         input_output_aliases={0: 0, 1: 1},
     )
-    grad, products, loss, lse = call(logits, tangents, labels, weights, **_attributes(options))
+    axes = varying(logits, tangents, labels, weights)
+    out = call(logits, tangents, labels, weights, **_attributes(options))
+    grad, products, loss, lse = (vary(x, axes) for x in out)
     return loss, lse, grad, products

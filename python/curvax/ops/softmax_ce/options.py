@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -16,6 +17,11 @@ class Options:
     z_loss: float
     label_smoothing: float
     ignore_index: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of the functions in `api`."""
+        return {**dataclasses.asdict(self), "softcap": self.softcap or None}
 
 
 def compute_dtype(storage: DTypeLike) -> jnp.dtype:

@@ -67,6 +67,23 @@ def _products(rows: _Rows, tangents: jax.Array, options: Options) -> jax.Array:
     return one(tangents) if tangents.ndim == 2 else jax.vmap(one)(tangents)
 
 
+def _losses(rows: _Rows, labels: jax.Array, options: Options) -> jax.Array:
+    smoothing, vocab = options.label_smoothing, rows.z.shape[1]
+    # The label's logit by an index: 0 * -inf in a product with the target would be NaN.
+    index = jnp.clip(labels, 0, vocab - 1)[:, None]
+    loss = rows.lse - (1 - smoothing) * jnp.take_along_axis(rows.z, index, axis=1)
+    loss = loss + options.z_loss * rows.lse**2
+    if smoothing > 0:
+        loss = loss - smoothing / vocab * jnp.sum(rows.z, axis=1, keepdims=True)
+    loss = jnp.where((labels < 0) | (labels >= vocab), jnp.nan, loss[:, 0])
+    return jnp.where(rows.ignored[:, 0], jnp.zeros_like(loss), loss)
+
+
+def losses(logits: jax.Array, labels: jax.Array, weights: jax.Array, options: Options) -> jax.Array:
+    """The loss of each row, `(N,)`, not weighted; 0 in ignored rows."""
+    return _losses(_rows(logits, labels, weights, options), labels, options)
+
+
 def _clear(rows: jax.Array, x: jax.Array) -> jax.Array:
     mask = jnp.broadcast_to(rows, x.shape[-2:])
     return jnp.where(jnp.broadcast_to(mask, x.shape), jnp.zeros((), x.dtype), x)
@@ -85,18 +102,11 @@ def triple(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Loss, log-sum-exp, gradient and products; see `api.softmax_ce_triple`."""
     rows = _rows(logits, labels, weights, options)
-    smoothing, vocab = options.label_smoothing, logits.shape[1]
-    # The label's logit by an index: 0 * -inf in a product with the target would be NaN.
-    index = jnp.clip(labels, 0, vocab - 1)[:, None]
-    loss = rows.lse - (1 - smoothing) * jnp.take_along_axis(rows.z, index, axis=1)
-    loss = loss + options.z_loss * rows.lse**2
-    if smoothing > 0:
-        loss = loss - smoothing / vocab * jnp.sum(rows.z, axis=1, keepdims=True)
-    loss = jnp.where((labels < 0) | (labels >= vocab), jnp.nan, loss[:, 0])
+    loss = _losses(rows, labels, options)
     grad = _gradient(rows) if rows.slope is None else rows.slope * _gradient(rows)
     ignored = rows.ignored[:, 0]
     return (
-        jnp.where(ignored, jnp.zeros_like(loss), loss),
+        loss,
         jnp.where(ignored, jnp.zeros_like(loss), rows.lse[:, 0]),
         _clear(rows.ignored, grad.astype(logits.dtype)),
         _clear(rows.ignored, _products(rows, tangents, options)),

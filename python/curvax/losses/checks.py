@@ -1,0 +1,187 @@
+"""Checks of what the losses are given, and its normal form."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from curvax.ops.softmax_ce.options import Options
+
+
+class Rows(NamedTuple):
+    """Labels in a row, and their shares in the mean.
+
+    Attributes:
+        labels: `(N,)` int32.
+        shares: `(N,)` weights that sum to 1 over the labels that count.
+        weight: the sum of the weights of those, a scalar.
+    """
+
+    labels: Array
+    shares: Array
+    weight: Array
+
+
+def options_of(
+    softcap: float | None, z_loss: float, label_smoothing: float, ignore_index: int
+) -> Options:
+    """The static options of a cross entropy.
+
+    Raises:
+        TypeError: an option that is not a number.
+        ValueError: one out of range.
+    """
+    smoothing, z = _number("label_smoothing", label_smoothing), _number("z_loss", z_loss)
+    cap = None if softcap is None else _number("softcap", softcap)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+    if cap is not None and not cap > 0:
+        raise ValueError(f"softcap must be positive or None, got {softcap}")
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    return Options(cap or 0.0, z, smoothing, int(ignore_index))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number known when the loss is traced, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def floating(name: str, value: ArrayLike) -> Array:
+    """`value` as an array.
+
+    Raises:
+        TypeError: it is not real and floating.
+    """
+    x = jnp.asarray(value)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be real and floating, got dtype {x.dtype}")
+    return x
+
+
+def counted_rows(
+    shape: tuple[int, ...],
+    labels: ArrayLike,
+    weights: ArrayLike | None,
+    options: Options,
+    dtype: Any,
+    may_be_empty: bool,
+    of: str,
+) -> Rows:
+    """The labels and weights of logits of a shape.
+
+    Args:
+        shape: `(..., V)`, of the logits.
+        labels: `(...)`.
+        weights: `(...)` or None.
+        options: their `ignore_index` counts.
+        dtype: of the shares.
+        may_be_empty: whether there may be no label to count.
+        of: the argument whose shape the labels must match, for messages.
+
+    Raises:
+        TypeError: labels that are not integers, weights that are not real.
+        ValueError: other shapes; labels that are known and out of range, or all ignored.
+    """
+    y, vocab = jnp.asarray(labels), shape[-1]
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got dtype {y.dtype}")
+    if y.shape != shape[:-1]:
+        raise ValueError(
+            f"labels must have shape {shape[:-1]}, that of {of} without its last axis, "
+            f"got {y.shape}"
+        )
+    if not isinstance(y, jax.core.Tracer):
+        _check_labels(np.asarray(y), vocab, options.ignore_index, may_be_empty)
+    w = jnp.ones(y.shape, dtype) if weights is None else jnp.asarray(weights)
+    if w.shape != y.shape:
+        raise ValueError(f"weights must have the shape of labels, {y.shape}, got {w.shape}")
+    if jnp.issubdtype(w.dtype, jnp.complexfloating):
+        raise TypeError(f"weights must be real, got dtype {w.dtype}")
+    # First to int32: narrow labels cannot be compared with an ignore_index that they cannot hold.
+    flat, counted = y.astype(jnp.int32).reshape(-1), w.astype(dtype).reshape(-1)
+    counted = jnp.where(flat == options.ignore_index, jnp.zeros_like(counted), counted)
+    total = jnp.sum(counted)
+    return Rows(flat, counted / total, total)
+
+
+def _check_labels(labels: Any, vocab: int, ignore_index: int, may_be_empty: bool) -> None:
+    counted = labels != ignore_index
+    bad = counted & ((labels < 0) | (labels >= vocab))
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"labels must be in [0, V) with V = {vocab}, or ignore_index = {ignore_index}, got "
+            f"{labels[place]} at {place}"
+        )
+    if not (may_be_empty or counted.any()):
+        raise ValueError(
+            f"labels must have one to count, got {labels.size} of which all are ignore_index = "
+            f"{ignore_index}: a mean over none is NaN. Where that may happen, pass "
+            "return_weight=True and leave out what has weight 0"
+        )
+
+
+def head_operands(hidden: ArrayLike, head: ArrayLike, bias: ArrayLike | None) -> tuple[Array, ...]:
+    """Hidden states `(..., D)`, head `(V, D)` and, if there is one, bias `(V,)`.
+
+    Raises:
+        TypeError: not real and floating.
+        ValueError: other shapes.
+    """
+    x, w = floating("hidden", hidden), floating("head", head)
+    if x.ndim == 0:
+        raise ValueError("hidden must have shape (..., D), got a scalar")
+    if w.ndim != 2 or w.shape[1] != x.shape[-1] or 0 in w.shape:
+        hint = ""
+        if w.ndim == 2 and w.shape[0] == x.shape[-1]:
+            hint = "; it looks transposed: pass head.T"
+        raise ValueError(
+            f"head must have shape (V, D) with the width D = {x.shape[-1]} of hidden, "
+            f"got {w.shape}{hint}"
+        )
+    if bias is None:
+        return x, w
+    c = floating("bias", bias)
+    if c.shape != (w.shape[0],):
+        raise ValueError(f"bias must have shape (V,) = ({w.shape[0]},), got {c.shape}")
+    return x, w, c
+
+
+def chunk_rows(chunk: Any) -> int | None:
+    """`chunk` as a number of rows, None for `"auto"`.
+
+    Raises:
+        TypeError: neither an integer nor `"auto"`.
+        ValueError: below 1, or another string.
+    """
+    if isinstance(chunk, str):
+        if chunk != "auto":
+            raise ValueError(f"chunk must be 'auto' or an integer, got {chunk!r}")
+        return None
+    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)):
+        raise TypeError(f"chunk must be 'auto' or an integer, got {chunk!r}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    return int(chunk)
+
+
+def elementwise_weights(x: Array, weights: ArrayLike | None, dtype: Any) -> Array:
+    """Weights of every element of `x`, from weights of its leading axes.
+
+    Raises:
+        ValueError: another shape.
+    """
+    w = jnp.ones((), dtype) if weights is None else jnp.asarray(weights, dtype)
+    if w.shape != x.shape[: w.ndim]:
+        raise ValueError(
+            f"weights must have the shape of outputs, {x.shape}, or of its leading axes, "
+            f"got {w.shape}"
+        )
+    return jnp.broadcast_to(w.reshape(w.shape + (1,) * (x.ndim - w.ndim)), x.shape)

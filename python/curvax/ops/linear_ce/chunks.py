@@ -1,0 +1,296 @@
+"""Cross entropy through a linear head, in chunks of rows, with no array of N×V elements.
+
+With hidden states X `(N, D)`, head W `(V, D)`, bias c `(V,)` and tangents Xd, Wd, cd, per chunk of
+rows (equations: Wijmans et al. 2024 for the first order; differentiated once more here):
+
+    A  = X Wᵀ + c            Ad = Xd Wᵀ + X Wdᵀ + cd          logits (C, V) and their tangents
+    G, Gd = the gradient and Hessian product of the row losses in A, along Ad  (softmax_ce)
+    dX = Gd W + G Wd         dW += Gdᵀ X + Gᵀ Xd              dc += Gdᵀ 1
+
+The Gauss-Newton product drops the terms in G. In units of one product of X and W: 8 for a Hessian
+product with the gradient in X, 7 without, `6 + 1/b` per tangent for a block of b; 5 for
+Gauss-Newton, 3 for the gradient. Chunks of rows keep the products large; what is added to the head
+is added slice by slice of the vocabulary, in place: XLA would hold a second `(V, D)` array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from curvax.ops.manual_axes import zeros_beside
+from curvax.ops.second_order import ScalarLoss, TwiceDifferentiable
+from curvax.ops.softmax_ce.api import softmax_ce_triple
+from curvax.ops.softmax_ce.loss import Spec, hessian_products, weighted
+
+# Rows of a chunk: enough for products at full speed, few enough for the bytes of its logits.
+_MAX_ROWS = 256
+_MIN_ROWS = 16
+_MAX_BYTES = 1 << 29
+# Elements of a slice of the head's gradient.
+_SLICE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSpec:
+    """Static options: those of the row losses, and the rows per chunk (None chooses)."""
+
+    rows: Spec
+    chunk: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Operands in the dtype that is computed in, padded to whole chunks."""
+
+    hidden: Array
+    head: Array
+    bias: Array | None
+    labels: Array
+    weights: Array
+    chunk: int
+    given: int
+
+    def rows(self, x: Array, i: Array, axis: int = 0) -> Array:
+        """Chunk i of an array with the tokens on `axis`."""
+        return lax.dynamic_slice_in_dim(x, i * self.chunk, self.chunk, axis)
+
+    def put(self, x: Array, rows: Array, i: Array, axis: int = 0) -> Array:
+        """`x` with its chunk i replaced."""
+        return lax.dynamic_update_slice_in_dim(x, rows, i * self.chunk, axis)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return zeros_beside(self.hidden, shape, self.hidden.dtype)
+
+    def logits(self, i: Array) -> Array:
+        out = self.rows(self.hidden, i) @ self.head.T
+        return out if self.bias is None else out + self.bias[None]
+
+    def loop(self, body: Callable[[Array, Any], Any], start: Any) -> Any:
+        """Fold `body(i, carry)` over the chunks."""
+        chunks = self.hidden.shape[0] // self.chunk
+        return lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
+
+
+def _problem(spec: LinearSpec, slots: Any, data: Any, arrays: int) -> _Problem:
+    hidden, head, bias = (*slots, None)[:3]
+    labels, weights = data
+    dtype, given = weights.dtype, hidden.shape[0]
+    chunk = spec.chunk or _automatic_rows(head.shape[0], dtype.itemsize, arrays)
+    # Equal chunks: the last one is padded by less than their number of rows.
+    chunks = max(-(-given // chunk), 1)
+    chunk = max(-(-given // chunks), 1)
+    padding = chunks * chunk - given
+    ignored = spec.rows.options.ignore_index
+    return _Problem(
+        _pad(hidden.astype(dtype), padding),
+        head.astype(dtype),
+        None if bias is None else bias.astype(dtype),
+        jnp.pad(labels, (0, padding), constant_values=ignored),
+        jnp.pad(weights, (0, padding)),
+        chunk,
+        given,
+    )
+
+
+def _automatic_rows(vocab: int, itemsize: int, arrays: int) -> int:
+    return min(_MAX_ROWS, max(_MIN_ROWS, _MAX_BYTES // (arrays * vocab * itemsize)))
+
+
+def _pad(x: Array, rows: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows), (0, 0)]) if rows else x
+
+
+def _over_slices(problem: _Problem, carry: Any, step: Callable[[Any, Any, int], Any]) -> Any:
+    """Fold `step(carry, start, size)` over slices of the vocabulary; `size` is static."""
+    vocab, width = problem.head.shape
+    size = min(vocab, max(_SLICE // width, 1))
+    whole = vocab // size
+    if rest := vocab - whole * size:
+        # Before the loop: after it, XLA would copy what the loop has updated in place.
+        carry = step(carry, jnp.int32(whole * size), rest)
+    return lax.fori_loop(
+        jnp.int32(0), jnp.int32(whole), lambda j, c: step(c, j * size, size), carry
+    )
+
+
+def _value(spec: LinearSpec, slots: Any, data: Any) -> Array:
+    return _gradient(spec, slots, data)[0]
+
+
+def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
+    p = _problem(spec, slots, data, arrays=1)
+    vocab = p.head.shape[0]
+    start = (p.zeros(()), p.zeros(p.hidden.shape), p.zeros(p.head.shape), p.zeros((vocab,)))
+
+    def body(i: Array, carry: Any) -> Any:
+        total, d_hidden, d_head, d_bias = carry
+        weights = p.rows(p.weights, i)
+        losses, _, g, _ = softmax_ce_triple(
+            p.logits(i),
+            p.zeros((0, p.chunk, vocab)),
+            p.rows(p.labels, i),
+            weights,
+            **spec.rows.options.arguments,
+        )
+        x = p.rows(p.hidden, i)
+
+        def add(total: Array, start: Any, size: int) -> Array:
+            part = lax.dynamic_slice_in_dim(g, start, size, axis=1).T @ x
+            return _add(total, part, start)
+
+        return (
+            total + weighted(losses, weights),
+            p.put(d_hidden, g @ p.head, i),
+            _over_slices(p, d_head, add),
+            d_bias + jnp.sum(g, axis=0),
+        )
+
+    # What is not used of the carry, XLA takes out of the loop.
+    total, *gradients = p.loop(body, start)
+    gradients[0] = gradients[0][: p.given]
+    return total, tuple(g.astype(s.dtype) for g, s in zip(gradients, slots, strict=False))
+
+
+def _add(total: Array, part: Array, start: Any) -> Array:
+    """`total` with `part` added to its rows from `start`."""
+    old = lax.dynamic_slice_in_dim(total, start, part.shape[0])
+    return lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tangents:
+    """A block of b tangents in the dtype that is computed in, None where they are zero."""
+
+    block: int
+    hidden: Array | None
+    head: Array | None
+    bias: Array | None
+
+
+def _tangents(p: _Problem, tangents: Any) -> _Tangents:
+    hidden, head, bias = (
+        None if t is None else t.astype(p.hidden.dtype) for t in (*tangents, None)[:3]
+    )
+    block = next(t.shape[0] for t in tangents if t is not None)
+    if hidden is not None:
+        hidden = _pad(hidden, p.hidden.shape[0] - p.given)
+    return _Tangents(block, hidden, head, bias)
+
+
+def _each(block: int, body: Callable[[Array, Any], Any], start: Any) -> Any:
+    return lax.fori_loop(jnp.int32(0), jnp.int32(block), body, start)
+
+
+def _logit_tangents(p: _Problem, t: _Tangents, i: Array) -> Array:
+    """`Ad` of chunk i, `(b, C, V)`."""
+    vocab, width = p.head.shape
+    shape = (t.block, p.chunk, vocab)
+    if t.hidden is None:
+        out = p.zeros(shape)
+    else:
+        out = (p.rows(t.hidden, i, axis=1).reshape(-1, width) @ p.head.T).reshape(shape)
+    if t.bias is not None:
+        out = out + t.bias[:, None, :]
+    if t.head is None:
+        return out
+    x, head = p.rows(p.hidden, i), t.head
+
+    def one(k: Array, out: Array) -> Array:
+        def add(out: Array, start: Any, size: int) -> Array:
+            part = x @ lax.dynamic_slice(head, (k, start, jnp.int32(0)), (1, size, width))[0].T
+            place = (k, jnp.int32(0), start)
+            old = lax.dynamic_slice(out, place, (1, p.chunk, size))
+            return lax.dynamic_update_slice(out, old + part[None], place)
+
+        return _over_slices(p, out, add)
+
+    return _each(t.block, one, out)
+
+
+def _hidden_products(p: _Problem, t: _Tangents, g: Array | None, gd: Array) -> Array:
+    """`Gd W + G Wd`, `(b, C, D)`."""
+    vocab, width = p.head.shape
+    out = (gd.reshape(-1, vocab) @ p.head).reshape(t.block, p.chunk, width)
+    if g is None or t.head is None:
+        return out
+    head = t.head
+
+    def one(k: Array, out: Array) -> Array:
+        def add(total: Array, start: Any, size: int) -> Array:
+            part = lax.dynamic_slice(head, (k, start, jnp.int32(0)), (1, size, width))[0]
+            return total + lax.dynamic_slice_in_dim(g, start, size, axis=1) @ part
+
+        row = _over_slices(p, lax.dynamic_index_in_dim(out, k, keepdims=False), add)
+        return lax.dynamic_update_index_in_dim(out, row, k, 0)
+
+    return _each(t.block, one, out)
+
+
+def _add_head_products(
+    p: _Problem, t: _Tangents, g: Array | None, gd: Array, i: Array, total: Array
+) -> Array:
+    """`total (b, V, D)` with `Gdᵀ X + Gᵀ Xd` of chunk i added."""
+    width = p.head.shape[1]
+    x = p.rows(p.hidden, i)
+    xd = None if t.hidden is None else p.rows(t.hidden, i, axis=1)
+
+    def one(k: Array, total: Array) -> Array:
+        def add(total: Array, start: Any, size: int) -> Array:
+            left = lax.dynamic_slice(gd, (k, jnp.int32(0), start), (1, p.chunk, size))[0]
+            right = x
+            if g is not None and xd is not None:  # one product over twice the rows
+                left = jnp.concatenate([left, lax.dynamic_slice_in_dim(g, start, size, axis=1)])
+                right = jnp.concatenate([x, lax.dynamic_index_in_dim(xd, k, keepdims=False)])
+            place = (k, start, jnp.int32(0))
+            old = lax.dynamic_slice(total, place, (1, size, width))
+            return lax.dynamic_update_slice(total, old + (left.T @ right)[None], place)
+
+        return _over_slices(p, total, add)
+
+    return _each(t.block, one, total)
+
+
+def _products(
+    spec: LinearSpec, slots: Any, data: Any, tangents: Any, wanted: tuple[bool, ...]
+) -> tuple[Array, ...]:
+    block = next(t.shape[0] for t in tangents if t is not None)
+    p = _problem(spec, slots, data, arrays=1 + block)
+    t = _tangents(p, tangents)
+    vocab = p.head.shape[0]
+    shapes = (p.hidden.shape, p.head.shape, (vocab,))
+    start = tuple(p.zeros((block, *shape)) for shape in shapes)
+
+    def body(i: Array, carry: Any) -> Any:
+        d_hidden, d_head, d_bias = carry
+        z, zd = p.logits(i), _logit_tangents(p, t, i)
+        labels, weights = p.rows(p.labels, i), p.rows(p.weights, i)
+        g = None
+        if spec.rows.gauss_newton:
+            gd = hessian_products(z, zd, labels, weights, spec.rows)
+        else:
+            arguments = spec.rows.options.arguments
+            _, _, g, gd = softmax_ce_triple(z, zd, labels, weights, **arguments)
+        return (
+            p.put(d_hidden, _hidden_products(p, t, g, gd), i, axis=1),
+            _add_head_products(p, t, g, gd, i, d_head),
+            d_bias + jnp.sum(gd, axis=1),
+        )
+
+    # What is not used of the carry, XLA takes out of the loop.
+    out = list(p.loop(body, start))
+    out[0] = out[0][:, : p.given]
+    return tuple(
+        product.astype(slot.dtype)
+        for product, slot, asked in zip(out, slots, wanted, strict=False)
+        if asked
+    )
+
+
+linear_ce_total = TwiceDifferentiable(
+    ScalarLoss("linear_cross_entropy", _value, _gradient, _products)
+)

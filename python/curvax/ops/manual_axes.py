@@ -1,0 +1,37 @@
+"""Under `shard_map`, every array is typed by the mesh axes it varies over; elsewhere by none.
+
+JAX's own operations bring their operands to one type. Primitives and foreign calls must do so
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def varying(*arrays: Array) -> frozenset[str]:
+    """The mesh axes that any of the arrays varies over."""
+    avals: list[Any] = [jax.typeof(x) for x in arrays]
+    return frozenset[str]().union(*(aval.mat.varying for aval in avals))
+
+
+def vary(x: Array, axes: frozenset[str]) -> Array:
+    """`x`, typed as varying over `axes` too."""
+    missing = tuple(sorted(axes - varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def equally_varying(*groups: Sequence[Array]) -> tuple[tuple[Array, ...], ...]:
+    """The arrays, each typed as varying over every axis that one of them varies over."""
+    axes = varying(*(x for group in groups for x in group))
+    return tuple(tuple(vary(x, axes) for x in group) for group in groups)
+
+
+def zeros_beside(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros of the type that results of computing with `like` have."""
+    return vary(jnp.zeros(shape, dtype), varying(like))

@@ -1,0 +1,272 @@
+"""Scalar functions whose value, gradient and Hessian products are computed by code of their own.
+
+A function of several arrays, its *slots*, becomes differentiable twice in every mode: value,
+gradient and Hessian product are primitives, each the derivative of the one before. The last is
+linear in its tangents and, since a Hessian is symmetric, its own transpose. Tangents have a leading
+block axis, into which `vmap` over tangents folds, so that what depends on the slots alone is
+computed once for a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+from curvax.ops.manual_axes import equally_varying
+
+Flags = tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarLoss:
+    """How to compute a scalar function of slots, given data that are not differentiated.
+
+    Attributes:
+        name: for messages, and of the primitive.
+        value: `(spec, slots, data) -> scalar`.
+        gradient: `(spec, slots, data) -> (scalar, one array per slot)`.
+        products: `(spec, slots, data, tangents, wanted) -> one array per slot that is wanted`;
+            `tangents` has an array `(b, *slot)`, or None for zero, per slot, and so has the result.
+    """
+
+    name: str
+    value: Callable[..., Array]
+    gradient: Callable[..., tuple[Array, tuple[Array, ...]]]
+    products: Callable[..., tuple[Array, ...]]
+
+
+class TwiceDifferentiable:
+    """A `ScalarLoss` with the rules that JAX's transformations need."""
+
+    def __init__(self, loss: ScalarLoss) -> None:
+        self._name = loss.name
+
+        def value(*args: Array, spec: Hashable, slots: int) -> list[Array]:
+            return [loss.value(spec, args[:slots], args[slots:])]
+
+        def gradient(*args: Array, spec: Hashable, slots: int) -> list[Array]:
+            total, parts = loss.gradient(spec, args[:slots], args[slots:])
+            return [total, *parts]
+
+        def product(*args: Array, spec: Any, constants: int, given: Flags, wanted: Flags) -> Any:
+            slots, data, tangents = _split(args, constants, given)
+            filled = iter(tangents)
+            padded = [next(filled) if there else None for there in given]
+            return loss.products(spec, slots, data, padded, wanted)
+
+        self._value = _primitive(loss.name, value, _value_type, ("spec", "slots"))
+        self._gradient = _primitive(
+            f"{loss.name}_gradient", gradient, _gradient_types, ("spec", "slots")
+        )
+        self._product = _primitive(
+            f"{loss.name}_hessian_product",
+            product,
+            _product_types,
+            ("spec", "constants", "given", "wanted"),
+        )
+        ad.primitive_jvps[self._value] = self._value_rule
+        ad.primitive_jvps[self._gradient] = self._gradient_rule
+        ad.primitive_jvps[self._product] = functools.partial(_jvp_rule, loss.name, self._product)
+        rule = functools.partial(_transpose_rule, self._product)
+        ad.primitive_transposes[self._product] = rule
+        for primitive in (self._value, self._gradient):
+            batching.primitive_batchers[primitive] = functools.partial(_one_by_one, primitive)
+        batched = functools.partial(_product_batching_rule, self._product)
+        batching.primitive_batchers[self._product] = batched
+
+    def __call__(self, spec: Hashable, slots: Sequence[Array], data: Sequence[Array]) -> Array:
+        """The value.
+
+        Args:
+            spec: static options, passed on.
+            slots: what may be differentiated.
+            data: what may not: labels, weights; the last of them has the dtype of the value.
+        """
+        slots, data = equally_varying(slots, data)
+        return self._value.bind(*slots, *data, spec=spec, slots=len(slots))[0]
+
+    def hessian_product(
+        self, spec: Hashable, slots: Sequence[Array], data: Sequence[Array], tangents: Sequence[Any]
+    ) -> tuple[Array, ...]:
+        """The Hessian times one vector: `tangents` has an array, or None for zero, per slot."""
+        given = tuple(t is not None for t in tangents)
+        slots, data, there = equally_varying(slots, data, [t for t in tangents if t is not None])
+        if not there:
+            return tuple(jnp.zeros_like(slot) for slot in slots)
+        out = self._product.bind(
+            *slots,
+            *data,
+            *(t[None] for t in there),
+            spec=spec,
+            constants=len(data),
+            given=given,
+            wanted=(True,) * len(slots),
+        )
+        return tuple(block[0] for block in out)
+
+    def _value_rule(self, primals: Any, tangents: Any, spec: Hashable, slots: int) -> Any:
+        present = self._present(tangents, slots)
+        value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
+        return [value], [_directional(value, gradient, present)]
+
+    def _gradient_rule(self, primals: Any, tangents: Any, spec: Hashable, slots: int) -> Any:
+        present = self._present(tangents, slots)
+        value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
+        products = self.hessian_product(spec, primals[:slots], primals[slots:], present)
+        return [value, *gradient], [_directional(value, gradient, present), *products]
+
+    def _present(self, tangents: Sequence[Any], slots: int) -> list[Array | None]:
+        if not all(isinstance(t, ad.Zero) or _is_void(t) for t in tangents[slots:]):
+            raise TypeError(
+                f"{self._name} is not differentiable in its labels and weights: wrap what depends "
+                "on the parameters in jax.lax.stop_gradient"
+            )
+        return [None if isinstance(t, ad.Zero) else t for t in tangents[:slots]]
+
+
+def _is_void(tangent: Any) -> bool:
+    """Whether this is the tangent of an integer."""
+    return bool(tangent.dtype == jax.dtypes.float0)
+
+
+def _directional(value: Array, gradient: Sequence[Array], tangents: Sequence[Any]) -> Array:
+    total = jnp.zeros_like(value)
+    for g, t in zip(gradient, tangents, strict=True):
+        if t is not None:
+            # Row by row: of a sum over all elements, linearisation would keep the cotangent spread
+            # to the size of the slot.
+            rows = [x.astype(value.dtype).reshape(-1, x.shape[-1]) for x in (g, t)]
+            total += jnp.sum(jnp.einsum("ij,ij->i", *rows, precision="highest"))
+    return total
+
+
+def _primitive(
+    name: str, evaluate: Callable[..., Any], types: Callable[..., Any], static: tuple[str, ...]
+) -> Primitive:
+    """An ordinary primitive, lowered as the operations of `evaluate`.
+
+    Not `custom_jvp`: partial evaluation, as of the body of a scan, replaces such a function by its
+    operations and forgets its rule, and a foreign call among them then refuses the next derivative.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(evaluate, static_argnames=static))
+    primitive.def_abstract_eval(types)
+    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=True))
+    return primitive
+
+
+def _value_type(*avals: Any, spec: Any, slots: int) -> list[Any]:
+    scalar = avals[-1].sharding.update(spec=PartitionSpec())
+    return [avals[-1].update(shape=(), weak_type=False, sharding=scalar)]
+
+
+def _gradient_types(*avals: Any, spec: Any, slots: int) -> list[Any]:
+    own = [aval.update(weak_type=False) for aval in avals[:slots]]
+    return [*_value_type(*avals, spec=spec, slots=slots), *own]
+
+
+def _split(args: Sequence[Any], constants: int, given: Flags) -> tuple[Any, Any, Any]:
+    border = len(given) + constants
+    return args[: len(given)], args[len(given) : border], args[border:]
+
+
+def _product_types(
+    *avals: Any, spec: Any, constants: int, given: Flags, wanted: Flags
+) -> list[Any]:
+    slots, _, tangents = _split(avals, constants, given)
+    types = []
+    for slot in (slot for slot, asked in zip(slots, wanted, strict=True) if asked):
+        layout = slot.sharding.update(spec=PartitionSpec(None, *slot.sharding.spec))
+        shape = (tangents[0].shape[0], *slot.shape)
+        types.append(slot.update(shape=shape, weak_type=False, sharding=layout))
+    return types
+
+
+def _jvp_rule(
+    name: str, primitive: Primitive, primals: Any, tangents: Any, **params: Any
+) -> tuple[list[Array], list[Any]]:
+    constants, given = params["constants"], params["given"]
+    fixed = len(given) + constants
+    if any(not isinstance(t, ad.Zero) for t in tangents[: len(given)]):
+        raise NotImplementedError(
+            f"{name} is differentiable twice, and this asks for a third derivative; use "
+            "jax.nn.log_softmax for a loss that has all of them"
+        )
+    out = primitive.bind(*primals, **params)
+    linear = tangents[fixed:]
+    present = tuple(not isinstance(t, ad.Zero) for t in linear)
+    if not any(present):
+        return out, [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
+    flags = iter(present)
+    own = tuple(there and next(flags) for there in given)
+    moved = [t for t in linear if not isinstance(t, ad.Zero)]
+    return out, primitive.bind(*primals[:fixed], *moved, **{**params, "given": own})
+
+
+def _transpose_rule(primitive: Primitive, cotangents: Any, *args: Any, **params: Any) -> list[Any]:
+    constants, given, wanted = params["constants"], params["given"], params["wanted"]
+    slots, data, linear = _split(args, constants, given)
+    asked = [ad.is_undefined_primal(x) for x in linear]
+    present = [not isinstance(c, ad.Zero) for c in cotangents]
+    unknown: list[Any] = [None] * (len(slots) + len(data))
+    if not any(present):
+        return unknown + [
+            ad.Zero(x.aval) if a else None for x, a in zip(linear, asked, strict=True)
+        ]
+    here, there = iter(present), iter(asked)
+    swapped = {
+        **params,
+        "given": tuple(flag and next(here) for flag in wanted),
+        "wanted": tuple(flag and next(there) for flag in given),
+    }
+    moved = [c for c in cotangents if not isinstance(c, ad.Zero)]
+    out = iter(primitive.bind(*slots, *data, *moved, **swapped))
+    return unknown + [next(out) if a else None for a in asked]
+
+
+def _one_by_one(
+    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Any
+) -> tuple[list[Array], list[int]]:
+    """Batching where nothing is shared."""
+    fixed = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
+    mapped = [
+        jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes, strict=True) if axis is not None
+    ]
+
+    def one(entry: list[Array]) -> list[Array]:
+        shared, own = iter(fixed), iter(entry)
+        operands = [next(shared if axis is None else own) for axis in axes]
+        return primitive.bind(*operands, **params)
+
+    out = jax.lax.map(one, mapped)
+    return out, [0] * len(out)
+
+
+def _product_batching_rule(
+    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Any
+) -> tuple[list[Array], list[int]]:
+    """Tangents of the same slots become one block."""
+    fixed = len(params["given"]) + params["constants"]
+    if any(axis is not None for axis in axes[:fixed]):
+        return _one_by_one(primitive, args, axes, **params)
+    tangents = list(zip(args[fixed:], axes[fixed:], strict=True))
+    size = next(arg.shape[axis] for arg, axis in tangents if axis is not None)
+    folded = []
+    for arg, axis in tangents:
+        if axis is None:
+            block = jnp.broadcast_to(arg, (size, *arg.shape))
+        else:
+            block = jnp.moveaxis(arg, axis, 0)
+        folded.append(block.reshape(-1, *block.shape[2:]))
+    out = primitive.bind(*args[:fixed], *folded, **params)
+    return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
