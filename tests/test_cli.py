@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import curvax
-from curvax import _native, cli, plan
+from curvax import _native, cli, memory
 from curvax.display import seconds_left, show_progress
 from curvax.results import ConvergenceWarning
 
@@ -268,7 +268,7 @@ def test_marks_are_ascii_where_the_encoding_is(solver, tmp_path):
     ],
 )
 def test_bad_options_are_named(solver, tmp_path, monkeypatch, arguments, option):
-    monkeypatch.setattr(plan, "available_bytes", lambda: 10**12)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
     outcome = run("demo", "--out", tmp_path / "new", *arguments)
     assert outcome.exit_code == 2
     assert option in outcome.stderr.splitlines()[-1] and "Traceback" not in outcome.output
@@ -310,14 +310,14 @@ def test_version():
 
 
 def test_help_names_every_command_and_option():
-    assert {"demo", "info", "--version"} <= set(run("--help").stdout.split())
+    assert {"demo", "spectrum", "info", "--version"} <= set(run("--help").stdout.split())
     words = set(run("demo", "--help").stdout.split())
     assert words >= {"--out", "--tol", "--high", "--low", "--max-matvecs", "--seed"}
     assert words >= {"--certify", "--quiet", "0.001]", "10;", "5;", "curvax-demo]"}
 
 
 def test_help_gives_flags_no_type_and_cuts_nothing_off():
-    for arguments in ([], ["demo"], ["info"]):
+    for arguments in ([], ["demo"], ["spectrum"], ["info"]):
         text = run(*arguments, "--help").stdout
         assert "<bool>" not in text and "..." not in text.replace("[ARGS]...", "")
 

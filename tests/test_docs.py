@@ -99,14 +99,15 @@ def test_fields_of_the_result_exist():
     assert {"residuals", "bounds", "converged", "complete", "tol_effective"} <= documented
 
 
-def demo_options():
+def options_of(command):
     commands = typer.main.get_command(cli.app).commands
-    return {option.opts[0]: option for option in commands["demo"].params if option.name != "help"}
+    return {option.opts[0]: option for option in commands[command].params if option.name != "help"}
 
 
-def test_options_of_the_demo_are_those_of_the_code():
-    documented = {row[0]: row[1] for row in table(ROOT / "docs" / "cli.md", "option")}
-    options = demo_options()
+@pytest.mark.parametrize("command,header", [("demo", "option"), ("spectrum", "option of spectrum")])
+def test_options_of_a_command_are_those_of_the_code(command, header):
+    documented = {row[0]: row[1] for row in table(ROOT / "docs" / "cli.md", header)}
+    options = options_of(command)
     assert set(documented) == set(options)
     for name, default in documented.items():
         actual = options[name].default
@@ -117,8 +118,8 @@ def test_commands_in_shell_snippets_exist():
     lines = shell_lines("curvax")
     assert ["info"] in lines and ["demo"] in lines
     for command, *arguments in lines:
-        assert command in ("demo", "info")
-        assert {word for word in arguments if word.startswith("--")} <= set(demo_options())
+        given = {word for word in arguments if word.startswith("--")}
+        assert given <= (set() if command == "info" else set(options_of(command)))
 
 
 def test_verbs_in_shell_snippets_exist():

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "python" / "curvax"
 
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
-    ("results", "filters", "plan"),  # leaf helpers, which import nothing of curvax above them
+    ("results", "filters", "memory"),  # leaf helpers, which import nothing of curvax above them
     ("_native",),
     ("ops",),
     ("losses",),

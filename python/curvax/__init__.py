@@ -4,8 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curvax import losses
     from curvax.filters import match_names, match_regex
     from curvax.krylov.eigsh import eigsh
+    from curvax.krylov.plan import Plan, plan
+    from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
     from curvax.operators.matrix import from_matvec
     from curvax.results import ConvergenceWarning, EigenResult, Matvecs, Progress
@@ -14,17 +17,23 @@ __all__ = [
     "ConvergenceWarning",
     "EigenResult",
     "Matvecs",
+    "Plan",
     "Progress",
     "eigsh",
     "from_matvec",
+    "ggn",
     "hessian",
+    "losses",
     "match_names",
     "match_regex",
+    "plan",
 ]
 
 _MODULES = {
     "curvax.filters": ("match_names", "match_regex"),
     "curvax.krylov.eigsh": ("eigsh",),
+    "curvax.krylov.plan": ("Plan", "plan"),
+    "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
     "curvax.operators.matrix": ("from_matvec",),
     "curvax.results": ("ConvergenceWarning", "EigenResult", "Matvecs", "Progress"),
@@ -33,6 +42,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # JAX is imported at the first use: the command line must answer Ctrl-C before that.
+    if name == "losses":
+        return importlib.import_module("curvax.losses")
     for module, names in _MODULES.items():
         if name in names:
             return globals().setdefault(name, getattr(importlib.import_module(module), name))

@@ -4,12 +4,14 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
-from curvax.krylov import programs
+from curvax.krylov import programs, storage
 from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Lanczos, Matrix
 from curvax.results import warn
+
+# Products of a sampled verification.
+SAMPLES = 3
 
 
 @dataclasses.dataclass
@@ -39,41 +41,45 @@ def measure(state: Lanczos, predicted: Matrix, scale: float) -> Certificate:
     values, norms = np.zeros(k), np.zeros(k)
     for start in range(0, k, b):
         # The last block may reach back over rows already done, or on over rows that follow.
-        products = state.multiply(start, part="verification")
-        with jax.enable_x64(True):
-            quotients, lengths = programs.run(
-                state.clock, programs.residuals, state.basis, products, np.int32(start)
-            )
         stop = min(start + b, k)
-        values[start:stop] = np.asarray(quotients)[: stop - start]
-        norms[start:stop] = np.asarray(lengths)[: stop - start]
+        quotients, lengths = _residuals(state, start)
+        values[start:stop] = quotients[: stop - start]
+        norms[start:stop] = lengths[: stop - start]
     return Certificate(values, norms, _unexplained(norms, predicted, scale))
 
 
-def measure_sampled(
-    state: Lanczos, values: Matrix, predicted: Matrix, scale: float, samples: int = 3
-) -> Certificate:
-    """Check random signed sums of the pairs: `samples` products, whatever k is.
+# A function of its own, as `_unpredicted` is: its vectors are gone before the next are made.
+def _residuals(state: Lanczos, start: int) -> tuple[Matrix, Matrix]:
+    """The Rayleigh quotients and the residual norms of the block of rows from `start`."""
+    products = state.multiply(state.load(start), part="verification")
+    quotients, lengths = programs.residuals(state.clock, state.basis, products, np.int32(start))
+    return np.asarray(quotients), np.asarray(lengths)
+
+
+def measure_sampled(state: Lanczos, values: Matrix, predicted: Matrix, scale: float) -> Certificate:
+    """Check random signed sums of the pairs: `SAMPLES` products, whatever k is.
 
     The recurrence says `A X = X Θ + Q_new E` (see `lanczos`). For signs σ the norm of what is left,
     `‖A Xσ − XΘσ − Q_new E σ‖²`, has the expectation `Σ‖n_i‖²` of the errors `n_i` that it does not
     predict; the largest is charged in full to every pair.
     """
     rng = np.random.default_rng(state.matvecs)
-    signs = rng.choice([-1.0, 1.0], size=(samples, len(values)))
-    excess, k, used = 0.0, len(values), state.used
-    for sign in signs:
-        weights = np.zeros((2, used + state.block), state.op.dtype)
-        weights[0, :k], weights[1, :k] = sign, sign * values
-        weights[1, used:] = state.coupling[:, :k] @ sign
-        vectors = programs.run(state.clock, programs.combine, state.basis, weights)
-        with state.clock.part("verification"):
-            products = programs.run(state.clock, programs.multiply, state.op, vectors[:1])
-            state.matvecs += 1
-        difference = np.asarray(products[0] - vectors[1], np.float64)
-        excess = max(excess, float(difference @ difference))
+    signs = rng.choice([-1.0, 1.0], size=(SAMPLES, len(values)))
+    excess = max(_unpredicted(state, sign, values) for sign in signs)
     noise = math.sqrt(excess) / scale if scale > 0 else 0.0
     return Certificate(values.copy(), np.sqrt(predicted**2 + excess), noise)
+
+
+def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
+    """`‖A Xσ − XΘσ − Q_new E σ‖²`."""
+    k, used = len(values), state.used
+    pairs, recurrence = np.zeros((2, 1, state.rows), state.op.dtype)
+    pairs[0, :k], recurrence[0, :k] = sign, sign * values
+    recurrence[0, used : used + state.block] = state.coupling[:, :k] @ sign
+    vector = programs.combine(state.clock, state.basis, pairs)
+    product = state.multiply(vector, part="verification")
+    expected = programs.combine(state.clock, state.basis, recurrence)
+    return float(programs.squared_distance(state.clock, product, expected))
 
 
 def _unexplained(measured: Matrix, predicted: Matrix, scale: float) -> float:
@@ -83,9 +89,7 @@ def _unexplained(measured: Matrix, predicted: Matrix, scale: float) -> float:
 
 def orthogonality(state: Lanczos, k: int) -> float:
     """`max |XᵀX − I|` over the first k rows of the basis."""
-    like = np.zeros(k, np.int32)
-    with jax.enable_x64(True):
-        gram = np.asarray(programs.run(state.clock, programs.gram, state.basis, like))
+    gram = np.asarray(programs.gram(state.clock, state.basis, np.zeros(k, np.int32)))
     return float(np.abs(gram - np.eye(k)).max())
 
 
@@ -106,24 +110,29 @@ def estimate_errors(values: Matrix, residuals: Matrix, others: Any) -> Matrix:
     return np.minimum(residuals, quadratic)
 
 
-def rounding_floor(dtype: Any) -> float:
-    """The relative residual that products in `dtype` can reach at best."""
-    return float(4 * np.finfo(dtype).eps)
+def attainable(dtype: Any, basis_dtype: Any) -> float:
+    """The relative residual of products in `dtype`, on stored vectors, that can be relied on."""
+    return max(4 * float(np.finfo(dtype).eps), storage.floor(basis_dtype))
 
 
-def effective_tolerance(tol: float, noise: float, dtype: Any) -> float:
+def effective_tolerance(tol: float, noise: float, dtype: Any, basis_dtype: Any) -> float:
     """`tol`, or more where the measured noise of the products does not allow it.
 
     Twice the noise, since that is measured on a few vectors; but noise that an operator of a
     symmetric matrix cannot have excuses nothing.
     """
-    return max(tol, min(2 * noise, 2 * ASYMMETRY_LIMIT), rounding_floor(dtype))
+    return max(tol, min(2 * noise, 2 * ASYMMETRY_LIMIT), attainable(dtype, basis_dtype))
 
 
-def warn_raised(tol: float, effective: float, dtype: Any) -> None:
+def warn_raised(tol: float, effective: float, dtype: Any, basis_dtype: Any) -> None:
     """Warn if a tolerance was raised, unless it was 0, which asks for just that."""
-    if effective > tol > 0:
-        warn(
-            f"tol = {tol:.3g} is below what the noise of the products in {np.dtype(dtype).name} "
-            f"allows; {effective:.3g} was applied (see tol_effective)"
-        )
+    if not effective > tol > 0:
+        return
+    products, stored = np.dtype(dtype).name, np.dtype(basis_dtype).name
+    where, remedy = f"the noise of the products in {products}", "tol_effective"
+    if storage.floor(basis_dtype):
+        where = f"a basis stored in {stored}"
+        remedy = f"tol_effective; basis_dtype={products!r} allows less"
+    warn(
+        f"tol = {tol:.3g} is below what {where} allows; {effective:.3g} was applied (see {remedy})"
+    )

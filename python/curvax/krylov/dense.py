@@ -23,11 +23,13 @@ class DenseSolve:
     vectors; with all n, those of A.
     """
 
-    def __init__(self, op: Operator, settings: Settings, interrupted: InterruptFlag) -> None:
+    def __init__(
+        self, op: Operator, settings: Settings, interrupted: InterruptFlag, clock: Clock
+    ) -> None:
         self.op = op
         self.settings = settings
         self.interrupted = interrupted
-        self.clock = Clock()
+        self.clock = clock
         self.history: list[Progress] = []
 
     def run(self) -> EigenResult:
@@ -54,7 +56,7 @@ class DenseSolve:
             with self.clock.part("verification"):
                 values, residuals = self._measure(x)
             noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
-            tol = effective_tolerance(self.settings.tol, noise, self.op.dtype)
+            tol = effective_tolerance(self.settings.tol, noise, self.op.dtype, self.op.dtype)
             errors = estimate_errors(values, residuals, others)
             converged = residuals <= tol * scale
             self._warn(tol, converged)
@@ -87,8 +89,9 @@ class DenseSolve:
         block = self.settings.block
         for first in range(0, len(x), block):
             start = max(0, min(first, len(x) - block))
-            piece = jnp.asarray(x[start : start + block])
-            out[start : start + block] = programs.run(self.clock, programs.multiply, self.op, piece)
+            # A copy: what `multiply` consumes must not share the memory of NumPy's array.
+            piece = jnp.array(x[start : start + block])
+            out[start : start + block] = programs.multiply(self.clock, self.op, piece)
             done = min(first + block, len(x))
             self._check_finite(out[first:done], first)
             if note is not None:
@@ -138,7 +141,7 @@ class DenseSolve:
         )
 
     def _warn(self, tol: float, converged: Any) -> None:
-        warn_raised(self.settings.tol, tol, self.op.dtype)
+        warn_raised(self.settings.tol, tol, self.op.dtype, self.op.dtype)
         if not converged.all():
             total = self.op.shape[0] + len(converged)
             warn_unconverged(

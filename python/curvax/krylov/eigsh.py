@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.interrupt import InterruptFlag
+from curvax.krylov.programs import Clock
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
@@ -101,10 +102,11 @@ def eigsh(
         "callback": callback,
         "return_eigenvectors": return_eigenvectors,
     }
+    clock = Clock()
     with original_errors(op):
-        settings = settle(op, k, which, options)
+        settings = settle(op, k, which, options, clock)
         start = starting_block(op, v0, settings)
         with InterruptFlag() as interrupted:
-            if op.shape[0] <= min(settings.rows, settings.max_matvecs):
-                return DenseSolve(op, settings, interrupted).run()
-            return Solve(op, settings, interrupted).run(start, warm=v0 is not None)
+            if settings.dense:
+                return DenseSolve(op, settings, interrupted, clock).run()
+            return Solve(op, settings, interrupted, clock).run(start, warm=v0 is not None)

@@ -4,23 +4,24 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jax import Array
 
-from curvax.krylov import programs
+from curvax.krylov import programs, storage
 from curvax.krylov.certificates import (
     Certificate,
+    attainable,
     effective_tolerance,
     estimate_errors,
     measure,
     measure_sampled,
     orthogonality,
-    rounding_floor,
     warn_raised,
 )
 from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.lanczos import Lanczos, Matrix, Ritz
-from curvax.krylov.programs import Clock, run
+from curvax.krylov.programs import Clock
 from curvax.krylov.selection import Indices
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
@@ -62,12 +63,14 @@ class _Pairs:
 class Solve:
     """The driver of a `Lanczos` state."""
 
-    def __init__(self, op: Operator, settings: Settings, interrupted: InterruptFlag) -> None:
+    def __init__(
+        self, op: Operator, settings: Settings, interrupted: InterruptFlag, clock: Clock
+    ) -> None:
         self.op = op
         self.settings = settings
         self.interrupted = interrupted
-        self.clock = Clock()
-        self.tol = max(settings.tol, rounding_floor(op.dtype))
+        self.clock = clock
+        self.tol = max(settings.tol, attainable(op.dtype, settings.basis_dtype))
         self.noise = 0.0
         self.verification = 0
         self.history: list[Progress] = []
@@ -106,7 +109,8 @@ class Solve:
 
     def _converge(self, shortest: int) -> tuple[_Pairs, Certificate | None]:
         """Iterate and certify until the measured residuals are within the tolerance."""
-        target = self.tol
+        # The recurrence sees neither the rounding of stored vectors nor the noise of products.
+        target = math.sqrt(self.tol**2 - storage.noise(self.settings.basis_dtype) ** 2)
         while True:
             ritz, order = self._iterate(target, shortest)
             shortest = 0
@@ -117,7 +121,7 @@ class Solve:
             certificate = self._certify(pairs)
             if self._judge(certificate, pairs.scale) or self._exhausted:
                 return pairs, certificate
-            # The recurrence was too hopeful by the noise, which adds in squares.
+            # Too hopeful by the noise, which adds in squares.
             target = min(math.sqrt(max(self.tol**2 - self.noise**2, 0.0)), target) / 2
 
     def _judge(self, certificate: Certificate, scale: float) -> bool:
@@ -125,9 +129,8 @@ class Solve:
         self.noise = max(self.noise, certificate.noise)
         if np.all(certificate.residuals <= self.tol * scale):
             return True
-        self.tol = effective_tolerance(
-            self.tol, max(self.noise, self.state.asymmetry), self.op.dtype
-        )
+        noise = max(self.noise, self.state.asymmetry)
+        self.tol = effective_tolerance(self.tol, noise, self.op.dtype, self.settings.basis_dtype)
         return bool(np.all(certificate.residuals <= self.tol * scale))
 
     def _iterate(self, target: float, shortest: int = 0) -> tuple[Ritz, Indices]:
@@ -192,10 +195,9 @@ class Solve:
 
     def _settle(self, ritz: Ritz, order: Indices) -> _Pairs:
         """Turn the first rows of the basis into Ritz vectors, the wanted first."""
-        kept = self._kept(order)
-        self.state.restart(ritz, kept)
-        self.state.restarts -= 1  # the basis was not full
         chosen = order[: self.settings.wanted.k]
+        self.state.restart(ritz, self._kept(order))
+        self.state.restarts -= 1  # the basis was not full
         return _Pairs(
             ritz.values[chosen],
             ritz.residuals[chosen],
@@ -261,10 +263,7 @@ class Solve:
             loss = orthogonality(state, k)
         self._warn(converged)
         down = np.argsort(-values, kind="stable")
-        vectors = None
-        if settings.return_eigenvectors:
-            rows = down.astype(np.int32)
-            vectors = run(self.clock, programs.ritz_vectors, self.op, state.basis, rows)
+        vectors = self._vectors(down) if settings.return_eigenvectors else None
         return EigenResult(
             eigenvalues=values[down],
             eigenvectors=vectors,
@@ -285,11 +284,19 @@ class Solve:
             interrupted=bool(self.interrupted),
         )
 
+    def _vectors(self, order: Indices) -> Any:
+        """The rows `order` as vectors of the operator. The basis is gone before they are wide."""
+        rows = programs.take(self.clock, self.state.basis, order.astype(np.int32))
+        jax.block_until_ready(rows)
+        self.state.basis.delete()
+        return programs.deliver(self.clock, self.op, rows)
+
     def _warn(self, converged: Any) -> None:
         if self.interrupted:
             return
-        warn_raised(self.settings.tol, self.tol, self.op.dtype)
+        settings = self.settings
+        warn_raised(settings.tol, self.tol, self.op.dtype, settings.basis_dtype)
         if not converged.all():
-            remedy = f"raise max_matvecs ({self.settings.max_matvecs}) or tol ({self.tol:.3g})"
+            remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({self.tol:.3g})"
             found = int(converged.sum())
-            warn_unconverged(found, self.settings.wanted.k, self.solve_matvecs, remedy)
+            warn_unconverged(found, settings.wanted.k, self.solve_matvecs, remedy)

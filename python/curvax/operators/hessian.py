@@ -1,87 +1,21 @@
-"""The Hessian of a loss, by forward-over-reverse products, linearised where memory allows."""
+"""The Hessian of a loss, by forward-over-reverse products."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
-from curvax.filters import Filter, leaf_names, select
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
-from curvax.operators.batches import add_hint, stack_batches
-from curvax.operators.fences import fence
-from curvax.operators.gradient import GradientMap, LinearHalf
-from curvax.plan import SHARE, available_bytes
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Stack:
-    """Equal microbatches on a leading axis, with what is known at the fixed parameters."""
-
-    batch: Any
-    consts: tuple[Any, ...]
-    residuals: tuple[Array, ...] | None
-    weights: Array
-    half: LinearHalf = dataclasses.field(metadata={"static": True})
+from curvax.filters import Filter
+from curvax.operators.curvature import Curvature, assemble
+from curvax.operators.gradient import GradientMap
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Hessian(Operator):
-    """The Hessian of the weighted mean loss over all batches, at fixed parameters.
-
-    Attributes:
-        loss: the weighted mean loss, a scalar array.
-        weight: the sum of the weights.
-    """
-
-    leaves: tuple[Array, ...]
-    stacks: tuple[_Stack, ...]
-    loss: Array
-    weight: Array
-    space: VectorSpace = dataclasses.field(metadata={"static": True})
-
-    @property
-    def residual_bytes(self) -> int:
-        """Bytes held by the linearisation residuals."""
-        kept = jax.tree.leaves([stack.residuals for stack in self.stacks])
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
-
-    def product(self, block: Array) -> Array:
-        """See `Operator.product`."""
-        return fence(_weighted_product)(self, block)
-
-
-def _weighted_product(op: Hessian, block: Array) -> Array:
-    total = sum(_stack_product(op, stack, block) for stack in op.stacks)
-    return total / op.weight.astype(op.dtype)
-
-
-def _stack_product(op: Hessian, stack: _Stack, block: Array) -> Array:
-    def one(entry: Any) -> Array:
-        batch, residuals, weight = entry
-
-        def column(flat: Array) -> Array:
-            tangents = jax.tree.leaves(op.space.unravel(flat))
-            out = stack.half.apply(stack.consts, op.leaves, batch, residuals, tangents)
-            return op.space.ravel(jax.tree.unflatten(op.space.treedef, out))
-
-        rows = column(block[0])[None] if block.shape[0] == 1 else jax.vmap(column)(block)
-        # A microbatch without any label has weight 0, and often the mean 0/0.
-        return jnp.where(weight > 0, weight.astype(rows.dtype) * rows, 0)
-
-    entries = (stack.batch, stack.residuals, stack.weights)
-    if stack.weights.shape[0] == 1:
-        return one(jax.tree.map(lambda leaf: leaf[0], entries))
-
-    def add(total: Array, entry: Any) -> tuple[Array, None]:
-        return total + one(entry), None
-
-    return jax.lax.scan(add, jnp.zeros_like(block), entries)[0]
+class Hessian(Curvature):
+    """The Hessian of the weighted mean loss over all batches, at fixed parameters."""
 
 
 def hessian(
@@ -130,119 +64,5 @@ def hessian(
     """
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(params, batch), got {loss!r}")
-    if not isinstance(linearize, bool) and linearize != "auto":
-        kind = ValueError if isinstance(linearize, str) else TypeError
-        raise kind(f"linearize must be True, False or 'auto', got {linearize!r}")
-    chosen = select(params, where)
-    constants = _constants(params, chosen)
-    leaves, space = _widen(params, chosen, constants)
-    stacked, positions = stack_batches(batches, microbatch_size)
-    chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
-    several = sum(map(len, positions)) > 1
-    gradient = GradientMap(loss, jax.tree.structure(params), constants, chosen, several)
-    budget = {True: float("inf"), False: 0.0, "auto": SHARE * available_bytes()}[linearize]
-    stacks: list[_Stack] = []
-    sums: list[Array] = []
-    for batch, places in zip(stacked, positions, strict=True):
-        try:
-            stack, means = _prepare(gradient, leaves, batch, len(places), budget)
-        except Exception as error:
-            add_hint(error, batches)
-            raise
-        budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
-        _check_values(means, stack.weights, places)
-        sums.append(jnp.sum(jnp.where(stack.weights > 0, stack.weights * means, 0)))
-        stacks.append(stack)
-    weight = jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
-    if not isinstance(weight, jax.core.Tracer) and not weight > 0:
-        raise ValueError(f"the weights that loss returned must have a positive sum, got {weight}")
-    return Hessian(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space)
-
-
-def _constants(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
-    """The leaves that are not arrays, by their position; they must not be selected."""
-    constants = {}
-    names = leaf_names(params)
-    for i, (leaf, selected) in enumerate(zip(jax.tree.leaves(params), chosen, strict=True)):
-        if is_array(leaf) or (selected and isinstance(leaf, float)):
-            continue
-        if selected:
-            raise TypeError(
-                f"parameter {names[i]!r} must be an array, got {type(leaf).__name__}: leave it out "
-                "by where=, or, if it holds arrays, register its class as a pytree"
-            )
-        constants[i] = leaf
-    return constants
-
-
-def _widen(
-    params: Any, chosen: tuple[bool, ...], constants: dict[int, Any]
-) -> tuple[tuple[Array, ...], VectorSpace]:
-    leaves, treedef = jax.tree.flatten(params)
-    names = leaf_names(params)
-    widened: dict[int, Array] = {}
-    dtype = np.dtype(np.float32)
-    for i, leaf in enumerate(leaves):
-        if i in constants:
-            continue
-        given = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
-        if chosen[i]:
-            own = check_float_dtype(given, f"parameter {names[i]!r}")
-            dtype = max(dtype, own, key=lambda d: d.itemsize)
-        narrow = jnp.issubdtype(given, jnp.floating) and np.dtype(given).itemsize < 4
-        widened[i] = jnp.asarray(leaf, jnp.float32) if narrow else jnp.asarray(leaf)
-    like = [widened[i] if selected else None for i, selected in enumerate(chosen)]
-    space = VectorSpace.of(jax.tree.unflatten(treedef, like), dtype)
-    if space.n == 0:
-        shapes = dict(zip(space.names, space.shapes, strict=True))
-        raise ValueError(f"params must have at least one element, got leaves of shapes {shapes}")
-    return tuple(widened.values()), space
-
-
-def _prepare(
-    gradient: GradientMap, leaves: tuple[Array, ...], batch: Any, count: int, budget: float
-) -> tuple[_Stack, Array]:
-    """Evaluate the loss, and the residuals if they fit in `budget` bytes, on a stack."""
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
-    half, consts = gradient.linearized(leaves, first)
-    if half.residual_bytes * count > budget:
-        half, consts = gradient.recomputed(leaves, first)
-    run = _primal_of_one if count == 1 else _primal_of_many
-    means, weights, residuals = run(half, consts, leaves, batch)
-    return _Stack(batch, consts, residuals if half.residual_bytes else None, weights, half), means
-
-
-def _primal_of_one(half: LinearHalf, consts: Any, leaves: Any, batch: Any) -> Any:
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
-    return jax.tree.map(lambda leaf: leaf[None], _primal(half, consts, leaves, first))
-
-
-_primal = jax.jit(
-    lambda half, consts, leaves, batch: fence(half.primal)(consts, leaves, batch),
-    static_argnums=0,
-)
-
-_primal_of_many = jax.jit(
-    lambda half, consts, leaves, batch: jax.lax.map(
-        lambda entry: fence(half.primal)(consts, leaves, entry), batch
-    ),
-    static_argnums=0,
-)
-
-
-def _check_values(means: Array, weights: Array, positions: list[int]) -> None:
-    if isinstance(means, jax.core.Tracer):
-        return
-    given = np.asarray(weights)
-    bad = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
-    if bad.size:
-        raise ValueError(
-            "the weight that the loss returns must be finite and not negative, got "
-            f"{given[bad[0]]} on batch {positions[bad[0]]}"
-        )
-    bad = np.flatnonzero(~np.isfinite(np.asarray(means)) & (given > 0))
-    if bad.size:
-        raise FloatingPointError(
-            f"the loss is {np.asarray(means)[bad[0]]} on batch {positions[bad[0]]}: check the "
-            "parameters, the data and the loss"
-        )
+    make_map = functools.partial(GradientMap, loss=loss)
+    return assemble(Hessian, make_map, params, batches, microbatch_size, where, linearize)

@@ -40,7 +40,7 @@ def hessian_products(
     if cap is None or not spec.gauss_newton:
         return softmax_ce_hvp(logits, tangents, labels, weights, **arguments)
     capped = cap * jnp.tanh(logits / cap)
-    slope = 1 - (capped / cap) ** 2
+    slope = (1 - (capped / cap) ** 2)[None]
     arguments["softcap"] = None
     return slope * softmax_ce_hvp(capped, slope * tangents, labels, weights, **arguments)
 
@@ -69,12 +69,3 @@ def _products(
 softmax_ce_total = TwiceDifferentiable(
     ScalarLoss("softmax_cross_entropy", _value, _gradient, _products)
 )
-
-
-def softmax_ce_gauss_newton(
-    options: Options, logits: Array, tangent: Array, labels: Array, weights: Array
-) -> Array:
-    """The Hessian over the capped logits times a tangent `(N, V)`: positive semidefinite."""
-    spec = Spec(options, gauss_newton=True)
-    (product,) = softmax_ce_total.hessian_product(spec, (logits,), (labels, weights), (tangent,))
-    return product

@@ -1,0 +1,50 @@
+"""`curvax info`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+from curvax.cli.app import BAD_INPUT, app, fail
+from curvax.cli.machine import kernels
+from curvax.display import open_stdout, print_facts
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices and the compiled kernels."""
+    try:
+        print_facts(open_stdout(), dict(_info()))
+    except (ValueError, ImportError) as error:
+        fail(str(error), BAD_INPUT)
+
+
+def _info() -> Iterable[tuple[str, str]]:
+    import jax
+
+    from curvax import _native
+    from curvax.operators.fences import fence
+
+    build = _native.build_info()
+    yield "curvax", importlib.metadata.version("curvax")
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "jax", f"{jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}"
+    yield "devices", ", ".join(str(device) for device in jax.devices())
+    yield "kernels", kernels()
+    if build:
+        yield "FFI API", f"0.{build['ffi_api_minor']}"
+        yield "levels", f"{', '.join(build['compiled_levels'])}; in use: {build['active_level']}"
+        # GCC gives its number alone, other compilers their name too.
+        name = "GCC " if build["compiler"][0].isdigit() else ""
+        yield "compiler", name + build["compiler"]
+
+    def probe(x: Any) -> Any:
+        return x
+
+    yield "fence", "active" if fence(probe) is not probe else "not active"
+    for variable in ("CURVAX_IMPL", "CURVAX_ISA"):
+        if os.environ.get(variable):
+            yield variable, os.environ[variable]

@@ -1,0 +1,128 @@
+"""The arguments of `eigsh` and `plan`, checked; what depends on memory is left open."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvax.krylov.selection import Wanted, parse_wanted
+from curvax.operators.base import Operator
+from curvax.ops.block_ortho import MAX_BLOCK
+from curvax.results import Progress
+
+CERTIFICATES = ("residuals", "sampled", "complete")
+
+# Storage types narrower than the float32 vectors that they hold.
+NARROW = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        wanted: the eigenvalues.
+        tol: relative to |λ|max.
+        seed: None to draw one.
+        block_size: vectors per product, `"auto"` or `"tune"`.
+        max_basis: rows of the basis, or None.
+        max_matvecs: products of the solve, or None.
+        basis_dtype: how the basis is stored; None for a choice by memory and tolerance.
+        certify: one of `CERTIFICATES`.
+        callback: called after each block, or None.
+        return_eigenvectors: whether to return the vectors.
+    """
+
+    wanted: Wanted
+    tol: float
+    seed: int | None
+    block_size: int | str
+    max_basis: int | None
+    max_matvecs: int | None
+    basis_dtype: np.dtype[Any] | None
+    certify: str
+    callback: Callable[[Progress], Any] | None
+    return_eigenvectors: bool
+
+
+def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -> Request:
+    """Check the arguments of `eigsh`; see there for what they mean and what is raised."""
+    wanted = parse_wanted(k, which, op.shape[0])
+    tol = _check_tol(options["tol"])
+    if options["certify"] not in CERTIFICATES:
+        raise ValueError(f"certify must be one of {CERTIFICATES}, got {options['certify']!r}")
+    if options["callback"] is not None and not callable(options["callback"]):
+        raise TypeError(f"callback must be callable, got {options['callback']!r}")
+    if not isinstance(options["return_eigenvectors"], (bool, np.bool_)):
+        raise TypeError(
+            f"return_eigenvectors must be True or False, got {options['return_eigenvectors']!r}"
+        )
+    return Request(
+        wanted=wanted,
+        tol=tol,
+        seed=check_integer("seed", options["seed"], low=0),
+        block_size=_check_block_size(options["block_size"], op.shape[0]),
+        max_basis=check_integer("max_basis", options["max_basis"], low=1),
+        max_matvecs=check_integer("max_matvecs", options["max_matvecs"], low=1),
+        basis_dtype=_check_basis_dtype(options["basis_dtype"], op.dtype),
+        certify=options["certify"],
+        callback=options["callback"],
+        return_eigenvectors=bool(options["return_eigenvectors"]),
+    )
+
+
+def check_integer(name: str, value: Any, low: int) -> int | None:
+    """`value`, an integer of at least `low`, or None.
+
+    Raises:
+        TypeError: neither an integer nor None.
+        ValueError: too small.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return int(value)
+
+
+def _check_tol(tol: Any) -> float:
+    if isinstance(tol, (bool, str)) or not isinstance(tol, (int, float, np.number)):
+        raise TypeError(f"tol must be a number, got {tol!r}")
+    if not (math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"tol must be finite and not negative, got {tol!r}")
+    return float(tol)
+
+
+def _check_block_size(asked: Any, n: int) -> int | str:
+    if isinstance(asked, str) and asked in ("auto", "tune"):
+        return asked
+    block = None if isinstance(asked, str) else check_integer("block_size", asked, low=1)
+    if block is None:
+        raise ValueError(f"block_size must be 'auto', 'tune' or an integer, got {asked!r}")
+    if block > min(MAX_BLOCK, n):
+        raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, got {block}")
+    return block
+
+
+def _check_basis_dtype(asked: Any, dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    if asked is None:
+        return dtype
+    if isinstance(asked, str) and asked == "auto":
+        return None
+    allowed = (dtype, *NARROW) if dtype == np.float32 else (dtype,)
+    try:
+        found = jnp.dtype(asked)
+    except TypeError:
+        found = None
+    if found not in allowed:
+        names = ", ".join(entry.name for entry in allowed)
+        raise ValueError(
+            f"basis_dtype must be one of {names}, for an operator in {dtype.name}, or 'auto'; got "
+            f"{asked!r}"
+        )
+    return np.dtype(found)

@@ -1,0 +1,259 @@
+"""`plan`: what a solve will need, and how to fit it into the memory there is."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvax.krylov import storage
+from curvax.krylov.arguments import Request, check_arguments, check_integer
+from curvax.krylov.forecast import (
+    Bytes,
+    forecast_bytes,
+    forecast_dense_bytes,
+    forecast_matvecs,
+)
+from curvax.krylov.programs import Clock
+from curvax.krylov.sizes import (
+    comfortable_rows,
+    default_block,
+    default_rows,
+    fastest_block,
+    fewest_rows,
+    matvec_limit,
+)
+from curvax.memory import SHARE, available_bytes
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.results import Matvecs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `eigsh` needs, with the arguments that a plan is for.
+
+    Attributes:
+        n: number of parameters.
+        k: wanted pairs.
+        block_size: vectors per product.
+        max_basis: rows of the basis.
+        basis_dtype: how they are stored.
+        dense: whether the whole matrix is formed instead, which n products do.
+        matvecs: forecast products, of the solve and of its verification.
+        bytes: forecast memory, and its parts.
+        limit: bytes by which the memory may grow.
+    """
+
+    n: int
+    k: int
+    block_size: int
+    max_basis: int
+    basis_dtype: np.dtype[Any]
+    dense: bool
+    matvecs: Matvecs
+    bytes: Bytes
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory stays within the limit."""
+        return self.bytes.peak <= self.limit
+
+    def __str__(self) -> str:
+        """A table: the arguments, the products, and the memory part by part."""
+        size = self.bytes
+        how = f"a basis of {self.max_basis} vectors in {self.basis_dtype.name}"
+        if self.dense:
+            how = "the whole matrix"
+        solve, verification = self.matvecs
+        parts = [
+            ("basis", size.basis),
+            ("product, work space", size.product),
+            ("orthogonalisation, work space", size.orthogonalization),
+            ("small matrices, on the host", size.host),
+            ("results", size.results),
+            ("peak: what is alive at once", size.peak),
+            ("limit", self.limit),
+            ("held before, linearisation residuals", size.linearization),
+        ]
+        return "\n".join(
+            [
+                f"{self.k} eigenpairs of {self.n:,} parameters from {how}, block size "
+                f"{self.block_size}: {'fits' if self.fits else 'DOES NOT FIT'}",
+                f"  {'products, to solve and to verify':<38} {f'{solve} + {verification}':>12}",
+                *(f"  {name:<38} {readable(count):>12}" for name, count in parts),
+            ]
+        )
+
+
+def plan(
+    A: Any,
+    k: int | tuple[int, int],
+    *,
+    which: Literal["LM", "LA", "SA", "BE"] = "LM",
+    tol: float = 1e-3,
+    block_size: int | Literal["auto", "tune"] = "auto",
+    max_basis: int | None = None,
+    basis_dtype: Any = "auto",
+    certify: Literal["residuals", "sampled", "complete"] = "residuals",
+    return_eigenvectors: bool = True,
+    limit: int | None = None,
+) -> Plan:
+    """Forecast the memory and the products of `eigsh`, and choose what is left open to fit.
+
+    `eigsh` called with the plan's `block_size`, `max_basis` and `basis_dtype` does what the plan
+    says; the programs compiled here are not compiled again.
+
+    Args:
+        A: see `eigsh`, as for all arguments but these two:
+        k: see `eigsh`.
+        which: see `eigsh`.
+        tol: see `eigsh`.
+        block_size: see `eigsh`.
+        max_basis: see `eigsh`.
+        basis_dtype: see `eigsh`; but chosen by default: the operator's dtype where a comfortable
+            basis of it fits, else float16 if `tol` allows.
+        certify: see `eigsh`.
+        return_eigenvectors: see `eigsh`.
+        limit: bytes by which the memory of the process (on a GPU: of the device) may grow. By
+            default what is free, of which a basis larger than the smallest takes up to 40 %.
+
+    Returns:
+        The plan, whether it fits or not.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, jnp.zeros(())))):
+        raise TypeError("plan runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
+    op = as_operator(A)
+    options = {
+        "tol": tol,
+        "seed": None,
+        "block_size": block_size,
+        "max_basis": max_basis,
+        "max_matvecs": None,
+        "basis_dtype": basis_dtype,
+        "certify": certify,
+        "callback": None,
+        "return_eigenvectors": return_eigenvectors,
+    }
+    with original_errors(op):
+        request = check_arguments(op, k, which, options)
+        return choose(op, request, Clock(), check_integer("limit", limit, low=0))
+
+
+def choose(op: Operator, request: Request, clock: Clock, limit: int | None = None) -> Plan:
+    """The first of the ways of preference that fits, or the last, which needs least.
+
+    Args:
+        op: the operator.
+        request: checked arguments.
+        clock: charged for the compilation.
+        limit: bytes; None for what is free.
+
+    Raises:
+        ValueError: `max_basis` or `max_matvecs` is too small for the block.
+    """
+    free = available_bytes() if limit is None else limit
+    # What nobody set aside for the solve is also there for others, and for what comes after it.
+    budget = SHARE * free if limit is None else free
+    chooser = _Chooser(op, request, clock, free)
+    for block in chooser.blocks():
+        for dtype, fewest, most in chooser.bases(block):
+            found = chooser.largest(block, dtype, fewest, most, budget)
+            if found.bytes.peak <= budget:
+                return found
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chooser:
+    op: Operator
+    request: Request
+    clock: Clock
+    free: int
+
+    def blocks(self) -> list[int]:
+        """The block sizes to try."""
+        asked, k = self.request.block_size, self.request.wanted.k
+        if asked == "auto":
+            return list(dict.fromkeys([default_block(k), 1]))
+        return [fastest_block(self.op, self.clock) if isinstance(asked, str) else asked]
+
+    def bases(self, block: int) -> Iterator[tuple[np.dtype[Any], int, int]]:
+        """How to store the basis, with the fewest and the most rows, by preference.
+
+        The operator's dtype loses nothing, so a basis of it that is merely smaller than usual
+        comes first, down to a size where restarts cost nothing. Below it they cost products, while
+        float16 costs none where `tol` is above its floor, and has twice the rows in the same
+        memory. bfloat16 takes as much memory as float16 and is eight times as coarse.
+        """
+        request, n = self.request, self.op.shape[0]
+        fewest, comfortable, most = (
+            min(rows(request.wanted.k, block), n)
+            for rows in (fewest_rows, comfortable_rows, default_rows)
+        )
+        if request.max_basis is not None:
+            if request.max_basis < fewest:
+                raise ValueError(
+                    f"max_basis must be at least k + 4*block_size = {fewest}, got "
+                    f"{request.max_basis}"
+                )
+            fewest = comfortable = most = min(request.max_basis, n)
+        if request.basis_dtype is not None:
+            yield request.basis_dtype, fewest, most
+            return
+        yield self.op.dtype, comfortable, most
+        half = np.dtype(np.float16)
+        # A sample is charged with the roundings of all pairs.
+        pairs = request.wanted.k if request.certify == "sampled" else 1
+        floor = storage.floor(half) * math.sqrt(pairs)
+        narrow = self.op.dtype == np.float32 and request.tol >= floor
+        yield half if narrow else self.op.dtype, fewest, most
+
+    def largest(
+        self, block: int, dtype: np.dtype[Any], fewest: int, most: int, budget: float
+    ) -> Plan:
+        """The plan with the most rows within the budget, or with the fewest."""
+        top = self.plan(block, dtype, most)
+        if top.bytes.peak <= budget or fewest == most:
+            return top
+        bottom = self.plan(block, dtype, fewest)
+        if bottom.bytes.peak > budget:
+            return bottom
+        # As the largest of functions linear in the rows, the peak lies below the chord.
+        slope = (top.bytes.peak - bottom.bytes.peak) / (most - fewest)
+        found = self.plan(block, dtype, fewest + int((budget - bottom.bytes.peak) / slope))
+        return found if found.bytes.peak <= budget else bottom
+
+    def plan(self, block: int, dtype: np.dtype[Any], rows: int) -> Plan:
+        """What these choices need."""
+        request, n, k = self.request, self.op.shape[0], self.request.wanted.k
+        keep = request.return_eigenvectors
+        dense = n <= min(rows, matvec_limit(request.max_matvecs, k, block, n))
+        if dense:
+            bytes_ = forecast_dense_bytes(self.op, k, block, keep, self.clock)
+        else:
+            bytes_ = forecast_bytes(self.op, k, block, rows, dtype, keep, self.clock)
+        return Plan(
+            n=n,
+            k=k,
+            block_size=block,
+            max_basis=rows,
+            basis_dtype=self.op.dtype if dense else dtype,
+            dense=dense,
+            matvecs=Matvecs(n, k) if dense else forecast_matvecs(k, block, rows, request.certify),
+            bytes=bytes_,
+            limit=self.free,
+        )
+
+
+def readable(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

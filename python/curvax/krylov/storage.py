@@ -1,0 +1,63 @@
+"""How the basis is stored: in the dtype of the operator, or in 16 bits.
+
+A stored row is the vector times `scale`, rounded; the product is applied to what was stored.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# The largest power of two that an entry of a unit vector can be multiplied by in float16.
+_LARGEST_SCALE = 2.0**15
+
+
+def scale(dtype: Any, n: int) -> float:
+    """The factor by which stored rows of length n are larger than the vectors.
+
+    For float16 the power of two next to √n: entries of a unit vector are about 1/√n, which from
+    n = 10⁷ on is so near the smallest normal number that they would lose digits. A power of two
+    rounds nothing. bfloat16 has the exponents of float32 and needs none.
+    """
+    if np.dtype(dtype) != np.float16:
+        return 1.0
+    return min(2.0 ** round(math.log2(n) / 2), _LARGEST_SCALE)
+
+
+def vectors(stored: Array, n: int) -> Array:
+    """The vectors that rows of length n, or pieces of such rows, stand for; at least float32."""
+    if stored.dtype in (jnp.float32, jnp.float64):
+        return stored
+    return stored.astype(jnp.float32) / scale(stored.dtype, n)
+
+
+def rows(basis: Array, start: Array, count: int) -> Array:
+    """The `count` vectors that the rows of the basis from `start` stand for."""
+    return vectors(lax.dynamic_slice_in_dim(basis, start, count), basis.shape[1])
+
+
+def roundoff(dtype: Any) -> float:
+    """The norm, root mean square, of the error that rounding to `dtype` adds to a unit vector.
+
+    A twelfth of the squared spacing per entry, where the spacing is `eps` at the bottom of an
+    octave: √(ln 2 / 1.5 / 12) of it, over significands that are evenly distributed in logarithm.
+    """
+    return 0.196 * float(jnp.finfo(dtype).eps)
+
+
+def noise(dtype: Any) -> float:
+    """What storage adds to a residual, relative to |λ|max, in squares; 0 where nothing is narrowed.
+
+    Two roundings show in it: of the rows that span a Ritz vector, and of that vector itself.
+    """
+    return 0.0 if np.dtype(dtype).itemsize > 2 else math.sqrt(2) * roundoff(dtype)
+
+
+def floor(dtype: Any) -> float:
+    """The smallest tolerance that a basis of `dtype` allows: 2.9e-4 in float16, 2.3e-3 in bfloat16.
+
+    A little above the noise, so that half of a roundoff is left to the recurrence.
+    """
+    return 1.06 * noise(dtype)
