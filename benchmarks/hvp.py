@@ -85,6 +85,13 @@ def demo_model(repeats: int) -> dict[str, Any]:
     params, batch = load()
     batch = jnp.asarray(batch)
     op = cx.hessian(gpt.loss, params, batch, linearize=True)
+    gauss_newton = cx.ggn(
+        lambda p, b: gpt.forward(p, b[:, :-1]),
+        cx.losses.SoftmaxCrossEntropy(lambda b: b[:, 1:]),
+        params,
+        batch.astype(jnp.int32),
+        linearize=True,
+    )
     flat = jax.random.normal(jax.random.key(0), (op.shape[0],))
     vector = op.unravel(flat)
     _, linear = jax.jit(lambda p, b: jax.linearize(lambda q: jax.grad(gpt.loss)(q, b), p))(
@@ -95,6 +102,7 @@ def demo_model(repeats: int) -> dict[str, Any]:
         "gradient, no fusion pass": _compile(_gradient, params, batch, options=NO_FUSION),
         "gradient, fenced": _compile(fence(_gradient), params, batch),
         "HVP, curvax (linearised, fenced)": _compile(lambda o, v: o.product(v), op, flat[None]),
+        "GGN product, curvax": _compile(lambda o, v: o.product(v), gauss_newton, flat[None]),
         "HVP, jit(jvp(grad))": _compile(_hvp, params, batch, vector),
         "HVP, jit of the linearised": _compile(lambda lin, v: lin(v), linear, vector),
     }
@@ -113,6 +121,8 @@ def demo_model(repeats: int) -> dict[str, Any]:
         "relative_difference": errors,
         "ratios": {
             "to the fastest gradient (target <= 1.9)": product / fastest,
+            "GGN product to the fastest gradient (target <= 1.5)": seconds["GGN product, curvax"]
+            / fastest,
             "to hessian-eigenthings (target <= 0.7)": product / seconds["HVP, hessian-eigenthings"],
             "to jit(jvp(grad)) (target <= 0.65)": product / seconds["HVP, jit(jvp(grad))"],
             "to jit of the linearised": product / seconds["HVP, jit of the linearised"],

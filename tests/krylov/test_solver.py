@@ -11,7 +11,9 @@ import pytest
 from tests.krylov.spectra import SPECTRA, N, assert_honest, matrix, wanted
 
 import curvax as cx
-from curvax.krylov import programs, settings
+from curvax import _native
+from curvax.krylov import plan as planning
+from curvax.krylov import programs
 from curvax.krylov.selection import parse_wanted
 
 EPS = float(np.finfo(np.float32).eps)
@@ -111,7 +113,7 @@ class TestCertificates:
 
     def test_an_unsettled_runner_up_is_never_silent(self, monkeypatch):
         """With a basis too small to let the runner-up grow, the solve runs out of products."""
-        monkeypatch.setattr(settings, "_fewest_rows", lambda k, b: k + 2 * b)
+        monkeypatch.setattr(planning, "fewest_rows", lambda k, b: k + 2 * b)
         op = _two_ends()
         for seed in range(12):
             for certify in ("residuals", "complete"):
@@ -206,46 +208,76 @@ class TestStart:
 
 
 class TestMemory:
-    def test_the_basis_is_donated_and_never_copied(self):
-        """Read from the compiled programs of a solve, native or not."""
-        rows, block = 40, 2
-        with jax.enable_x64(True):
-            basis = jax.ShapeDtypeStruct((rows, N), np.float32)
-            shape = f"f32[{rows},{N}]"
-            extend = jax.jit(programs.orthonormalize, donate_argnums=(0,)).lower(
-                basis,
-                jax.ShapeDtypeStruct((block, N), np.float32),
-                np.int32(3),
-                np.zeros(2, np.uint32),
-            )
-            rotate = jax.jit(programs.rotate, donate_argnums=(0,)).lower(
-                basis, np.zeros((rows, rows)), np.int32(3), np.int32(2)
-            )
-        from curvax import _native
-
-        for lowered in (extend, rotate):
-            compiled = lowered.compile()
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_the_basis_is_donated_and_never_copied(self, dtype):
+        """Read from the programs that a solve compiles, native or not."""
+        rows, block, n = 40, 2, 5000
+        basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
+        vectors = jax.ShapeDtypeStruct((block, n), np.float32)
+        zero, size = np.int32(0), rows * n * basis.dtype.itemsize
+        shape = f"{ {'float32': 'f32', 'float16': 'f16', 'bfloat16': 'bf16'}[dtype] }[{rows},{n}]"
+        calls = [
+            (programs.orthonormalize, (basis, vectors, zero, np.zeros(2, np.uint32))),
+            (programs.rotate, (basis, np.zeros((rows, rows)), zero, zero)),
+        ]
+        for program, arguments in calls:
+            with jax.enable_x64(True):
+                call = jax.jit(program.fun, donate_argnums=program.donate)
+                compiled = call.lower(*arguments).compile()
             text = compiled.as_text()
-            assert compiled.memory_analysis().alias_size_in_bytes >= rows * N * 4
+            assert compiled.memory_analysis().alias_size_in_bytes >= size
             assert "input_output_alias" in text
             if _native.use_native():
-                copies = [line for line in text.splitlines() if " copy(" in line and shape in line]
-                assert not copies
+                assert not [x for x in text.splitlines() if " copy(" in x and shape in x]
+                assert program.work_bytes(programs.Clock(), *arguments) < n
 
-    def test_a_basis_that_does_not_fit_is_refused_first(self, monkeypatch):
-        monkeypatch.setattr(settings, "available_bytes", lambda: 8_000)
-        calls = []
-        op = _operator()
-        with pytest.raises(MemoryError, match="basis of .* GB are free: lower max_basis"):
-            cx.eigsh(op, 5, callback=calls.append)
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_no_program_widens_the_basis(self, dtype):
+        """Beside their results, those that only read it need a few chunks of columns."""
+        rows, k, n = 20, 3, 300_001
+        basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
+        vector, like = jax.ShapeDtypeStruct((1, n), np.float32), np.zeros(1, np.int32)
+        op, clock, zero = cx.from_matvec(lambda v: 2 * v, n), programs.Clock(), np.int32(0)
+        stored = jax.ShapeDtypeStruct((k, n), basis.dtype)
+        chunks = 8 * rows * 2**16
+        for expected, program, *arguments in [
+            (4 * n, programs.load, basis, zero, like),
+            (0, programs.residuals, basis, vector, zero),
+            (0, programs.gram, basis, np.zeros(k, np.int32)),
+            (4 * n, programs.combine, basis, np.zeros((1, rows), np.float32)),
+            (0, programs.squared_distance, vector, vector),
+            (k * n * basis.dtype.itemsize, programs.take, basis, np.zeros(k, np.int32)),
+            (4 * k * n, programs.deliver, op, stored),
+            (4 * n, programs.random_block, op, like, np.uint32(0), np.uint32(0)),
+        ]:
+            work = program.work_bytes(clock, *arguments)
+            assert expected <= work <= expected + min(chunks, 4 * rows * n // 2), program.fun
+
+    @pytest.mark.parametrize(
+        "options, remedy",
+        [
+            ({"max_basis": 40}, r"lower max_basis \(at least 9\), store the basis in 16 bits"),
+            ({}, r"store the basis in 16 bits \(basis_dtype='float16'\), lower k, or lower the"),
+            ({"basis_dtype": "float16"}, r"lower k, or lower the number of .* \(where=\)"),
+            ({"block_size": 2, "max_basis": N}, "lower max_basis .*, lower block_size, lower k"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_first(self, monkeypatch, options, remedy):
+        monkeypatch.setattr(planning, "available_bytes", lambda: 8_000)
+        calls, defaults = [], {"basis_dtype": None}
+        message = rf"needs [\d.]+ [kM]B, but 8.00 kB are free: {remedy}"
+        with pytest.raises(MemoryError, match=message) as caught:
+            cx.eigsh(_operator(), 5, callback=calls.append, **options)
+        assert str(cx.plan(_operator(), 5, **(defaults | options))) in str(caught.value)
         assert not calls
 
     def test_the_default_basis_shrinks_to_what_is_free(self, monkeypatch):
-        monkeypatch.setattr(settings, "available_bytes", lambda: 120 * N * 4)
+        free = 150_000
+        monkeypatch.setattr(planning, "available_bytes", lambda: free)
+        plan = cx.plan(_operator(), 5, basis_dtype=None)
+        assert 9 < plan.max_basis < 71 and 0.2 * free < plan.bytes.peak <= 0.4 * free
         result = cx.eigsh(_operator(), 5, seed=0)
-        rows = int(0.4 * 120 - 9)
-        assert result.num_matvecs.solve > rows - 5 or result.num_restarts == 0
-        assert result.all_converged
+        assert result.all_converged and result.num_restarts > 0
 
 
 class TestInterrupt:
@@ -333,7 +365,9 @@ class TestBadOperators:
         (2, {"certify": "maybe"}, ValueError, "certify"),
         (2, {"callback": 3}, TypeError, "callback"),
         (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
-        (2, {"basis_dtype": "short"}, ValueError, "basis_dtype must be .* float32, got 'short'"),
+        (2, {"basis_dtype": "short"}, ValueError, "one of float32, float16, .*got 'short'"),
+        (2, {"basis_dtype": 3}, ValueError, "basis_dtype must be one of .*'auto'; got 3"),
+        (2, {"block_size": None}, ValueError, "block_size must be 'auto', 'tune' or an integer"),
         (2, {"return_eigenvectors": "yes"}, TypeError, "return_eigenvectors must be True or"),
         (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
         (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),

@@ -49,7 +49,7 @@ def eigsh(
         which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends (half,
             rounded up, from the high end).
         tol: allowed residual relative to the largest absolute eigenvalue; 0 asks for what the
-            dtype allows.
+            dtypes allow.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
             `EigenResult`. Random if None. A solve from a start of one's own makes at least
             `k + max(5, 4·block_size)` products, to show what the start does not contain.
@@ -62,11 +62,17 @@ def eigsh(
             default `max(3k, k + 64) + 2·block_size`, or what fits in 40 % of the free memory.
         max_matvecs: the most products of the solve; verification takes k more. By default
             `min(10n, max(1000, 100k))`.
-        basis_dtype: dtype of the stored basis; that of the operator.
+        basis_dtype: how the basis is stored: in the dtype of the operator (None) or, for one in
+            float32, in `"float16"` or `"bfloat16"`, which take half of the memory. The product is
+            applied to the rounded vectors and residuals are measured on them, so that nothing is
+            lost but what they show: `tol` is at least 3.1e-4 in float16 and 2.5e-3 in bfloat16.
+            Eigenvalues, being Rayleigh quotients, move by the square of a rounding: 1e-7 and 5e-6
+            of |λ|max, times the number of restarts if it is large. `"auto"` chooses as `plan` does.
         certify: `"residuals"` measures every pair's residual. `"sampled"` checks three random
-            signed sums of the pairs, instead of k products. `"complete"` also searches, from
-            random blocks orthogonal to the found pairs and for as many products as the solve took,
-            for eigenvalues that were missed, and adds them.
+            signed sums of the pairs, instead of k products; the values are then those of the
+            projection, which 16-bit storage moves by up to twice its rounding over √n. `"complete"`
+            also searches, from random blocks orthogonal to the found pairs and for as many products
+            as the solve took, for eigenvalues that were missed, and adds them.
         callback: called with a `Progress` after each block.
         return_eigenvectors: whether to return the vectors.
 
@@ -80,7 +86,7 @@ def eigsh(
         TypeError: an argument of a wrong type.
         ValueError: an argument out of range, or an operator that is measured not to be symmetric.
         FloatingPointError: a product is not finite.
-        MemoryError: the basis would not fit in the free memory.
+        MemoryError: the solve would not fit in the free memory; the message holds the forecast.
 
     References:
         K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue

@@ -105,22 +105,23 @@ def plan(
 ) -> Plan:
     """Forecast the memory and the products of `eigsh`, and choose what is left open to fit.
 
-    `eigsh` called with the plan's `block_size`, `max_basis` and `basis_dtype` does what the plan
-    says; the programs compiled here are not compiled again.
+    The memory is read from the compiled programs, which `eigsh` does not compile again: called with
+    the plan's `block_size`, `max_basis` and `basis_dtype`, it does what the plan says. The number
+    of products is that of a spectrum like a network's.
 
     Args:
-        A: see `eigsh`, as for all arguments but these two:
+        A: see `eigsh`.
         k: see `eigsh`.
         which: see `eigsh`.
         tol: see `eigsh`.
         block_size: see `eigsh`.
         max_basis: see `eigsh`.
-        basis_dtype: see `eigsh`; but chosen by default: the operator's dtype where a comfortable
-            basis of it fits, else float16 if `tol` allows.
+        basis_dtype: see `eigsh`, but chosen if left out: the operator's dtype if
+            `k + 10·block_size` rows of it fit, else float16 if `tol` allows it.
         certify: see `eigsh`.
         return_eigenvectors: see `eigsh`.
-        limit: bytes by which the memory of the process (on a GPU: of the device) may grow. By
-            default what is free, of which a basis larger than the smallest takes up to 40 %.
+        limit: bytes by which the memory of the process, or of a GPU, may grow. By default what is
+            free; 40 % of it, though, for more than the smallest basis.
 
     Returns:
         The plan, whether it fits or not.
@@ -255,5 +256,8 @@ class _Chooser:
 
 
 def readable(count: int) -> str:
-    """Bytes in MB or GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    """Bytes in kB, MB or GB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.2f} kB"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from curvax.krylov.arguments import check_arguments
-from curvax.krylov.plan import choose, readable
+from curvax.krylov.plan import Plan, choose, readable
 from curvax.krylov.programs import Clock
 from curvax.krylov.selection import Wanted
 from curvax.krylov.sizes import fewest_rows, matvec_limit
@@ -40,9 +40,7 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
     if not plan.fits:
         raise MemoryError(
             f"the solve needs {readable(plan.bytes.peak)}, but {readable(plan.limit)} are free: "
-            f"lower max_basis (at least {min(fewest_rows(plan.k, plan.block_size), plan.n)}), k, "
-            "or the number of parameters by a filter (where=); or store the basis in 16 bits "
-            f"(basis_dtype='float16'). The forecast:\n{plan}"
+            f"{_remedy(plan)}. The forecast:\n{plan}"
         )
     return Settings(
         wanted=request.wanted,
@@ -57,3 +55,15 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
         callback=request.callback,
         return_eigenvectors=request.return_eigenvectors,
     )
+
+
+def _remedy(plan: Plan) -> str:
+    fewest = fewest_rows(plan.k, plan.block_size)
+    remedies = ["lower k", "lower the number of parameters by a filter (where=)"]
+    if plan.basis_dtype == np.float32 and not plan.dense:
+        remedies.insert(0, "store the basis in 16 bits (basis_dtype='float16')")
+    if plan.block_size > 1:
+        remedies.insert(0, "lower block_size")
+    if plan.max_basis > fewest:
+        remedies.insert(0, f"lower max_basis (at least {fewest})")
+    return ", ".join(remedies[:-1]) + f", or {remedies[-1]}"
