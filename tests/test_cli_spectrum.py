@@ -52,13 +52,6 @@ def test_a_solve(operator, which, tiny, tmp_path):
     assert imread(tmp_path / "spectrum.png").std() > 0.01
 
 
-def test_too_few_products_are_exit_status_3(tiny, tmp_path):
-    outcome = run("-k", 4, "--tokens", 8, "--max-matvecs", 5, "--out", tmp_path)
-    assert outcome.exit_code == 3, outcome.output
-    assert "not converged" in outcome.stdout
-    assert (tmp_path / "spectrum.npz").exists()
-
-
 @pytest.mark.parametrize(
     "arguments,message",
     [

@@ -180,15 +180,21 @@ def test_of_a_transformer_is_its_fisher(default_promotion):
         return gpt.forward(params, batch[:, :-1])
 
     op = cx.ggn(forward, losses.SoftmaxCrossEntropy(lambda batch: batch[:, 1:]), params, tokens)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        v = op.unravel(jax.random.normal(jax.random.key(2), (op.shape[0],), jnp.float64))
-        outputs, pushed = jax.jvp(lambda p: forward(p, tokens), (wide,), (v,))
+
+    @jax.jit
+    def fisher(params, v):
+        outputs, pushed = jax.jvp(lambda p: forward(p, tokens), (params,), (v,))
         p = jax.nn.softmax(outputs)
         u = p * (pushed - jnp.sum(p * pushed, -1, keepdims=True)) / 10
-        want = np.asarray(ravel_pytree(jax.vjp(lambda p: forward(p, tokens), wide)[1](u)[0])[0])
-        v = jax.tree.map(np.asarray, v)
-    got = np.asarray(op.ravel(op @ jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), v)))
+        return ravel_pytree(jax.vjp(lambda p: forward(p, tokens), params)[1](u)[0])[0]
+
+    v = op.unravel(jax.random.normal(jax.random.key(2), (op.shape[0],)))
+    with jax.enable_x64(True):
+        wide = [
+            jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), t) for t in (params, v)
+        ]
+        want = np.asarray(fisher(*wide))
+    got = np.asarray(op.ravel(op @ v))
     assert np.abs(got - want).max() <= 64 * EPS * np.abs(want).max()
 
 
