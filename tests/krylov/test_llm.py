@@ -64,11 +64,11 @@ def truth(params, tokens, gauss_newton):
             j = jacobian.reshape(*z.shape, -1)
             matrix = jnp.einsum("btvi,btvw,btwj->ij", j, blocks, j, optimize=True) / p[..., 0].size
         else:
-            matrix = jax.hessian(lambda f: loss(logits(f)))(flat)
+            matrix = jax.jit(jax.hessian(lambda f: loss(logits(f))))(flat)
         return np.linalg.eigvalsh(np.asarray(matrix))
 
 
-@pytest.mark.parametrize("name", ["hessian", "ggn"])
+@pytest.mark.parametrize("name", [pytest.param("hessian", marks=pytest.mark.slow), "ggn"])
 def test_tiny(name, default_promotion):
     params, tokens = tiny_problem()
     if name == "hessian":

@@ -73,8 +73,14 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["softmax", "linear"])
-@pytest.mark.parametrize("mode", MODES)
+# Both kinds go through the same rules: for one of them, those that differ from the others little.
+QUICK = "value grad jvp_grad grad_jvp linearize jit vmap_tangents checkpoint scan".split()
+CASES = [pytest.param(mode, "linear") for mode in MODES] + [
+    pytest.param(mode, "softmax", marks=() if mode in QUICK else pytest.mark.slow) for mode in MODES
+]
+
+
+@pytest.mark.parametrize("mode,kind", CASES)
 def test_mode(mode, kind, rng):
     problem = make_problem(rng, **OPTIONS["everything"])
     with jax.enable_x64(True):

@@ -81,10 +81,10 @@ def spectrum(
 ) -> None:
     """Analyse a language model: outermost eigenvalues of its loss.
 
-    They are those of the Hessian or of the Gauss-Newton matrix. Forecasts the memory first, and chooses the size and the storage of the basis to fit. Writes
-    spectrum.npz, spectrum.json and spectrum.png into DIR. The exit status is 0 if every eigenpair
-    converged, 3 if not, 2 for bad input (also if the solve would not fit) and 130 after Ctrl-C,
-    which keeps what the solve knows.
+    They are those of the Hessian or of the Gauss-Newton matrix. Forecasts the memory first, and
+    chooses the size and the storage of the basis to fit. Writes spectrum.npz, spectrum.json and
+    spectrum.png into DIR. The exit status is 0 if every eigenpair converged, 3 if not, 2 for bad
+    input (also if the solve would not fit) and 130 after Ctrl-C, which keeps what the solve knows.
     """
     if max_matvecs is not None and max_matvecs < count:
         message = f"{count} eigenvalues need at least as many products, got {max_matvecs}"
