@@ -233,13 +233,14 @@ class TestMemory:
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_no_program_widens_the_basis(self, dtype):
-        """Beside their results, those that only read it need a few chunks of columns."""
-        rows, k, n = 20, 3, 300_001
+        """Beside their results, programs need a few chunks of columns, and no whole vector."""
+        rows, k, n = 20, 3, 3_000_001
         basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
         vector, like = jax.ShapeDtypeStruct((1, n), np.float32), np.zeros(1, np.int32)
         op, clock, zero = cx.from_matvec(lambda v: 2 * v, n), programs.Clock(), np.int32(0)
+        leaves = [jax.ShapeDtypeStruct((size,), np.float32) for size in (n // 3, n - n // 3)]
+        two_leaves = cx.from_matvec(lambda v: v, leaves)
         stored = jax.ShapeDtypeStruct((k, n), basis.dtype)
-        chunks = 8 * rows * 2**16
         for expected, program, *arguments in [
             (4 * n, programs.load, basis, zero, like),
             (0, programs.residuals, basis, vector, zero),
@@ -247,11 +248,12 @@ class TestMemory:
             (4 * n, programs.combine, basis, np.zeros((1, rows), np.float32)),
             (0, programs.squared_distance, vector, vector),
             (k * n * basis.dtype.itemsize, programs.take, basis, np.zeros(k, np.int32)),
-            (4 * k * n, programs.deliver, op, stored),
+            (4 * k * n, programs.deliver, two_leaves, stored),
             (4 * n, programs.random_block, op, like, np.uint32(0), np.uint32(0)),
+            (0, programs.multiply, op, jax.ShapeDtypeStruct((4, n), np.float32)),
         ]:
             work = program.work_bytes(clock, *arguments)
-            assert expected <= work <= expected + min(chunks, 4 * rows * n // 2), program.fun
+            assert expected <= work <= expected + 8 * rows * 2**16 < expected + 4 * n, program.fun
 
     @pytest.mark.parametrize(
         "options, remedy",

@@ -79,7 +79,7 @@ class TestEigenvalues:
         np.testing.assert_allclose(result.eigenvalues, truth, rtol=0, atol=2e-6 * 30.1)
 
     def test_sampled(self):
-        """Ritz values, which the overlaps of rounded rows move by about 4e-4/√n."""
+        """Ritz values, which the overlaps of rounded rows move: of spread ones by about 4e-4/√n."""
         n = 200_001
         result = cx.eigsh(
             network_operator(n), 5, seed=0, basis_dtype="float16", certify="sampled", tol=0,
@@ -139,6 +139,7 @@ class TestStoredRows:
         stored = vectors * storage.scale(jnp.dtype(dtype), 301)
         np.testing.assert_array_equal(stored.astype(jnp.dtype(dtype)).astype(np.float32), stored)
         wide = vectors.astype(np.float64)
+        np.testing.assert_allclose(np.linalg.norm(wide, axis=1), 1, rtol=1e-3)
         quotients = np.einsum("ki,ij,kj->k", wide, full, wide) / np.sum(wide**2, axis=1)
         np.testing.assert_allclose(result.eigenvalues, quotients, rtol=3e-7)
 

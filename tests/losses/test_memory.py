@@ -10,6 +10,9 @@ from curvax import losses
 
 GB = 1e9
 
+# Plain JAX, in place of the kernel, holds some more arrays of a chunk.
+pytestmark = pytest.mark.usefixtures("native_kernels")
+
 
 def hvp(hidden, head, labels, u, v):
     def f(slots):

@@ -70,9 +70,10 @@ def eigsh(
             of |λ|max, times the number of restarts if it is large. `"auto"` chooses as `plan` does.
         certify: `"residuals"` measures every pair's residual. `"sampled"` checks three random
             signed sums of the pairs, instead of k products; the values are then those of the
-            projection, which 16-bit storage moves by up to twice its rounding over √n. `"complete"`
-            also searches, from random blocks orthogonal to the found pairs and for as many products
-            as the solve took, for eigenvalues that were missed, and adds them.
+            projection, which a 16-bit basis moves by up to its roundoff (2e-4 of |λ|max in
+            float16), or that over √n for eigenvectors spread over all entries. `"complete"` also
+            searches, from random blocks orthogonal to the found pairs and for as many products as
+            the solve took, for eigenvalues that were missed, and adds them.
         callback: called with a `Progress` after each block.
         return_eigenvectors: whether to return the vectors.
 

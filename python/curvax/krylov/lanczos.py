@@ -13,9 +13,9 @@ for which T is diagonal and E is E Y_p (Wu & Simon 2000, "Thick-restart Lanczos"
 form: Zhou & Saad 2008). Each column of T is measured by the orthogonalisation of A Q_new, so what
 symmetry demands of it beforehand (the column of E) measures the error of the products for free.
 
-Rows stored in 16 bits are orthonormal only up to their roundings, 2e-4/√n in float16 between two
-rows, and so accurate are the eigenvalues of T. What the recurrence leaves out is the rounding of
-Q_new, times E, which shows in measured residuals alone.
+Rows stored in 16 bits are orthonormal up to their roundoff (2e-4 in float16), or that over √n where
+they are spread over all entries, and so accurate are the eigenvalues of T. What the recurrence
+leaves out is the rounding of Q_new, times E, which shows in measured residuals alone.
 """
 
 from typing import Any, NamedTuple

@@ -230,9 +230,8 @@ def take(basis: Array, rows: Array) -> Array:
 
 @_program()
 def deliver(op: Operator, stored: Array) -> Any:
-    """Stored rows as vectors of the operator. Widened leaf by leaf: the whole would be a copy."""
-    n = stored.shape[1]
-    return jax.tree.map(lambda leaf: storage.vectors(leaf, n), op.unravel(stored))
+    """Stored rows as vectors of the operator."""
+    return op.unravel(storage.vectors(stored, stored.shape[1]))
 
 
 def _piece(basis: Array, start: Array, count: int, first: Array, width: int) -> Array:
