@@ -1,5 +1,6 @@
 """What a figure was measured on."""
 
+import json
 import os
 import platform
 import subprocess
@@ -31,3 +32,11 @@ def machine_facts() -> dict[str, Any]:
         "kernels": _native.build_info(),
         "commit": commit,
     }
+
+
+def publish(report: dict[str, Any], path: Path | None) -> None:
+    """Print a report as JSON, and write it if a path is given."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        path.write_text(text + "\n")

@@ -8,15 +8,14 @@ memory of larger shapes is what the compiler says of the program, which is not r
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks.facts import machine_facts
-from benchmarks.hvp import _compile, _interleaved, _relative
+from benchmarks.facts import machine_facts, publish
+from benchmarks.programs import compile_program, median_seconds, relative_difference
 
 from curvax import losses
 
@@ -62,21 +61,23 @@ def timings(repeats: int) -> dict[str, Any]:
     linear = linear_half(ours, slots, labels)
     product = hvp(ours)
     compiled = {
-        "materialised": _compile(hvp(materialised), slots, labels, one),
-        "linear_cross_entropy": _compile(product, slots, labels, one),
-        "b=4": _compile(jax.vmap(product, (None, None, 0)), slots, labels, four),
-        "linearised": _compile(lambda half, v: half(v), linear, one),
-        "linearised, b=4": _compile(lambda half, v: jax.vmap(half)(v), linear, four),
-        "one product hidden @ head.T": _compile(lambda s: s[0] @ s[1].T, slots),
+        "materialised": compile_program(hvp(materialised), slots, labels, one),
+        "linear_cross_entropy": compile_program(product, slots, labels, one),
+        "b=4": compile_program(jax.vmap(product, (None, None, 0)), slots, labels, four),
+        "linearised": compile_program(lambda half, v: half(v), linear, one),
+        "linearised, b=4": compile_program(lambda half, v: jax.vmap(half)(v), linear, four),
+        "one product hidden @ head.T": compile_program(lambda s: s[0] @ s[1].T, slots),
     }
     programs = {name: program for name, (program, _) in compiled.items()}
     reference, got = programs["materialised"](), programs["linear_cross_entropy"]()
-    seconds = _interleaved(programs, repeats)
+    seconds = median_seconds(programs, repeats)
     single, cached = seconds["linear_cross_entropy"], seconds["linearised"]
     return {
         "shape": SHAPE,
         "seconds": seconds,
-        "relative_difference": [_relative(a, b) for a, b in zip(got, reference, strict=True)],
+        "relative_difference": [
+            relative_difference(a, b) for a, b in zip(got, reference, strict=True)
+        ],
         "ratios": {
             "to the materialised form (target <= 0.8)": single / seconds["materialised"],
             "per tangent, b=4 to b=1 (target <= 0.88)": seconds["b=4"] / 4 / single,
@@ -109,10 +110,7 @@ def main() -> None:
         "time": timings(args.repeats),
         "temporary_gigabytes": memory(),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

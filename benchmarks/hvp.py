@@ -13,14 +13,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.facts import machine_facts
+from benchmarks.facts import machine_facts, publish
+from benchmarks.programs import compile_program, median_seconds, relative_difference
 
 import curvax as cx
 from curvax.demo import gpt, load
@@ -35,27 +35,6 @@ def _gradient(params: Any, batch: Any) -> Any:
 
 def _hvp(params: Any, batch: Any, vector: Any) -> Any:
     return jax.jvp(lambda p: jax.grad(gpt.loss)(p, batch), (params,), (vector,))[1]
-
-
-def _compile(fun: Callable[..., Any], *args: Any, options: Any = None) -> tuple[Any, float]:
-    start = time.perf_counter()
-    compiled = jax.jit(fun).lower(*args).compile(compiler_options=options)
-    return lambda: jax.block_until_ready(compiled(*args)), time.perf_counter() - start
-
-
-def _interleaved(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
-
-
-def _relative(a: Any, b: Any) -> float:
-    a, b = np.asarray(a), np.asarray(b)
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def _peer(products: int = 11) -> list[float]:
@@ -98,20 +77,22 @@ def demo_model(repeats: int) -> dict[str, Any]:
         params, batch
     )
     compiled = {
-        "gradient, default": _compile(_gradient, params, batch),
-        "gradient, no fusion pass": _compile(_gradient, params, batch, options=NO_FUSION),
-        "gradient, fenced": _compile(fence(_gradient), params, batch),
-        "HVP, curvax (linearised, fenced)": _compile(lambda o, v: o.product(v), op, flat[None]),
-        "GGN product, curvax": _compile(lambda o, v: o.product(v), gauss_newton, flat[None]),
-        "HVP, jit(jvp(grad))": _compile(_hvp, params, batch, vector),
-        "HVP, jit of the linearised": _compile(lambda lin, v: lin(v), linear, vector),
+        "gradient, default": compile_program(_gradient, params, batch),
+        "gradient, no fusion pass": compile_program(_gradient, params, batch, options=NO_FUSION),
+        "gradient, fenced": compile_program(fence(_gradient), params, batch),
+        "HVP, curvax (linearised, fenced)": compile_program(
+            lambda o, v: o.product(v), op, flat[None]
+        ),
+        "GGN product, curvax": compile_program(lambda o, v: o.product(v), gauss_newton, flat[None]),
+        "HVP, jit(jvp(grad))": compile_program(_hvp, params, batch, vector),
+        "HVP, jit of the linearised": compile_program(lambda lin, v: lin(v), linear, vector),
     }
     programs = {name: program for name, (program, _) in compiled.items()}
     ours = op.ravel(op @ vector)
     errors = {
-        "jit(jvp(grad))": _relative(ours, op.ravel(programs["HVP, jit(jvp(grad))"]())),
+        "jit(jvp(grad))": relative_difference(ours, op.ravel(programs["HVP, jit(jvp(grad))"]())),
     }
-    seconds = _interleaved(programs, repeats)
+    seconds = median_seconds(programs, repeats)
     seconds["HVP, hessian-eigenthings"] = float(np.median(before + _peer()))
     fastest = min(value for name, value in seconds.items() if name.startswith("gradient"))
     product = seconds["HVP, curvax (linearised, fenced)"]
@@ -136,21 +117,21 @@ def deep_model(repeats: int, layers: int = 24) -> dict[str, Any]:
     batch = jax.random.randint(jax.random.key(1), (4, gpt.CONTEXT + 1), 0, gpt.VOCAB)
     vector = jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), params)
     compiled = {
-        "fenced": _compile(fence(_hvp), params, batch, vector),
-        "jit(jvp(grad))": _compile(_hvp, params, batch, vector),
+        "fenced": compile_program(fence(_hvp), params, batch, vector),
+        "jit(jvp(grad))": compile_program(_hvp, params, batch, vector),
     }
     programs = {name: program for name, (program, _) in compiled.items()}
     flat = [
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(program())])
         for program in programs.values()
     ]
-    seconds = _interleaved(programs, repeats)
+    seconds = median_seconds(programs, repeats)
     compile_seconds = {name: time_ for name, (_, time_) in compiled.items()}
     return {
         "layers": layers,
         "seconds": seconds,
         "compile_seconds": compile_seconds,
-        "relative_difference": _relative(*flat),
+        "relative_difference": relative_difference(*flat),
         "ratios": {
             "speed-up (target >= 3.5)": seconds["jit(jvp(grad))"] / seconds["fenced"],
             "compiles sooner by (target >= 3)": compile_seconds["jit(jvp(grad))"]
@@ -172,10 +153,7 @@ def main() -> None:
     report = {"machine": machine_facts(), "demo": demo_model(args.repeats)}
     if not args.skip_deep:
         report["deep"] = deep_model(max(args.repeats // 3, 5))
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

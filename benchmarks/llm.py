@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.facts import machine_facts
+from benchmarks.facts import machine_facts, publish
 
 K, TOL, TOKENS = 5, 1e-2, 128
 
@@ -119,10 +119,7 @@ def main() -> None:
         "speed-up (target >= 2)": theirs["seconds"] / ours["seconds"],
         "peak memory (target <= 0.6)": ours["peak_gigabytes"] / theirs["peak_gigabytes"],
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

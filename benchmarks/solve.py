@@ -228,13 +228,10 @@ def main() -> None:
         found["values"] = np.sort(np.asarray(found["values"], np.float64))[::-1].tolist()
         print(json.dumps(found))
         return
-    from benchmarks.facts import machine_facts
+    from benchmarks.facts import machine_facts, publish
 
     report = {"machine": machine_facts(), **_compare(args.repeats)}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,13 @@ Results go to stdout, progress and messages to stderr. JAX is imported by the co
 it, not by these modules.
 """
 
-from __future__ import annotations
-
-import importlib.metadata
-from typing import Annotated
-
-from curvax.cli.app import app  # first: it says what to install if typer is missing
-
-import typer  # isort: skip
+try:
+    import rich.console  # noqa: F401
+    import typer  # noqa: F401
+except ImportError:
+    raise SystemExit("the command line needs an extra: pip install 'curvax[cli]'") from None
 
 from curvax.cli import demo, info, spectrum  # noqa: F401 (each adds its command)
+from curvax.cli.app import app
 
 __all__ = ["app"]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"curvax {importlib.metadata.version('curvax')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Curvature of neural-network losses: certified top eigenpairs of Hessians."""

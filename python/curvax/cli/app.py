@@ -1,23 +1,19 @@
-"""What the commands share: the application, exit statuses, and checks of options."""
+"""What the commands share: the application, exit statuses, options and their checks."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
-try:
-    import typer
-    from rich.console import Console
-except ImportError:
-    raise SystemExit("the command line needs an extra: pip install 'curvax[cli]'") from None
+import typer
+from rich.console import Console
 
 NOT_CONVERGED = 3
 BAD_INPUT = 2
 INTERRUPTED = 130
-
-Certify = Literal["residuals", "complete"]
 
 app = typer.Typer(
     name="curvax",
@@ -35,6 +31,53 @@ def check_tol(value: float) -> float:
     if not (math.isfinite(value) and 0 < value < 1):
         raise typer.BadParameter(f"expected a number between 0 and 1, got {value:g}")
     return value
+
+
+Tol = Annotated[
+    float,
+    typer.Option(
+        callback=check_tol,
+        metavar="X",
+        help="Largest residual allowed, relative to the largest absolute eigenvalue; "
+        "between 0 and 1.",
+    ),
+]
+MaxMatvecs = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the starting vector.")]
+Certify = Annotated[
+    Literal["residuals", "complete"],
+    typer.Option(help="Prove residuals only, or also search for missed eigenvalues."),
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go; made if need be.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curvax {importlib.metadata.version('curvax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Curvature of neural-network losses: certified top eigenpairs of Hessians."""
+
+
+def check_matvecs(max_matvecs: int | None, k: int, remedy: str) -> None:
+    """Refuse fewer products than eigenvalues."""
+    if max_matvecs is not None and max_matvecs < k:
+        message = f"{k} eigenvalues need at least as many products, got {max_matvecs}"
+        raise typer.BadParameter(
+            f"{message}; raise it or lower {remedy}", param_hint="--max-matvecs"
+        )
 
 
 def make_directory(path: Path) -> None:

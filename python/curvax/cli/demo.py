@@ -13,18 +13,21 @@ from rich.console import Console
 from curvax.cli.app import (
     BAD_INPUT,
     INTERRUPTED,
-    NOT_CONVERGED,
     Certify,
+    MaxMatvecs,
+    Out,
+    Quiet,
+    Seed,
+    Tol,
     app,
-    check_tol,
+    check_matvecs,
     fail,
     make_directory,
 )
 from curvax.cli.machine import device, kernels
-from curvax.cli.report import print_result, write_files
+from curvax.cli.report import report
 from curvax.cli.solve import solve
 from curvax.display import open_stdout, print_facts, show_progress
-from curvax.krylov.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -40,9 +43,7 @@ def _check_size(high: int, low: int, max_matvecs: int | None) -> None:
     if not 1 <= k <= n:
         message = f"ask for 1 to {n} eigenvalues in all, got {high} + {low} = {k}"
         raise typer.BadParameter(message, param_hint=both)
-    if max_matvecs is not None and max_matvecs < k:
-        message = f"{k} eigenvalues need at least as many products, got {max_matvecs}"
-        raise typer.BadParameter(f"{message}; raise it or lower {both}", param_hint="--max-matvecs")
+    check_matvecs(max_matvecs, k, both)
     # The basis and the result, in float32.
     needed, free = 2 * k * n * 4, available_bytes()
     if needed > free:
@@ -52,32 +53,16 @@ def _check_size(high: int, low: int, max_matvecs: int | None) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the files go; made if need be.")
-    ] = Path("curvax-demo"),
+    out: Out = Path("curvax-demo"),
     high: Annotated[
         int, typer.Option(min=0, metavar="N", help="Eigenvalues from the high end.")
     ] = 10,
     low: Annotated[int, typer.Option(min=0, metavar="N", help="Eigenvalues from the low end.")] = 5,
-    tol: Annotated[
-        float,
-        typer.Option(
-            callback=check_tol,
-            metavar="X",
-            help="Largest residual allowed, relative to the largest absolute eigenvalue; "
-            "between 0 and 1.",
-        ),
-    ] = 1e-3,
-    max_matvecs: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the starting vector.")] = 0,
-    certify: Annotated[
-        Certify,
-        typer.Option(help="Prove residuals only, or also search for missed eigenvalues."),
-    ] = "residuals",
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    tol: Tol = 1e-3,
+    max_matvecs: MaxMatvecs = None,
+    seed: Seed = 0,
+    certify: Certify = "residuals",
+    quiet: Quiet = False,
 ) -> None:
     """Analyse a small trained GPT: its Hessian's outermost eigenvalues.
 
@@ -90,18 +75,16 @@ def demo(
     console = open_stdout(quiet)
     try:
         result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
-        with InterruptFlag() as late:
-            print_result(console, result, (high, low))
-            write_files(console, result, out, "Hessian of the demo GPT: outermost eigenvalues")
+        end = report(
+            console, result, (high, low), out, "Hessian of the demo GPT: outermost eigenvalues"
+        )
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except MemoryError:
         fail(f"too little memory for {high + low} eigenvalues: lower --high, --low", BAD_INPUT)
     except (ValueError, ImportError) as error:
         fail(str(error), BAD_INPUT)
-    if result.interrupted or late:
-        raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(0 if result.all_converged else NOT_CONVERGED)
+    raise end
 
 
 def _analyse(

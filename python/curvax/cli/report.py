@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
 from curvax.display import print_facts
-from curvax.results import EigenResult
+from curvax.krylov.interrupt import InterruptFlag
+
+if TYPE_CHECKING:
+    from curvax.results import EigenResult
 
 _COMPLETE = {
     None: "not checked (--certify complete searches for missed ones)",
@@ -18,14 +24,30 @@ _COMPLETE = {
 }
 
 
-def print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> None:
-    """Print the table of pairs, what was measured of them, and the verdict.
+def report(
+    console: Console, result: EigenResult, k: tuple[int, int], out: Path, title: str
+) -> typer.Exit:
+    """Print and write a result, which an interrupt does not cut short.
 
     Args:
-        console: where to.
+        console: where to print.
         result: what `eigsh` returned.
         k: how many were asked for from the high end and from the low end.
+        out: where `spectrum.npz`, `.json` and, with matplotlib, `.png` go.
+        title: of the picture.
+
+    Returns:
+        The end of the command, to be raised.
     """
+    with InterruptFlag() as late:
+        _print_result(console, result, k)
+        _write_files(console, result, out, title)
+    if result.interrupted or late:
+        return typer.Exit(INTERRUPTED)
+    return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
+
+
+def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> None:
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
     table = Table()
     for name in ("index", "eigenvalue", "residual", "bound", "converged"):
@@ -85,8 +107,7 @@ def _verdict(result: EigenResult, wanted: int) -> str:
     )
 
 
-def write_files(console: Console, result: EigenResult, out: Path, title: str) -> None:
-    """Write `spectrum.npz`, `.json` and, with matplotlib, `.png` into `out`."""
+def _write_files(console: Console, result: EigenResult, out: Path, title: str) -> None:
     written = list(result.save(out / "spectrum"))
     try:
         from curvax.plot import plot_spectrum

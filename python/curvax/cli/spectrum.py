@@ -11,18 +11,21 @@ from rich.console import Console
 from curvax.cli.app import (
     BAD_INPUT,
     INTERRUPTED,
-    NOT_CONVERGED,
     Certify,
+    MaxMatvecs,
+    Out,
+    Quiet,
+    Seed,
+    Tol,
     app,
-    check_tol,
+    check_matvecs,
     fail,
     make_directory,
 )
 from curvax.cli.machine import device, kernels
-from curvax.cli.report import print_result, write_files
+from curvax.cli.report import report
 from curvax.cli.solve import solve
 from curvax.display import open_stdout, print_facts, show_progress
-from curvax.krylov.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -46,15 +49,7 @@ def spectrum(
         Literal["LM", "LA", "SA", "BE"],
         typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
     ] = "LM",
-    tol: Annotated[
-        float,
-        typer.Option(
-            callback=check_tol,
-            metavar="X",
-            help="Largest residual allowed, relative to the largest absolute eigenvalue; "
-            "between 0 and 1.",
-        ),
-    ] = 1e-2,
+    tol: Tol = 1e-2,
     tokens: Annotated[
         int, typer.Option(min=2, metavar="N", help="Tokens of the text; one predicts the next.")
     ] = 128,
@@ -66,18 +61,11 @@ def spectrum(
         float | None,
         typer.Option(metavar="GB", help="Memory that the solve may add; what is free, if not set."),
     ] = None,
-    max_matvecs: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the starting vector.")] = 0,
-    certify: Annotated[
-        Certify, typer.Option(help="Prove residuals only, or also search for missed eigenvalues.")
-    ] = "residuals",
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the files go; made if need be.")
-    ] = Path("curvax-spectrum"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    max_matvecs: MaxMatvecs = None,
+    seed: Seed = 0,
+    certify: Certify = "residuals",
+    out: Out = Path("curvax-spectrum"),
+    quiet: Quiet = False,
 ) -> None:
     """Analyse a language model: outermost eigenvalues of its loss.
 
@@ -86,9 +74,7 @@ def spectrum(
     spectrum.png into DIR. The exit status is 0 if every eigenpair converged, 3 if not, 2 for bad
     input (also if the solve would not fit) and 130 after Ctrl-C, which keeps what the solve knows.
     """
-    if max_matvecs is not None and max_matvecs < count:
-        message = f"{count} eigenvalues need at least as many products, got {max_matvecs}"
-        raise typer.BadParameter(f"{message}; raise it or lower -k", param_hint="--max-matvecs")
+    check_matvecs(max_matvecs, count, "-k")
     if limit is not None and not limit > 0:
         raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
     make_directory(out)
@@ -100,16 +86,13 @@ def spectrum(
         _print_model(console, op, operator, count, which, tol, tokens)
         result = _solve(console, op, count, limit, options, quiet, max_matvecs, seed)
         low = {"SA": count, "BE": count // 2}.get(which, 0)
-        with InterruptFlag() as late:
-            print_result(console, result, (count - low, low))
-            write_files(console, result, out, f"{_OPERATORS[operator]} of SmolLM2-135M")
+        title = f"{_OPERATORS[operator]} of SmolLM2-135M: outermost eigenvalues"
+        end = report(console, result, (count - low, low), out, title)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except (ValueError, ImportError, MemoryError, OSError) as error:
         fail(str(error), BAD_INPUT)
-    if result.interrupted or late:
-        raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(0 if result.all_converged else NOT_CONVERGED)
+    raise end
 
 
 def _operator(operator: str, length: int, text: Path | None) -> Any:

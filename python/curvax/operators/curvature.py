@@ -104,8 +104,8 @@ def assemble(
     See `hessian` for the other arguments and what is raised.
     """
     if not isinstance(linearize, bool) and linearize != "auto":
-        kind = ValueError if isinstance(linearize, str) else TypeError
-        raise kind(f"linearize must be True, False or 'auto', got {linearize!r}")
+        error_type = ValueError if isinstance(linearize, str) else TypeError
+        raise error_type(f"linearize must be True, False or 'auto', got {linearize!r}")
     chosen = select(params, where)
     constants = _constants(params, chosen)
     leaves, space = _widen(params, chosen, constants)

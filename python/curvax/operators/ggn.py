@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from curvax.filters import Filter
 from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.linear_map import ModelMap
-from curvax.operators.twice import check_linear, first_possible
+from curvax.operators.twice import check_linear, first_possible, pull_back
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +122,7 @@ class GaussNewtonMap(ModelMap):
             outputs, pull = jax.vjp(outputs_of, taken)
             push = Partial(_transpose_of_vjp, pull, outputs)
             check_linear(push, taken)
-            return outputs, push, Partial(_first, pull)
+            return outputs, push, Partial(pull_back, pull)
 
         ways = (forward_mode, reverse_mode)
         return first_possible("the model", outputs_of, (taken,), ways)
@@ -143,7 +143,7 @@ class GaussNewtonMap(ModelMap):
             return linear
 
         def reverse_over_reverse() -> Any:
-            return Partial(_first, jax.vjp(jax.grad(mean), outputs)[1])
+            return Partial(pull_back, jax.vjp(jax.grad(mean), outputs)[1])
 
         ways = (forward_over_reverse, reverse_over_reverse)
         return first_possible("the loss", mean, (outputs,), ways)
@@ -159,10 +159,6 @@ def _transpose(push: Any, like: Any, cotangents: Any) -> Any:
 
 def _transpose_of_vjp(pull: Any, like: Any, tangents: Any) -> Any:
     return jax.vjp(lambda c: pull(c)[0], like)[1](tangents)[0]
-
-
-def _first(pull: Any, cotangents: Any) -> Any:
-    return pull(cotangents)[0]
 
 
 def _own_product(product: Any, outputs: Any, batch: Any, u: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 from jax import Array
 
 from curvax.operators.linear_map import ModelMap
-from curvax.operators.twice import check_linear, first_possible
+from curvax.operators.twice import check_linear, first_possible, pull_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class GradientMap(ModelMap):
         def reverse_over_reverse() -> Any:
             # The Hessian is its own transpose.
             _, transposed, aux = jax.vjp(gradient, taken, has_aux=True)
-            return aux, jax.tree_util.Partial(_first, transposed)
+            return aux, jax.tree_util.Partial(pull_back, transposed)
 
         ways = (forward_over_reverse, reverse_over_reverse)
         return first_possible("the loss", self.evaluate, (leaves, batch), ways)
@@ -61,7 +61,3 @@ class GradientMap(ModelMap):
 
         ways = (forward_over_reverse, reverse_over_reverse)
         return first_possible("the loss", self.evaluate, (leaves, batch), ways)
-
-
-def _first(transposed: Callable[[Any], Any], tangents: Any) -> Any:
-    return transposed(tangents)[0]

@@ -57,6 +57,11 @@ def check_linear(linear: Callable[..., Any], *like: Any) -> None:
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
+def pull_back(pull: Callable[[Any], Any], cotangents: Any) -> Any:
+    """The result of a `jax.vjp` of a function of one argument."""
+    return pull(cotangents)[0]
+
+
 def _custom_vjp_functions(fun: Callable[..., Any], args: Sequence[Any]) -> list[str]:
     """Name and place of each such function that `fun` calls; none if it cannot be traced."""
     try:

@@ -125,7 +125,7 @@ def _value(spec: LinearSpec, slots: Any, data: Any) -> Array:
 def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
     p = _problem(spec, slots, data, arrays=1)
     vocab = p.head.shape[0]
-    start = (p.zeros(()), p.zeros(p.hidden.shape), p.zeros(p.head.shape), p.zeros((vocab,)))
+    shapes = ((), p.hidden.shape, (1, *p.head.shape), (vocab,))
 
     def body(i: Array, carry: Any) -> Any:
         total, d_hidden, d_head, d_bias = carry
@@ -137,29 +137,17 @@ def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Arr
             weights,
             **spec.rows.options.arguments,
         )
-        x = p.rows(p.hidden, i)
-
-        def add(total: Array, start: Any, size: int) -> Array:
-            part = lax.dynamic_slice_in_dim(g, start, size, axis=1).T @ x
-            return _add(total, part, start)
-
         return (
             total + weighted(losses, weights),
             p.put(d_hidden, g @ p.head, i),
-            _over_slices(p, d_head, add),
+            _add_to_head(p, g[None], None, i, d_head),
             d_bias + jnp.sum(g, axis=0),
         )
 
     # What is not used of the carry, XLA takes out of the loop.
-    total, *gradients = p.loop(body, start)
-    gradients[0] = gradients[0][: p.given]
+    total, d_hidden, d_head, d_bias = p.loop(body, tuple(p.zeros(shape) for shape in shapes))
+    gradients = (d_hidden[: p.given], d_head[0], d_bias)
     return total, tuple(g.astype(s.dtype) for g, s in zip(gradients, slots, strict=False))
-
-
-def _add(total: Array, part: Array, start: Any) -> Array:
-    """`total` with `part` added to its rows from `start`."""
-    old = lax.dynamic_slice_in_dim(total, start, part.shape[0])
-    return lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,19 +219,19 @@ def _hidden_products(p: _Problem, t: _Tangents, g: Array | None, gd: Array) -> A
     return _each(t.block, one, out)
 
 
-def _add_head_products(
-    p: _Problem, t: _Tangents, g: Array | None, gd: Array, i: Array, total: Array
+def _add_to_head(
+    p: _Problem, gd: Array, second: tuple[Array, Array] | None, i: Array, total: Array
 ) -> Array:
-    """`total (b, V, D)` with `Gdᵀ X + Gᵀ Xd` of chunk i added."""
+    """`total (b, V, D)` with `Gdᵀ X` of chunk i added, and `Gᵀ Xd` if `second` is `(G, Xd)`."""
     width = p.head.shape[1]
     x = p.rows(p.hidden, i)
-    xd = None if t.hidden is None else p.rows(t.hidden, i, axis=1)
 
     def one(k: Array, total: Array) -> Array:
         def add(total: Array, start: Any, size: int) -> Array:
             left = lax.dynamic_slice(gd, (k, jnp.int32(0), start), (1, p.chunk, size))[0]
             right = x
-            if g is not None and xd is not None:  # one product over twice the rows
+            if second is not None:  # one product over twice the rows
+                g, xd = second
                 left = jnp.concatenate([left, lax.dynamic_slice_in_dim(g, start, size, axis=1)])
                 right = jnp.concatenate([x, lax.dynamic_index_in_dim(xd, k, keepdims=False)])
             place = (k, start, jnp.int32(0))
@@ -252,7 +240,7 @@ def _add_head_products(
 
         return _over_slices(p, total, add)
 
-    return _each(t.block, one, total)
+    return _each(total.shape[0], one, total)
 
 
 def _products(
@@ -275,9 +263,12 @@ def _products(
         else:
             arguments = spec.rows.options.arguments
             _, _, g, gd = softmax_ce_triple(z, zd, labels, weights, **arguments)
+        second = None
+        if g is not None and t.hidden is not None:
+            second = (g, p.rows(t.hidden, i, axis=1))
         return (
             p.put(d_hidden, _hidden_products(p, t, g, gd), i, axis=1),
-            _add_head_products(p, t, g, gd, i, d_head),
+            _add_to_head(p, gd, second, i, d_head),
             d_bias + jnp.sum(gd, axis=1),
         )
 
