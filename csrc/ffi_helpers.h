@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -105,6 +106,19 @@ inline xla::ffi::Error CheckBuffer(const char* op, const char* name,
                                             " has the wrong element type");
   }
   return xla::ffi::Error::Success();
+}
+
+// Copies an operand to the result that it was meant to alias, unless it does.
+inline void CopyIfDifferent(const xla::ffi::AnyBuffer& from,
+                            xla::ffi::Result<xla::ffi::AnyBuffer>& to) {
+  if (from.untyped_data() != to->untyped_data() && from.size_bytes() > 0) {
+    std::memcpy(to->untyped_data(), from.untyped_data(), from.size_bytes());
+  }
+}
+
+inline xla::ffi::Error OutOfMemory(const char* op) {
+  return xla::ffi::Error(xla::ffi::ErrorCode::kResourceExhausted,
+                         std::string(op) + ": out of memory");
 }
 
 // The kernels of the active level, chosen once; an error names what CURVAX_ISA may be.

@@ -7,6 +7,7 @@
 
 #define CURVAX_FOR_EACH_CPU_HANDLER(X) \
   X(fence)                             \
+  X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \
   X(softmax_ce_triple)                 \
   X(block_ortho)                       \

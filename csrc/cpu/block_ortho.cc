@@ -7,8 +7,6 @@
 //
 // The basis and the block are meant to alias their results; unaliased calls copy first. The number
 // of used rows is an operand, since an attribute would compile every step anew.
-#include <cstring>
-
 #include "csrc/ffi_helpers.h"
 #include "csrc/handlers.h"
 #include "csrc/parallel_for.h"
@@ -18,18 +16,8 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-void CopyIfDifferent(const ffi::AnyBuffer& from, ffi::Result<ffi::AnyBuffer>& to) {
-  if (from.untyped_data() != to->untyped_data() && from.size_bytes() > 0) {
-    std::memcpy(to->untyped_data(), from.untyped_data(), from.size_bytes());
-  }
-}
-
 int64_t Scalar(const ffi::AnyBuffer& buffer) {
   return *static_cast<const int32_t*>(buffer.untyped_data());
-}
-
-ffi::Error OutOfMemory(const char* op) {
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted, std::string(op) + ": out of memory");
 }
 
 ffi::Error BlockOrthoHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis, ffi::AnyBuffer block,

@@ -70,9 +70,7 @@ ffi::Error Run(SoftmaxCeArgs* args, ffi::ThreadPool threads) {
   XlaParallelFor pool(threads);
   const ParallelFor view = pool.view();
   const Workspace workspace(kernels->softmax_ce_workspace_bytes(*args, view.max_workers));
-  if (workspace.get() == nullptr) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "curvax.softmax_ce: out of memory");
-  }
+  if (workspace.get() == nullptr) return OutOfMemory("curvax.softmax_ce");
   args->workspace = workspace.get();
   kernels->softmax_ce(*args, view);
   return ffi::Error::Success();

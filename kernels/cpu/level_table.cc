@@ -1,5 +1,6 @@
 // The table of entry points of one instruction level; compiled once per level.
 #include "cpu/block_ortho_level.h"
+#include "cpu/matmul_sum_level.h"
 #include "cpu/softmax_ce_level.h"
 #include "curvax/dispatch.h"
 
@@ -13,6 +14,8 @@ const KernelTable kTable = {
     CURVAX_STRING(CURVAX_LEVEL),
     SoftmaxCeWorkspaceBytes,
     SoftmaxCe,
+    MatmulSumWorkspaceBytes,
+    MatmulSum,
     BlockOrthoWorkspaceBytes,
     BlockOrtho,
     RotateBasisWorkspaceBytes,

@@ -101,6 +101,35 @@ void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& 
   table.softmax_ce(args, pool.view());
 }
 
+// Operands (batch, rows, columns) by their strides, so transposed and broadcast views will do.
+void RunMatmulSum(const std::string& level, int64_t threads, const py::list& a, const py::list& b,
+                  py::array c, bool add) {
+  const KernelTable& table = Table(level);
+  MatmulSumArgs args = {};
+  args.dtype = c.itemsize() == sizeof(double) ? DType::kF64 : DType::kF32;
+  args.batch = c.shape(0);
+  args.m = c.shape(1);
+  args.n = c.shape(2);
+  args.terms = static_cast<int>(a.size());
+  const auto read = [](const py::handle& handle, MatrixBatch* out) {
+    const auto array = py::cast<py::array>(handle);
+    const int64_t size = array.itemsize();
+    *out = {array.data(), array.strides(0) / size, array.strides(1) / size,
+            array.strides(2) / size};
+    return array;
+  };
+  for (int t = 0; t < args.terms; ++t) {
+    args.k = read(a[t], &args.a[t]).shape(2);
+    read(b[t], &args.b[t]);
+  }
+  args.c = c.mutable_data();
+  args.add = add;
+  Threads pool(threads);
+  const auto workspace = Allocate(table.matmul_sum_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.matmul_sum(args, pool.view());
+}
+
 void RunBlockOrtho(const std::string& level, int64_t threads, const std::string& dtype,
                    py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
                    py::array_t<double> coefficients, py::array_t<double> factor,
@@ -150,6 +179,7 @@ PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("levels", &curvax::Levels,
         "Instruction levels that were compiled and that this machine has.");
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
+  m.def("matmul_sum", &curvax::RunMatmulSum);
   m.def("block_ortho", &curvax::RunBlockOrtho);
   m.def("rotate_basis", &curvax::RunRotateBasis);
 }

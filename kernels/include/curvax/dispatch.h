@@ -3,6 +3,7 @@
 #define CURVAX_DISPATCH_H_
 
 #include "curvax/block_ortho.h"
+#include "curvax/matmul_sum.h"
 #include "curvax/softmax_ce.h"
 
 namespace curvax {
@@ -15,6 +16,11 @@ struct KernelTable {
   int64_t (*softmax_ce_workspace_bytes)(const SoftmaxCeArgs& args, int64_t max_workers);
   // Fills the outputs of `args` that are not null.
   void (*softmax_ce)(const SoftmaxCeArgs& args, const ParallelFor& pool);
+
+  // Bytes of MatmulSumArgs::workspace for a pool of `max_workers`.
+  int64_t (*matmul_sum_workspace_bytes)(const MatmulSumArgs& args, int64_t max_workers);
+  // Fills or adds to args.c.
+  void (*matmul_sum)(const MatmulSumArgs& args, const ParallelFor& pool);
 
   // Bytes of BlockOrthoArgs::workspace for a pool of `max_workers`.
   int64_t (*block_ortho_workspace_bytes)(const BlockOrthoArgs& args, int64_t max_workers);

@@ -9,8 +9,7 @@ rows (equations: Wijmans et al. 2024 for the first order; differentiated once mo
 
 The Gauss-Newton product drops the terms in G. In units of one product of X and W: 8 for a Hessian
 product with the gradient in X, 7 without, `6 + 1/b` per tangent for a block of b; 5 for
-Gauss-Newton, 3 for the gradient. Chunks of rows keep the products large; what is added to the head
-is added slice by slice of the vocabulary, in place: XLA would hold a second `(V, D)` array.
+Gauss-Newton, 3 for the gradient. Chunks of rows keep the products large.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from curvax.ops.manual_axes import zeros_beside
+from curvax.ops.matmul_sum import matmul_sum
 from curvax.ops.second_order import ScalarLoss, TwiceDifferentiable
 from curvax.ops.softmax_ce.api import softmax_ce_triple
 from curvax.ops.softmax_ce.loss import Spec, hessian_products, weighted
@@ -31,8 +31,6 @@ from curvax.ops.softmax_ce.loss import Spec, hessian_products, weighted
 _MAX_ROWS = 256
 _MIN_ROWS = 16
 _MAX_BYTES = 1 << 29
-# Elements of a slice of the head's gradient.
-_SLICE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ class _Problem:
         return zeros_beside(self.hidden, shape, self.hidden.dtype)
 
     def logits(self, i: Array) -> Array:
-        out = self.rows(self.hidden, i) @ self.head.T
+        out = matmul_sum((self.rows(self.hidden, i), self.head), transpose_b=True)
         return out if self.bias is None else out + self.bias[None]
 
     def loop(self, body: Callable[[Array, Any], Any], start: Any) -> Any:
@@ -105,19 +103,6 @@ def _pad(x: Array, rows: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows), (0, 0)]) if rows else x
 
 
-def _over_slices(problem: _Problem, carry: Any, step: Callable[[Any, Any, int], Any]) -> Any:
-    """Fold `step(carry, start, size)` over slices of the vocabulary; `size` is static."""
-    vocab, width = problem.head.shape
-    size = min(vocab, max(_SLICE // width, 1))
-    whole = vocab // size
-    if rest := vocab - whole * size:
-        # Before the loop: after it, XLA would copy what the loop has updated in place.
-        carry = step(carry, jnp.int32(whole * size), rest)
-    return lax.fori_loop(
-        jnp.int32(0), jnp.int32(whole), lambda j, c: step(c, j * size, size), carry
-    )
-
-
 def _value(spec: LinearSpec, slots: Any, data: Any) -> Array:
     return _gradient(spec, slots, data)[0]
 
@@ -125,7 +110,7 @@ def _value(spec: LinearSpec, slots: Any, data: Any) -> Array:
 def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
     p = _problem(spec, slots, data, arrays=1)
     vocab = p.head.shape[0]
-    shapes = ((), p.hidden.shape, (1, *p.head.shape), (vocab,))
+    shapes = ((), p.hidden.shape, p.head.shape, (vocab,))
 
     def body(i: Array, carry: Any) -> Any:
         total, d_hidden, d_head, d_bias = carry
@@ -139,14 +124,14 @@ def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Arr
         )
         return (
             total + weighted(losses, weights),
-            p.put(d_hidden, g @ p.head, i),
-            _add_to_head(p, g[None], None, i, d_head),
+            p.put(d_hidden, matmul_sum((g, p.head)), i),
+            matmul_sum((g, p.rows(p.hidden, i)), add_to=d_head, transpose_a=True),
             d_bias + jnp.sum(g, axis=0),
         )
 
     # What is not used of the carry, XLA takes out of the loop.
     total, d_hidden, d_head, d_bias = p.loop(body, tuple(p.zeros(shape) for shape in shapes))
-    gradients = (d_hidden[: p.given], d_head[0], d_bias)
+    gradients = (d_hidden[: p.given], d_head, d_bias)
     return total, tuple(g.astype(s.dtype) for g, s in zip(gradients, slots, strict=False))
 
 
@@ -170,77 +155,18 @@ def _tangents(p: _Problem, tangents: Any) -> _Tangents:
     return _Tangents(block, hidden, head, bias)
 
 
-def _each(block: int, body: Callable[[Array, Any], Any], start: Any) -> Any:
-    return lax.fori_loop(jnp.int32(0), jnp.int32(block), body, start)
-
-
 def _logit_tangents(p: _Problem, t: _Tangents, i: Array) -> Array:
     """`Ad` of chunk i, `(b, C, V)`."""
-    vocab, width = p.head.shape
-    shape = (t.block, p.chunk, vocab)
-    if t.hidden is None:
-        out = p.zeros(shape)
+    terms = []
+    if t.hidden is not None:
+        terms.append((p.rows(t.hidden, i, axis=1), p.head))
+    if t.head is not None:
+        terms.append((p.rows(p.hidden, i), t.head))
+    if not terms:
+        out = p.zeros((t.block, p.chunk, p.head.shape[0]))
     else:
-        out = (p.rows(t.hidden, i, axis=1).reshape(-1, width) @ p.head.T).reshape(shape)
-    if t.bias is not None:
-        out = out + t.bias[:, None, :]
-    if t.head is None:
-        return out
-    x, head = p.rows(p.hidden, i), t.head
-
-    def one(k: Array, out: Array) -> Array:
-        def add(out: Array, start: Any, size: int) -> Array:
-            part = x @ lax.dynamic_slice(head, (k, start, jnp.int32(0)), (1, size, width))[0].T
-            place = (k, jnp.int32(0), start)
-            old = lax.dynamic_slice(out, place, (1, p.chunk, size))
-            return lax.dynamic_update_slice(out, old + part[None], place)
-
-        return _over_slices(p, out, add)
-
-    return _each(t.block, one, out)
-
-
-def _hidden_products(p: _Problem, t: _Tangents, g: Array | None, gd: Array) -> Array:
-    """`Gd W + G Wd`, `(b, C, D)`."""
-    vocab, width = p.head.shape
-    out = (gd.reshape(-1, vocab) @ p.head).reshape(t.block, p.chunk, width)
-    if g is None or t.head is None:
-        return out
-    head = t.head
-
-    def one(k: Array, out: Array) -> Array:
-        def add(total: Array, start: Any, size: int) -> Array:
-            part = lax.dynamic_slice(head, (k, start, jnp.int32(0)), (1, size, width))[0]
-            return total + lax.dynamic_slice_in_dim(g, start, size, axis=1) @ part
-
-        row = _over_slices(p, lax.dynamic_index_in_dim(out, k, keepdims=False), add)
-        return lax.dynamic_update_index_in_dim(out, row, k, 0)
-
-    return _each(t.block, one, out)
-
-
-def _add_to_head(
-    p: _Problem, gd: Array, second: tuple[Array, Array] | None, i: Array, total: Array
-) -> Array:
-    """`total (b, V, D)` with `Gdᵀ X` of chunk i added, and `Gᵀ Xd` if `second` is `(G, Xd)`."""
-    width = p.head.shape[1]
-    x = p.rows(p.hidden, i)
-
-    def one(k: Array, total: Array) -> Array:
-        def add(total: Array, start: Any, size: int) -> Array:
-            left = lax.dynamic_slice(gd, (k, jnp.int32(0), start), (1, p.chunk, size))[0]
-            right = x
-            if second is not None:  # one product over twice the rows
-                g, xd = second
-                left = jnp.concatenate([left, lax.dynamic_slice_in_dim(g, start, size, axis=1)])
-                right = jnp.concatenate([x, lax.dynamic_index_in_dim(xd, k, keepdims=False)])
-            place = (k, start, jnp.int32(0))
-            old = lax.dynamic_slice(total, place, (1, size, width))
-            return lax.dynamic_update_slice(total, old + (left.T @ right)[None], place)
-
-        return _over_slices(p, total, add)
-
-    return _each(total.shape[0], one, total)
+        out = matmul_sum(*terms, transpose_b=True)
+    return out if t.bias is None else out + t.bias[:, None, :]
 
 
 def _products(
@@ -263,12 +189,14 @@ def _products(
         else:
             arguments = spec.rows.options.arguments
             _, _, g, gd = softmax_ce_triple(z, zd, labels, weights, **arguments)
-        second = None
+        to_hidden, to_head = [(gd, p.head)], [(gd, p.rows(p.hidden, i))]
+        if g is not None and t.head is not None:
+            to_hidden.append((g, t.head))
         if g is not None and t.hidden is not None:
-            second = (g, p.rows(t.hidden, i, axis=1))
+            to_head.append((g, p.rows(t.hidden, i, axis=1)))
         return (
-            p.put(d_hidden, _hidden_products(p, t, g, gd), i, axis=1),
-            _add_to_head(p, gd, second, i, d_head),
+            p.put(d_hidden, matmul_sum(*to_hidden), i, axis=1),
+            matmul_sum(*to_head, add_to=d_head, transpose_a=True),
             d_bias + jnp.sum(gd, axis=1),
         )
 

@@ -1,0 +1,76 @@
+"""The matmul_sum kernel against NumPy in float64, at every instruction level of this machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+native = pytest.importorskip("curvax_native_tests")
+
+# (batch, m, n, k): single elements, ragged tiles and panels, more than one of each, a depth of 0.
+SIZES = [
+    (1, 1, 1, 1),
+    (1, 6, 16, 8),
+    (2, 7, 17, 9),
+    (3, 13, 31, 300),
+    (1, 265, 273, 257),
+    (1, 5, 1200, 64),
+    (2, 530, 3, 519),
+    (1, 4, 5, 0),
+]
+LAYOUTS = {"nn": (False, False), "nt": (False, True), "tn": (True, False), "tt": (True, True)}
+
+
+def operand(rng, dtype, shape, transposed, batched):
+    """A view of shape `shape`, stored transposed or broadcast over the batch."""
+    batch, rows, columns = shape
+    stored = (columns, rows) if transposed else (rows, columns)
+    x = rng.standard_normal((batch if batched else 1, *stored)).astype(dtype)
+    return np.broadcast_to(x.swapaxes(1, 2) if transposed else x, shape)
+
+
+def run(level, threads, a, b, start, add):
+    c = start.copy()
+    native.matmul_sum(level, threads, a, b, c, add)
+    return c
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sums_of_products_are_those_of_numpy(level, size, layout, dtype):
+    batch, m, n, k = size
+    left, right = LAYOUTS[layout]
+    rng = np.random.default_rng(batch * m * n + k)
+    # The first product's B and the second's A serve the whole batch, as in the head.
+    a = [operand(rng, dtype, (batch, m, k), left, t == 0) for t in range(2)]
+    b = [operand(rng, dtype, (batch, k, n), right, t == 1) for t in range(2)]
+    # What C holds is not read unless it is added to.
+    empty = np.full((batch, m, n), np.nan, dtype)
+    start = rng.standard_normal((batch, m, n)).astype(dtype)
+    wide = [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]
+    for terms, add in [(1, False), (2, False), (2, True)]:
+        want = sum(x @ y for x, y in wide[:terms]) + add * start.astype(np.float64)
+        # Componentwise: (2k + 1) eps |A| |B| bounds any order of summation.
+        scale = sum(abs(x) @ abs(y) for x, y in wide[:terms]) + add * abs(start)
+        got = run(level, 2, a[:terms], b[:terms], start if add else empty, add)
+        assert np.all(abs(got - want) <= (2 * k + 1) * np.finfo(dtype).eps * scale)
+
+
+def test_the_result_does_not_depend_on_the_threads(level):
+    rng = np.random.default_rng(0)
+    a = [operand(rng, np.float32, (2, 130, 700), False, True)]
+    b = [operand(rng, np.float32, (2, 700, 90), False, False)]
+    c = np.zeros((2, 130, 90), np.float32)
+    one = run(level, 1, a, b, c, False)
+    for threads in (2, 3, 16):
+        assert np.array_equal(run(level, threads, a, b, c, False), one)
+
+
+def test_infinities_and_nans_stay_in_their_rows_and_columns(level):
+    a, b = np.ones((1, 20, 30), np.float32), np.ones((1, 30, 40), np.float32)
+    a[0, 3, 5], b[0, 7, 11] = np.inf, np.nan
+    c = run(level, 2, [a], [b], np.zeros((1, 20, 40), np.float32), False)[0]
+    expected = np.full((20, 40), 30.0)
+    expected[3], expected[:, 11] = np.inf, np.nan
+    assert np.array_equal(c, expected, equal_nan=True)
