@@ -71,7 +71,9 @@ struct Plan {
     shared = Min(a, b) * copies * int64_t{sizeof(T)} > kSharedBytes ? Shared::kNone
              : a < b                                                ? Shared::kA
                                                                     : Shared::kB;
-    segments = shared == Shared::kNone && blocks >= 2 * kSegments ? kSegments : 1;
+    segments = shared == Shared::kNone && blocks >= 2 * kSegments
+                   ? Max<int64_t>(1, kSegments / Max<int64_t>(1, args.batch))
+                   : 1;
     segment_blocks = CeilDiv(Max<int64_t>(blocks, 1), segments);
     segments = CeilDiv(Max<int64_t>(blocks, 1), segment_blocks);
     CutTiles(args, max_workers);
@@ -79,7 +81,8 @@ struct Plan {
     shared_elements = shared_block * copies;
     worker_a = shared == Shared::kA ? 0 : BlockElements<T, kRows>(m);
     worker_elements = worker_a + (shared == Shared::kB ? 0 : BlockElements<T, kColumns<T>>(n));
-    partial_elements = segments > 1 ? RoundUp(segments * args.m * args.n, 64 / sizeof(T)) : 0;
+    partial_elements =
+        segments > 1 ? RoundUp(segments * args.batch * args.m * args.n, 64 / sizeof(T)) : 0;
   }
 
   int64_t Bytes(int64_t max_workers) const {
@@ -92,7 +95,7 @@ struct Plan {
     // The panels of a shared operand are not in L2 anyway.
     rows = shared == Shared::kA ? 1 : CeilDiv(args.m, kLargestTile);
     columns = shared == Shared::kB ? 1 : CeilDiv(args.n, kLargestTile);
-    while (args.batch * segments * rows * columns < max_workers) {
+    while (segments * rows * columns < max_workers) {
       const int64_t tall = args.m / rows, wide = args.n / columns;
       if (Max(tall, wide) < 2 * kSmallestTile) break;
       if (tall >= wide) {
@@ -257,18 +260,13 @@ class Sum {
 
   void Run() {
     if (plan_.shared != Shared::kNone) PackShared();
-    if (plan_.segments == 1) {
-      return Tiles(0, args_.batch, [&](int64_t batch, int64_t) { return C(batch); }, args_.add);
-    }
-    for (int64_t batch = 0; batch < args_.batch; ++batch) {
-      const auto segment_sum = [&](int64_t, int64_t s) { return partial_ + s * args_.m * args_.n; };
-      Tiles(batch, 1, segment_sum, false);
-      AddSegments(C(batch));
-    }
+    T* c = static_cast<T*>(args_.c);
+    if (plan_.segments == 1) return Tiles(c, args_.add);
+    Tiles(partial_, false);
+    AddSegments(c);
   }
 
  private:
-  T* C(int64_t batch) const { return static_cast<T*>(args_.c) + batch * args_.m * args_.n; }
   int64_t Depth(int64_t block) const { return Min(kDepth<T>, args_.k - block * kDepth<T>); }
   T* SharedBlock(int64_t batch, int term, int64_t block) const {
     return shared_ + ((batch * args_.terms + term) * plan_.blocks + block) * plan_.shared_block;
@@ -299,54 +297,68 @@ class Sum {
     });
   }
 
-  // Every tile of `count` batches, into the matrix (m, n) that `target(batch, segment)` points to.
-  template <typename F>
-  void Tiles(int64_t first_batch, int64_t count, const F& target, bool add) const {
+  // Every tile of every segment's `to` (batch, m, n). A task takes its tile in the whole batch, so
+  // that an operand that serves all of it is packed once.
+  void Tiles(T* to, bool add) const {
     const int64_t tiles = plan_.rows * plan_.columns;
-    For(pool_, count * plan_.segments * tiles, [&](int64_t worker, int64_t index) {
+    For(pool_, plan_.segments * tiles, [&](int64_t worker, int64_t index) {
       const int64_t i = index % plan_.rows * plan_.m;
       const int64_t j = index / plan_.rows % plan_.columns * plan_.n;
-      const int64_t segment = index / tiles % plan_.segments;
-      const int64_t batch = first_batch + index / tiles / plan_.segments;
+      const int64_t segment = index / tiles;
       const Tile<T> tile{Min(plan_.m, args_.m - i), Min(plan_.n, args_.n - j), args_.n,
-                         target(batch, segment) + i * args_.n + j};
-      RunTile(tile, worker, batch, segment, i, j, add);
+                         to + (segment * args_.batch * args_.m + i) * args_.n + j};
+      RunTile(tile, worker, segment, i, j, add);
     });
   }
 
-  void RunTile(const Tile<T>& tile, int64_t worker, int64_t batch, int64_t segment, int64_t i,
-               int64_t j, bool add) const {
-    if (args_.k == 0 && !add) return tile.Clear();
+  void RunTile(const Tile<T>& tile, int64_t worker, int64_t segment, int64_t i, int64_t j,
+               bool add) const {
+    if (args_.k == 0 && !add) return Clear(tile);
     T* own_a = workers_ + worker * plan_.worker_elements;
     T* own_b = own_a + plan_.worker_a;
     const int64_t first = segment * plan_.segment_blocks;
     const int64_t end = Min(plan_.blocks, first + plan_.segment_blocks);
     for (int term = 0; term < args_.terms; ++term) {
       for (int64_t block = first; block < end; ++block) {
-        const T *a = own_a, *b = own_b;
-        if (plan_.shared == Shared::kA) {
-          a = SharedBlock(batch, term, block) + BlockElements<T, kRows>(i);
-        } else {
-          PackA(batch, term, block, i, tile.m, own_a);
-        }
-        if (plan_.shared == Shared::kB) {
-          b = SharedBlock(batch, term, block) + BlockElements<T, kColumns<T>>(j);
-        } else {
-          PackB(batch, term, block, j, tile.n, own_b);
-        }
-        if (add) {
-          tile.template Multiply<true>(Depth(block), a, b);
-        } else {
-          tile.template Multiply<false>(Depth(block), a, b);
+        for (int64_t batch = 0; batch < args_.batch; ++batch) {
+          const T *a = own_a, *b = own_b;
+          if (plan_.shared == Shared::kA) {
+            a = SharedBlock(batch, term, block) + BlockElements<T, kRows>(i);
+          } else if (batch == 0 || args_.a[term].batch != 0) {
+            PackA(batch, term, block, i, tile.m, own_a);
+          }
+          if (plan_.shared == Shared::kB) {
+            b = SharedBlock(batch, term, block) + BlockElements<T, kColumns<T>>(j);
+          } else if (batch == 0 || args_.b[term].batch != 0) {
+            PackB(batch, term, block, j, tile.n, own_b);
+          }
+          Multiply(tile, batch, Depth(block), a, b, add);
         }
         add = true;
       }
     }
   }
 
+  void Multiply(Tile<T> tile, int64_t batch, int64_t depth, const T* a, const T* b,
+                bool add) const {
+    tile.c += batch * args_.m * args_.n;
+    if (add) {
+      tile.template Multiply<true>(depth, a, b);
+    } else {
+      tile.template Multiply<false>(depth, a, b);
+    }
+  }
+
+  void Clear(Tile<T> tile) const {
+    for (int64_t batch = 0; batch < args_.batch; ++batch) {
+      tile.Clear();
+      tile.c += args_.m * args_.n;
+    }
+  }
+
   void AddSegments(T* c) const {
-    const int64_t size = args_.m * args_.n;
-    For(pool_, args_.m, [&](int64_t, int64_t i) {
+    const int64_t size = args_.batch * args_.m * args_.n;
+    For(pool_, args_.batch * args_.m, [&](int64_t, int64_t i) {
       for (int64_t j = i * args_.n; j < (i + 1) * args_.n; ++j) {
         T sum = args_.add ? c[j] : T{0};
         for (int64_t s = 0; s < plan_.segments; ++s) sum += partial_[s * size + j];
