@@ -1,8 +1,9 @@
 """Growth of the peak memory of a solve against its forecast; run by `test_plan` as a process.
 
-python -m tests.krylov.memory_growth BASIS_DTYPE RETURN_EIGENVECTORS
+python -m tests.krylov.memory_growth network|smollm2 BASIS_DTYPE RETURN_EIGENVECTORS
 """
 
+import functools
 import json
 import sys
 import time
@@ -38,6 +39,14 @@ def network(width=1600, depth=4, samples=8):
     return cx.hessian(loss, params, (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)))
 
 
+def smollm2():
+    """The Hessian of SmolLM2 on 128 tokens."""
+    from curvax.demo import llama, smollm2
+
+    params, config = smollm2.load()
+    return cx.hessian(functools.partial(llama.loss, config=config), params, smollm2.batch(128))
+
+
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
@@ -57,9 +66,9 @@ def solve(op, products, options):
     return result
 
 
-def main(dtype, keep):
+def main(model, dtype, keep):
     warnings.simplefilter("ignore", cx.ConvergenceWarning)
-    op = network()
+    op = {"network": network, "smollm2": smollm2}[model]()
     options = {"basis_dtype": dtype, "max_basis": 12, "return_eigenvectors": keep}
     plan = cx.plan(op, 5, **options)
     solve(op, 5, options)  # compiles
@@ -72,4 +81,4 @@ def main(dtype, keep):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "True")
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "True")

@@ -26,7 +26,9 @@ def wide(x, transposed):
 @pytest.mark.parametrize("transpose_a,transpose_b", [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("batches", [((), ()), ((3,), ()), ((), (3,)), ((3,), (3,))], ids=str)
 def test_against_float64(batches, transpose_a, transpose_b, dtype, impl, monkeypatch):
-    monkeypatch.setattr("curvax.ops.matmul_sum._SLICE", 60)  # some slices, and a ragged one
+    monkeypatch.setattr(
+        "curvax.ops.matmul_sum.reference._SLICE", 60
+    )  # some slices, and a ragged one
     with jax.enable_x64(dtype == "float64"):
         check(np.random.default_rng(0), batches, transpose_a, transpose_b, dtype, impl)
 

@@ -1,49 +1,21 @@
-"""Sums of matrix products, `[c +] a_1 b_1 + a_2 b_2`, with no copy of an operand or of `c`."""
+"""The sum in plain JAX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.ops.implementation import resolve
-from curvax.ops.manual_axes import vary, varying
-
-__all__ = ["matmul_sum"]
-
-# Elements of a slice of a sum, in the plain form.
+# Elements of a slice of a sum.
 _SLICE = 1 << 20
 
 
 def matmul_sum(
-    *terms: tuple[Array, Array],
-    add_to: Array | None = None,
-    transpose_a: bool = False,
-    transpose_b: bool = False,
-    impl: str = "auto",
+    terms: Sequence[tuple[Array, Array]], add_to: Array | None, transpose_a: bool, transpose_b: bool
 ) -> Array:
-    """Computes ``add_to + a_1 @ b_1 + a_2 @ b_2``.
-
-    XLA would make an array of each product before it adds it, or of operands set side by side:
-    where ``add_to`` is the gradient of a language model's head, gigabytes.
-
-    Args:
-        terms: one or two pairs ``(a, b)`` of shapes ``(m, k)`` and ``(k, n)``, each with or without
-            a leading batch axis; float32 or float64.
-        add_to: of the result's shape, or None; donate it: the kernel adds in place.
-        transpose_a: swap the last two axes of every ``a``.
-        transpose_b: swap the last two axes of every ``b``.
-        impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
-
-    Returns:
-        shape ``(batch, m, n)``, or ``(m, n)`` if no operand has a batch axis; dtype of the
-        operands, in which sums are accumulated too.
-    """
-    if resolve("matmul_sum", impl) == "ffi":
-        return _ffi(terms, add_to, transpose_a, transpose_b)
+    """The sum, later terms added to it in slices."""
     total = add_to
     for a, b in terms:
         product = _Product(a, b, transpose_a, transpose_b)
@@ -53,7 +25,7 @@ def matmul_sum(
 
 
 class _Product(NamedTuple):
-    """A product of one term, in plain JAX."""
+    """One term."""
 
     a: Array
     b: Array
@@ -94,24 +66,3 @@ class _Product(NamedTuple):
 
 def _cut(x: Array, axis: int, start: Array, size: int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, size, x.ndim + axis)
-
-
-def _ffi(
-    terms: Sequence[tuple[Array, Array]], add_to: Array | None, transpose_a: bool, transpose_b: bool
-) -> Array:
-    operands = [x for term in terms for x in term]
-    a, b = terms[0]
-    batch = next((x.shape[:1] for x in operands if x.ndim == 3), ())
-    shape = (*batch, a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1])
-    aliases = {}
-    if add_to is not None:
-        aliases = {len(operands): 0}
-        operands.append(add_to)
-    call = jax.ffi.ffi_call(
-        "curvax.matmul_sum",
-        jax.ShapeDtypeStruct(shape, a.dtype),
-        vmap_method="sequential",
-        input_output_aliases=aliases,
-    )
-    out = call(*operands, transpose_a=transpose_a, transpose_b=transpose_b)
-    return vary(out, varying(*operands))

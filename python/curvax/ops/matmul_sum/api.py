@@ -1,0 +1,38 @@
+"""The sum's arguments, and choice of the implementation."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from curvax.ops.implementation import resolve
+from curvax.ops.matmul_sum import ffi, reference
+
+__all__ = ["matmul_sum"]
+
+
+def matmul_sum(
+    *terms: tuple[Array, Array],
+    add_to: Array | None = None,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    impl: str = "auto",
+) -> Array:
+    """Computes ``add_to + a_1 @ b_1 + a_2 @ b_2``.
+
+    XLA would make an array of each product before it adds it, or of operands set side by side:
+    where ``add_to`` is the gradient of a language model's head, gigabytes.
+
+    Args:
+        terms: one or two pairs ``(a, b)`` of shapes ``(m, k)`` and ``(k, n)``, each with or without
+            a leading batch axis; float32 or float64.
+        add_to: of the result's shape, or None; donate it: the kernel adds in place.
+        transpose_a: swap the last two axes of every ``a``.
+        transpose_b: swap the last two axes of every ``b``.
+        impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
+
+    Returns:
+        shape ``(batch, m, n)``, or ``(m, n)`` if no operand has a batch axis; dtype of the
+        operands, in which sums are accumulated too.
+    """
+    module = ffi if resolve("matmul_sum", impl) == "ffi" else reference
+    return module.matmul_sum(terms, add_to, transpose_a, transpose_b)
