@@ -1,10 +1,11 @@
 // curvax.matmul_sum: C = [C +] op(A_1) op(B_1) + op(A_2) op(B_2).
 //
-//   a_1, b_1, [a_2, b_2], [c] -> c (batch, m, n), with a (batch, m, k) or (m, k), and b (batch, k,
-//   n) or (k, n); the last two axes of every a are swapped if transpose_a, of every b if
-//   transpose_b.
+//   a_1, b_1, [a_2, b_2], [c] -> c (batch, m, n) or (m, n)
 //
-// The result is meant to alias c; it works unaliased.
+// with a (batch, m, k) or (m, k), and b (batch, k, n) or (k, n); the last two axes of every a are
+// swapped if transpose_a, of every b if transpose_b. The result is meant to alias c; it works
+// unaliased. A matrix stays one, with no batch of 1: a reshape would cost a copy where another call
+// writes over the result.
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -37,7 +38,7 @@ ffi::Error ReadOperand(const char* name, const ffi::AnyBuffer& buffer, ffi::Data
 
 // A result of some megabytes is new memory, which the kernel writes, and reads again, in columns:
 // with pages of 4 KB, a page fault or a TLB miss at every row. A hint; refused, nothing is lost.
-void AskForHugePages(void* data, size_t bytes) {
+void AskForHugePages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
@@ -48,8 +49,9 @@ void AskForHugePages(void* data, size_t bytes) {
 
 ffi::Error CheckSame(const ffi::AnyBuffer& c, const ffi::AnyBuffer& result) {
   const auto shape = result.dimensions();
-  if (shape.size() == 2)
+  if (shape.size() == 2) {
     return CheckBuffer(kOp, "c", c, result.element_type(), {shape[0], shape[1]});
+  }
   return CheckBuffer(kOp, "c", c, result.element_type(), {shape[0], shape[1], shape[2]});
 }
 
