@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +42,9 @@ BOTH = [
     ({"softcap": 0}, ValueError, "softcap must be positive or None, got 0"),
     ({"softcap": -2.0}, ValueError, "softcap must be positive or None, got -2.0"),
     ({"ignore_index": 1.0}, TypeError, "ignore_index must be an integer, got 1.0"),
+    ({"ignore_index": 2**40}, ValueError, "ignore_index must fit in 32 bits"),
+    # Which JAX would wrap around to 3.
+    ({"labels": np.array([0, 1, 2**32 + 3, 2])}, ValueError, "got 4294967299 at (2,)"),
 ]
 SOFTMAX = [
     ({"logits": np.zeros((4, 7), int)}, TypeError, "logits must be real and floating, got dtype"),
@@ -48,9 +52,10 @@ SOFTMAX = [
     ({"logits": np.zeros((4, 0), np.float32)}, ValueError, "with V > 0, got (4, 0)"),
 ]
 LINEAR = [
-    ({"head": W[:, :2]}, ValueError, "the width D = 3 of hidden, got (7, 2)"),
+    ({"head": W[:, :2]}, ValueError, "the width D = 3 of hidden, and neither V nor D 0, got (7, 2)"),
     ({"head": W.T}, ValueError, "got (3, 7); it looks transposed: pass head.T"),
     ({"head": W[0]}, ValueError, "head must have shape (V, D)"),
+    ({"head": W[:0]}, ValueError, "and neither V nor D 0, got (0, 3)"),
     ({"head": W.astype(int)}, TypeError, "head must be real and floating"),
     ({"hidden": X.astype(complex)}, TypeError, "hidden must be real and floating"),
     ({"hidden": np.float32(0)}, ValueError, "hidden must have shape (..., D), got a scalar"),
@@ -84,6 +89,30 @@ def test_accepted():
     np.testing.assert_allclose(linear(labels=unsigned), np.log(7), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [2**32 + 3, 2**32 - 100, -(2**40)])
+@pytest.mark.parametrize("fun", [softmax, linear])
+def test_wide_labels_are_not_wrapped_around(fun, bad):
+    with jax.enable_x64(True):
+        f = jax.jit(lambda y: fun(labels=y))
+        labels = np.array([0, 6, -100, 2])
+        np.testing.assert_allclose(f(jnp.asarray(labels)), np.log(7), rtol=1e-6)
+        labels[1] = bad
+        assert np.isnan(f(jnp.asarray(labels)))
+        if bad >= 0:
+            unsigned = jnp.asarray([0, 6, bad % 2**32, 2], jnp.uint32)
+            assert np.isnan(f(unsigned)) == (bad % 2**32 > 6)
+
+
+@pytest.mark.parametrize("fun", [softmax, linear])
+def test_a_mean_over_no_label(fun):
+    none = {"logits": np.zeros((0, 7), np.float32)} if fun is softmax else {"hidden": X[:0]}
+    with pytest.raises(ValueError, match="must have one to count, got none: a mean over none is"):
+        fun(labels=Y[:0], **none)
+    assert np.isnan(jax.jit(lambda y: fun(labels=y, **none))(Y[:0]))
+    mean, weight = fun(labels=Y[:0], return_weight=True, **none)
+    assert np.isnan(mean) and weight == 0
+
+
 def test_mse():
     with pytest.raises(ValueError, match=re.escape("shape of outputs, (4, 3), got (4,)")):
         losses.mse(X, X[:, 0])
@@ -99,3 +128,14 @@ def test_objects():
         loss(X, Y)
     with pytest.raises(ValueError, match="got tuple of 4"):
         loss.hessian_product((X, W, W, W), Y, None)
+    with pytest.raises(TypeError, match="LinearCrossEntropy.labels=.* a function of the batch"):
+        losses.LinearCrossEntropy(labels=Y)
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        losses.LinearCrossEntropy(labels=lambda batch: batch, chunk=0)
+    with pytest.raises(ValueError, match="label_smoothing must be in"):
+        losses.SoftmaxCrossEntropy(labels=lambda batch: batch, label_smoothing=2)
+    loss = losses.SoftmaxCrossEntropy(labels=lambda batch: batch)
+    with pytest.raises(TypeError, match="for .hidden, head. use LinearCrossEntropy"):
+        loss((X, W), Y)
+    with pytest.raises(TypeError, match="got a tuple; for .hidden, head."):
+        loss.hessian_product((X, W), Y, None)

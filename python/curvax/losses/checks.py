@@ -38,6 +38,8 @@ def options_of(
     cap = None if softcap is None else _number("softcap", softcap)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+    if not -(2**31) <= ignore_index < 2**31:
+        raise ValueError(f"ignore_index must fit in 32 bits, got {ignore_index}")
     if cap is not None and not cap > 0:
         raise ValueError(f"softcap must be positive or None, got {softcap}")
     if not 0 <= smoothing <= 1:
@@ -89,7 +91,8 @@ def counted_rows(
         TypeError: labels that are not integers, weights that are not real.
         ValueError: other shapes; labels that are known and out of range, or all ignored.
     """
-    y, vocab = jnp.asarray(labels), shape[-1]
+    # As they come: JAX would wrap wide labels around before they are checked.
+    y, vocab = labels if isinstance(labels, Array) else np.asarray(labels), shape[-1]
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got dtype {y.dtype}")
     if y.shape != shape[:-1]:
@@ -104,11 +107,23 @@ def counted_rows(
         raise ValueError(f"weights must have the shape of labels, {y.shape}, got {w.shape}")
     if jnp.issubdtype(w.dtype, jnp.complexfloating):
         raise TypeError(f"weights must be real, got dtype {w.dtype}")
-    # First to int32: narrow labels cannot be compared with an ignore_index that they cannot hold.
-    flat, counted = y.astype(jnp.int32).reshape(-1), w.astype(dtype).reshape(-1)
+    flat = _narrow_labels(y, vocab, options.ignore_index).reshape(-1)
+    counted = w.astype(dtype).reshape(-1)
     counted = jnp.where(flat == options.ignore_index, jnp.zeros_like(counted), counted)
     total = jnp.sum(counted)
     return Rows(flat, counted / total, total)
+
+
+def _narrow_labels(labels: Any, vocab: int, ignore_index: int) -> Array:
+    """The labels in int32, in which one that is out of range stays so."""
+    limits = jnp.iinfo(labels.dtype)
+    if -(2**31) <= limits.min and limits.max < 2**31:
+        return jnp.asarray(labels, jnp.int32)
+    bad = jnp.int32(-1 if ignore_index != -1 else -2)
+    kept = (labels >= 0) & (labels < vocab)
+    if limits.min <= ignore_index <= limits.max:
+        kept |= labels == ignore_index
+    return jnp.where(kept, labels.astype(jnp.int32), bad)
 
 
 def _check_labels(labels: Any, vocab: int, ignore_index: int, may_be_empty: bool) -> None:
@@ -121,11 +136,17 @@ def _check_labels(labels: Any, vocab: int, ignore_index: int, may_be_empty: bool
             f"{labels[place]} at {place}"
         )
     if not (may_be_empty or counted.any()):
+        got = f"{labels.size} of which all are ignore_index = {ignore_index}"
         raise ValueError(
-            f"labels must have one to count, got {labels.size} of which all are ignore_index = "
-            f"{ignore_index}: a mean over none is NaN. Where that may happen, pass "
-            "return_weight=True and leave out what has weight 0"
+            f"labels must have one to count, got {got if labels.size else 'none'}: a mean over "
+            "none is NaN. Where that may happen, pass return_weight=True and leave out what has "
+            "weight 0"
         )
+
+
+def mean_of(total: Array, rows: Rows) -> Array:
+    """The mean that shares add up to: NaN over no label at all, as over none that counts."""
+    return total if rows.labels.size else jnp.full_like(total, jnp.nan)
 
 
 def head_operands(hidden: ArrayLike, head: ArrayLike, bias: ArrayLike | None) -> tuple[Array, ...]:
@@ -143,8 +164,8 @@ def head_operands(hidden: ArrayLike, head: ArrayLike, bias: ArrayLike | None) ->
         if w.ndim == 2 and w.shape[0] == x.shape[-1]:
             hint = "; it looks transposed: pass head.T"
         raise ValueError(
-            f"head must have shape (V, D) with the width D = {x.shape[-1]} of hidden, "
-            f"got {w.shape}{hint}"
+            f"head must have shape (V, D) with the width D = {x.shape[-1]} of hidden, and neither "
+            f"V nor D 0, got {w.shape}{hint}"
         )
     if bias is None:
         return x, w

@@ -11,6 +11,7 @@ from curvax.losses.checks import (
     elementwise_weights,
     floating,
     head_operands,
+    mean_of,
     options_of,
 )
 from curvax.ops.linear_ce import LinearSpec, linear_ce_total
@@ -68,7 +69,7 @@ def softmax_cross_entropy(
     )
     narrow = jnp.float32 if z.dtype == jnp.float16 else z.dtype
     flat = z.astype(narrow).reshape(-1, z.shape[-1])
-    mean = softmax_ce_total(Spec(options), (flat,), (rows.labels, rows.shares))
+    mean = mean_of(softmax_ce_total(Spec(options), (flat,), (rows.labels, rows.shares)), rows)
     return (mean, rows.weight) if return_weight else mean
 
 
@@ -110,9 +111,10 @@ def linear_cross_entropy(
         As for :func:`softmax_cross_entropy`.
 
     Raises:
-        TypeError: as for :func:`softmax_cross_entropy`, or a `chunk` that is not an integer.
+        TypeError: as for :func:`softmax_cross_entropy`, or a `chunk` that is neither an
+            integer nor a string.
         ValueError: as for :func:`softmax_cross_entropy`, a head whose width is not that of
-            `hidden`, or `chunk` below 1.
+            `hidden`, `chunk` below 1 or a string other than `"auto"`.
         NotImplementedError: on a third derivative.
     """
     options = options_of(softcap, z_loss, label_smoothing, ignore_index)
@@ -122,7 +124,7 @@ def linear_cross_entropy(
     rows = counted_rows(shape, labels, weights, options, dtype, return_weight, "hidden")
     flat = slots[0].reshape(-1, slots[0].shape[-1])
     spec = LinearSpec(Spec(options), chunk_rows(chunk))
-    mean = linear_ce_total(spec, (flat, *slots[1:]), (rows.labels, rows.shares))
+    mean = mean_of(linear_ce_total(spec, (flat, *slots[1:]), (rows.labels, rows.shares)), rows)
     return (mean, rows.weight) if return_weight else mean
 
 

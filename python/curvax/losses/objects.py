@@ -48,6 +48,16 @@ class _CrossEntropy:
     z_loss: float = 0.0
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("labels", "weights"):
+            value = getattr(self, name)
+            if not callable(value):
+                raise TypeError(
+                    f"{type(self).__name__}({name}=...) must be a function of the batch, got "
+                    f"{type(value).__name__}; for an array pass lambda batch: the_array"
+                )
+        self._spec()
+
     def _arguments(self, batch: Any) -> dict[str, Any]:
         """Keyword arguments of the functions."""
         return {
@@ -89,11 +99,11 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
         """The mean over the labels counted, and their weight."""
-        return softmax_cross_entropy(outputs, **self._arguments(batch))
+        return softmax_cross_entropy(_logits(outputs), **self._arguments(batch))
 
     def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
         """See `Loss`; `u` has the shape of the logits."""
-        z = floating("logits", outputs)
+        z = floating("logits", _logits(outputs))
         dtype = compute_dtype(z.dtype)
         rows = self._rows(z.shape, batch, dtype, "logits")
         flat = z.astype(dtype).reshape(-1, z.shape[-1])
@@ -122,6 +132,10 @@ class LinearCrossEntropy(_CrossEntropy):
 
     chunk: int | Literal["auto"] = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chunk_rows(self.chunk)
+
     def __call__(self, outputs: Any, batch: Any) -> Any:
         """The mean over the labels counted, and their weight."""
         hidden, head, bias = _operands(outputs)
@@ -139,6 +153,15 @@ class LinearCrossEntropy(_CrossEntropy):
         spec, data = LinearSpec(self._spec(), chunk_rows(self.chunk)), (rows.labels, rows.shares)
         products = linear_ce_total.hessian_product(spec, flat, data, tangents)
         return type(outputs)(p.reshape(s.shape) for p, s in zip(products, slots, strict=True))
+
+
+def _logits(outputs: Any) -> Any:
+    if isinstance(outputs, (tuple, list, dict)):
+        raise TypeError(
+            "SoftmaxCrossEntropy needs outputs that are one array of logits (..., V), got a "
+            f"{type(outputs).__name__}; for (hidden, head) use LinearCrossEntropy"
+        )
+    return outputs
 
 
 def _operands(outputs: Any) -> tuple[Any, Any, Any]:
