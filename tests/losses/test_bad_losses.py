@@ -52,7 +52,7 @@ SOFTMAX = [
     ({"logits": np.zeros((4, 0), np.float32)}, ValueError, "with V > 0, got (4, 0)"),
 ]
 LINEAR = [
-    ({"head": W[:, :2]}, ValueError, "the width D = 3 of hidden, and neither V nor D 0, got (7, 2)"),
+    ({"head": W[:, :2]}, ValueError, "D = 3 of hidden, and neither V nor D 0, got (7, 2)"),
     ({"head": W.T}, ValueError, "got (3, 7); it looks transposed: pass head.T"),
     ({"head": W[0]}, ValueError, "head must have shape (V, D)"),
     ({"head": W[:0]}, ValueError, "and neither V nor D 0, got (0, 3)"),
