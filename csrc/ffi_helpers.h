@@ -116,11 +116,6 @@ inline void CopyIfDifferent(const xla::ffi::AnyBuffer& from,
   }
 }
 
-inline xla::ffi::Error OutOfMemory(const char* op) {
-  return xla::ffi::Error(xla::ffi::ErrorCode::kResourceExhausted,
-                         std::string(op) + ": out of memory");
-}
-
 // The kernels of the active level, chosen once; an error names what CURVAX_ISA may be.
 inline xla::ffi::Error FindKernels(const KernelTable** kernels) {
   static const char* error = nullptr;

@@ -7,9 +7,8 @@
 //
 // The basis and the block are meant to alias their results; unaliased calls copy first. The number
 // of used rows is an operand, since an attribute would compile every step anew.
-#include "csrc/ffi_helpers.h"
 #include "csrc/handlers.h"
-#include "csrc/parallel_for.h"
+#include "csrc/run_kernel.h"
 
 namespace curvax {
 namespace {
@@ -62,8 +61,6 @@ ffi::Error BlockOrthoHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis, ffi:
   CopyIfDifferent(basis, basis_out);
   CopyIfDifferent(block, block_out);
 
-  const KernelTable* kernels = nullptr;
-  CURVAX_RETURN_IF_ERROR(FindKernels(&kernels));
   const uint32_t* words = static_cast<const uint32_t*>(seed.untyped_data());
   BlockOrthoArgs args = {};
   args.dtype = *dtype;
@@ -78,13 +75,8 @@ ffi::Error BlockOrthoHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis, ffi:
   args.coefficients = static_cast<double*>(coefficients->untyped_data());
   args.factor = static_cast<double*>(factor->untyped_data());
   args.info = static_cast<double*>(info->untyped_data());
-  XlaParallelFor pool(threads);
-  const ParallelFor view = pool.view();
-  const Workspace workspace(kernels->block_ortho_workspace_bytes(args, view.max_workers));
-  if (workspace.get() == nullptr) return OutOfMemory(op);
-  args.workspace = workspace.get();
-  kernels->block_ortho(args, view);
-  return ffi::Error::Success();
+  return RunKernel(op, threads, &KernelTable::block_ortho_workspace_bytes,
+                   &KernelTable::block_ortho, &args);
 }
 
 ffi::Error RotateBasisHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis,
@@ -112,8 +104,6 @@ ffi::Error RotateBasisHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis,
   }
   CopyIfDifferent(basis, basis_out);
 
-  const KernelTable* kernels = nullptr;
-  CURVAX_RETURN_IF_ERROR(FindKernels(&kernels));
   RotateBasisArgs args = {};
   args.dtype = *dtype;
   args.rows = rows;
@@ -122,13 +112,8 @@ ffi::Error RotateBasisHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis,
   args.kept = k;
   args.basis = basis_out->untyped_data();
   args.rotation = static_cast<const double*>(rotation.untyped_data());
-  XlaParallelFor pool(threads);
-  const ParallelFor view = pool.view();
-  const Workspace workspace(kernels->rotate_basis_workspace_bytes(args, view.max_workers));
-  if (workspace.get() == nullptr) return OutOfMemory(op);
-  args.workspace = workspace.get();
-  kernels->rotate_basis(args, view);
-  return ffi::Error::Success();
+  return RunKernel(op, threads, &KernelTable::rotate_basis_workspace_bytes,
+                   &KernelTable::rotate_basis, &args);
 }
 
 }  // namespace

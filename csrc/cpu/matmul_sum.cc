@@ -10,9 +10,8 @@
 #include <sys/mman.h>
 #endif
 
-#include "csrc/ffi_helpers.h"
 #include "csrc/handlers.h"
-#include "csrc/parallel_for.h"
+#include "csrc/run_kernel.h"
 
 namespace curvax {
 namespace {
@@ -101,17 +100,11 @@ ffi::Error MatmulSumHandler(ffi::ThreadPool threads, ffi::RemainingArgs operands
     if (start.has_error()) return start.error();
     CURVAX_RETURN_IF_ERROR(CheckSame(*start, *result));
     CopyIfDifferent(*start, result);
+  } else {
+    AskForHugePages(result->untyped_data(), result->size_bytes());
   }
-  if (!args.add) AskForHugePages(result->untyped_data(), result->size_bytes());
-  const KernelTable* kernels = nullptr;
-  CURVAX_RETURN_IF_ERROR(FindKernels(&kernels));
-  XlaParallelFor pool(threads);
-  const ParallelFor view = pool.view();
-  const Workspace workspace(kernels->matmul_sum_workspace_bytes(args, view.max_workers));
-  if (workspace.get() == nullptr) return OutOfMemory(kOp);
-  args.workspace = workspace.get();
-  kernels->matmul_sum(args, view);
-  return ffi::Error::Success();
+  return RunKernel(kOp, threads, &KernelTable::matmul_sum_workspace_bytes, &KernelTable::matmul_sum,
+                   &args);
 }
 
 }  // namespace

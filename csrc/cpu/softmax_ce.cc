@@ -5,9 +5,8 @@
 //
 // A reshape between (N,V) and (1,N,V) outside the call would cost a copy of the donated tangents.
 // Products are meant to alias the tangents, and the gradient the logits; both work unaliased.
-#include "csrc/ffi_helpers.h"
 #include "csrc/handlers.h"
-#include "csrc/parallel_for.h"
+#include "csrc/run_kernel.h"
 
 namespace curvax {
 namespace {
@@ -65,15 +64,8 @@ ffi::Error ReadOperands(const char* op, const ffi::AnyBuffer& logits,
 }
 
 ffi::Error Run(SoftmaxCeArgs* args, ffi::ThreadPool threads) {
-  const KernelTable* kernels = nullptr;
-  CURVAX_RETURN_IF_ERROR(FindKernels(&kernels));
-  XlaParallelFor pool(threads);
-  const ParallelFor view = pool.view();
-  const Workspace workspace(kernels->softmax_ce_workspace_bytes(*args, view.max_workers));
-  if (workspace.get() == nullptr) return OutOfMemory("curvax.softmax_ce");
-  args->workspace = workspace.get();
-  kernels->softmax_ce(*args, view);
-  return ffi::Error::Success();
+  return RunKernel("curvax.softmax_ce", threads, &KernelTable::softmax_ce_workspace_bytes,
+                   &KernelTable::softmax_ce, args);
 }
 
 ffi::Error SoftmaxCeHvp(ffi::ThreadPool threads, ffi::AnyBuffer logits, ffi::AnyBuffer tangents,

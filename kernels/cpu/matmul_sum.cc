@@ -9,7 +9,7 @@
 // once, for all tasks, and each task takes its share of the other's lines. Deep: a small C and a
 // long k, which is cut in kSegments, summed apart and then together.
 // Memory traffic: wide, every operand is read once and C written once, and read if added to; deep,
-// the same, and kSegments partial sums of C written and read.
+// A once for each column of tiles, B for each row, and kSegments sums of C written and read.
 // Accumulation: in the dtype, kDepth products at a time in registers, then onto C or its segment.
 // Determinism: the order of each sum depends on sizes alone, not on tiles or threads.
 #include "cpu/matmul_sum_level.h"
@@ -65,7 +65,7 @@ struct Plan {
   int64_t shared_block, shared_elements, worker_a, worker_elements, partial_elements;
 
   Plan(const MatmulSumArgs& args, int64_t max_workers) {
-    blocks = CeilDiv(args.k, kDepth<T>);
+    blocks = Max<int64_t>(1, CeilDiv(args.k, kDepth<T>));
     const int64_t a = BlockElements<T, kRows>(args.m), b = BlockElements<T, kColumns<T>>(args.n);
     const int64_t copies = args.batch * args.terms * blocks;
     shared = Min(a, b) * copies * int64_t{sizeof(T)} > kSharedBytes ? Shared::kNone
@@ -74,8 +74,8 @@ struct Plan {
     segments = shared == Shared::kNone && blocks >= 2 * kSegments
                    ? Max<int64_t>(1, kSegments / Max<int64_t>(1, args.batch))
                    : 1;
-    segment_blocks = CeilDiv(Max<int64_t>(blocks, 1), segments);
-    segments = CeilDiv(Max<int64_t>(blocks, 1), segment_blocks);
+    segment_blocks = CeilDiv(blocks, segments);
+    segments = CeilDiv(blocks, segment_blocks);
     CutTiles(args, max_workers);
     shared_block = shared == Shared::kA ? a : shared == Shared::kB ? b : 0;
     shared_elements = shared_block * copies;
@@ -170,8 +170,8 @@ void Pack(Lines<T> from, int64_t count, int64_t depth, T* dst) {
 }
 
 // c (kRows, kColumns) = [c +] a b, with a and b packed.
-template <bool kAdd, typename T>
-void MultiplyPanels(int64_t depth, const T* a, const T* b, T* c, int64_t stride) {
+template <typename T>
+void MultiplyPanels(int64_t depth, const T* a, const T* b, T* c, int64_t stride, bool add) {
   // C comes from memory at the end: asked for now, it arrives during the products.
   for (int i = 0; i < kRows; ++i) {
     __builtin_prefetch(c + i * stride, 1);
@@ -197,22 +197,22 @@ void MultiplyPanels(int64_t depth, const T* a, const T* b, T* c, int64_t stride)
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* at = c + i * stride + v * kLanes<T>;
-      if constexpr (kAdd) sum[i][v] += LoadVec(at);
+      if (add) sum[i][v] += LoadVec(at);
       StoreVec(at, sum[i][v]);
     }
   }
 }
 
 // The same where C has only `rows` and `columns` of the panels'.
-template <bool kAdd, typename T>
-void MultiplyEdge(int64_t depth, const T* a, const T* b, T* c, int64_t stride, int64_t rows,
-                  int64_t columns) {
+template <typename T>
+void MultiplyEdge(int64_t depth, const T* a, const T* b, T* c, int64_t stride, bool add,
+                  int64_t rows, int64_t columns) {
   T whole[kRows * kColumns<T>];
-  MultiplyPanels<false>(depth, a, b, whole, kColumns<T>);
+  MultiplyPanels(depth, a, b, whole, kColumns<T>, false);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       T* at = c + i * stride + j;
-      *at = whole[i * kColumns<T> + j] + (kAdd ? *at : T{0});
+      *at = whole[i * kColumns<T> + j] + (add ? *at : T{0});
     }
   }
 }
@@ -223,8 +223,9 @@ struct Tile {
   int64_t m, n, stride;
   T* c;
 
-  template <bool kAdd>
-  void Multiply(int64_t depth, const T* packed_a, const T* packed_b) const {
+  Tile At(int64_t offset) const { return {m, n, stride, c + offset}; }
+
+  void Multiply(int64_t depth, const T* packed_a, const T* packed_b, bool add) const {
     // The panel of B stays in L1 while those of A pass by.
     for (int64_t j = 0; j < n; j += kColumns<T>) {
       const T* b = packed_b + BlockElements<T, kColumns<T>>(j);
@@ -232,18 +233,12 @@ struct Tile {
         const T* a = packed_a + BlockElements<T, kRows>(i);
         T* at = c + i * stride + j;
         if (i + kRows <= m && j + kColumns<T> <= n) {
-          MultiplyPanels<kAdd>(depth, a, b, at, stride);
+          MultiplyPanels(depth, a, b, at, stride, add);
         } else {
-          MultiplyEdge<kAdd>(depth, a, b, at, stride, Min<int64_t>(kRows, m - i),
-                             Min<int64_t>(kColumns<T>, n - j));
+          MultiplyEdge(depth, a, b, at, stride, add, Min<int64_t>(kRows, m - i),
+                       Min<int64_t>(kColumns<T>, n - j));
         }
       }
-    }
-  }
-
-  void Clear() const {
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j < n; ++j) c[i * stride + j] = T{0};
     }
   }
 };
@@ -313,7 +308,6 @@ class Sum {
 
   void RunTile(const Tile<T>& tile, int64_t worker, int64_t segment, int64_t i, int64_t j,
                bool add) const {
-    if (args_.k == 0 && !add) return Clear(tile);
     T* own_a = workers_ + worker * plan_.worker_elements;
     T* own_b = own_a + plan_.worker_a;
     const int64_t first = segment * plan_.segment_blocks;
@@ -332,27 +326,10 @@ class Sum {
           } else if (batch == 0 || args_.b[term].batch != 0) {
             PackB(batch, term, block, j, tile.n, own_b);
           }
-          Multiply(tile, batch, Depth(block), a, b, add);
+          tile.At(batch * args_.m * args_.n).Multiply(Depth(block), a, b, add);
         }
         add = true;
       }
-    }
-  }
-
-  void Multiply(Tile<T> tile, int64_t batch, int64_t depth, const T* a, const T* b,
-                bool add) const {
-    tile.c += batch * args_.m * args_.n;
-    if (add) {
-      tile.template Multiply<true>(depth, a, b);
-    } else {
-      tile.template Multiply<false>(depth, a, b);
-    }
-  }
-
-  void Clear(Tile<T> tile) const {
-    for (int64_t batch = 0; batch < args_.batch; ++batch) {
-      tile.Clear();
-      tile.c += args_.m * args_.n;
     }
   }
 
