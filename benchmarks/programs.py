@@ -1,12 +1,12 @@
 """Compiled programs, timed in turn."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from benchmarks.interleaved import medians
 
 
 def compile_program(fun: Callable[..., Any], *args: Any, options: Any = None) -> tuple[Any, float]:
@@ -16,20 +16,12 @@ def compile_program(fun: Callable[..., Any], *args: Any, options: Any = None) ->
 
 
 def median_seconds(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Medians over rounds of all programs, after one round to warm up.
-
-    In a new order every round and after a rest, since a program pays for the one before it: memory
-    that is given back, and on a shared machine processor time.
-    """
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    order = random.Random(0)
-    for _ in range(repeats + 1):
-        for name in order.sample(list(programs), len(programs)):
-            time.sleep(0.1)
-            start = time.perf_counter()
-            programs[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
+    """Medians of calls in turn; see `medians`."""
+    ways = {
+        name: ((lambda: None), lambda _, program=program: program())
+        for name, program in programs.items()
+    }
+    return medians(ways, repeats)
 
 
 def relative_difference(a: Any, b: Any) -> float:

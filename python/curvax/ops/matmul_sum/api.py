@@ -33,6 +33,10 @@ def matmul_sum(
     Returns:
         shape ``(batch, m, n)``, or ``(m, n)`` if no operand has a batch axis; dtype of the
         operands, in which sums are accumulated too.
+
+    Raises:
+        ValueError: ``impl`` is not a known word.
+        RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
     module = ffi if resolve("matmul_sum", impl) == "ffi" else reference
     return module.matmul_sum(terms, add_to, transpose_a, transpose_b)
