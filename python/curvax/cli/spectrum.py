@@ -55,7 +55,13 @@ def spectrum(
     ] = 128,
     text: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text to analyse, in place of a paragraph of our own."),
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Text to analyse, in place of a paragraph of our own.",
+        ),
     ] = None,
     limit: Annotated[
         float | None,
