@@ -4,12 +4,14 @@
 #   DEMO_ARGS    options of `curvax demo`, such as DEMO_ARGS="--tol 1e-2"
 #   DEMO_ACCEPT  an exit status of `curvax demo` to take for success, besides 0
 #   TEST_ARGS    options of pytest, such as TEST_ARGS="tests/krylov -x"
+#   TEST_JOBS    processes that share the tests; most of the time goes into compilation, on one core
 #   BENCH_ARGS   options of pytest for the benchmarks
 
 PYTHON ?= python3
 DEMO_ARGS ?=
 DEMO_ACCEPT ?= 0
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
 # What the default tests leave out: long ones, and those that need a download, a GPU or a framework.
@@ -36,7 +38,7 @@ demo: $(VENV)/.installed ## install with a command line and plots, and analyse t
 	  [ "$(DEMO_ACCEPT)" != 0 ] && [ $$status -eq "$(DEMO_ACCEPT)" ] || exit $$status; }
 
 test: $(TEST_VENV)/.installed ## install with the kernels' test module, and run the default tests
-	$(TEST_VENV)/bin/python -m pytest -m "$(MARKERS)" $(TEST_ARGS)
+	$(TEST_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "$(MARKERS)" $(TEST_ARGS)
 
 lint: $(TEST_VENV)/.linters ## check style and types of Python and C++
 	$(TEST_VENV)/bin/ruff check .

@@ -13,12 +13,19 @@ PACKAGE = ROOT / "python" / "curvax"
 
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
-    ("results", "filters", "memory"),  # leaf helpers, which import nothing of curvax above them
+    (
+        "results",
+        "filters",
+        "memory",
+        "compiled",
+        "interrupt",
+    ),  # leaf helpers, which import nothing of curvax above them
     ("_native",),
     ("ops",),
     ("losses",),
     ("operators",),
-    ("krylov", "estimators"),
+    ("krylov",),
+    ("estimators",),
     ("plot", "display", "demo"),
     ("adapters", "compat"),
     ("cli",),

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from curvax.filters import match_names, match_regex
     from curvax.krylov.eigsh import eigsh
     from curvax.krylov.plan import Plan, plan
+    from curvax.operators.algebra import identity
+    from curvax.operators.base import Operator, VectorSpace
     from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
     from curvax.operators.matrix import from_matvec
@@ -17,12 +19,15 @@ __all__ = [
     "ConvergenceWarning",
     "EigenResult",
     "Matvecs",
+    "Operator",
     "Plan",
     "Progress",
+    "VectorSpace",
     "eigsh",
     "from_matvec",
     "ggn",
     "hessian",
+    "identity",
     "losses",
     "match_names",
     "match_regex",
@@ -33,6 +38,8 @@ _MODULES = {
     "curvax.filters": ("match_names", "match_regex"),
     "curvax.krylov.eigsh": ("eigsh",),
     "curvax.krylov.plan": ("Plan", "plan"),
+    "curvax.operators.algebra": ("identity",),
+    "curvax.operators.base": ("Operator", "VectorSpace"),
     "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
     "curvax.operators.matrix": ("from_matvec",),

@@ -88,15 +88,26 @@ def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
         ValueError: a mask of another structure, or nothing was selected.
     """
     leaves, names = jax.tree.leaves(params), leaf_names(params)
-    if where is None:
-        chosen = [True] * len(leaves)
-    elif callable(where):
-        chosen = [bool(where(name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
-    else:
-        chosen = _mask(params, where)
+    if callable(where):
+        return matching(names, leaves, where, "where")
+    chosen = [True] * len(leaves) if where is None else _mask(params, where)
     if not any(chosen):
         raise ValueError(f"where selects no parameter: {_nearest(where, names)}")
     return tuple(chosen)
+
+
+def matching(
+    names: Sequence[str], leaves: Sequence[Any], where: Callable[[str, Any], bool], what: str
+) -> tuple[bool, ...]:
+    """Apply a predicate to named leaves; `what` is its name in messages.
+
+    Raises:
+        ValueError: nothing was selected.
+    """
+    chosen = tuple(bool(where(name, leaf)) for name, leaf in zip(names, leaves, strict=True))
+    if not any(chosen):
+        raise ValueError(f"{what} selects no parameter: {_nearest(where, names)}")
+    return chosen
 
 
 def _mask(params: Any, where: Any) -> list[bool]:

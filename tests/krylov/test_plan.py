@@ -12,6 +12,7 @@ import pytest
 from tests.krylov.test_storage import HALF, network_matrix
 
 import curvax as cx
+from curvax.compiled import _cache as cache
 from curvax.krylov import plan as planning
 from curvax.krylov import programs
 
@@ -107,17 +108,17 @@ class TestChoice:
 @pytest.mark.usefixtures("native_kernels")
 class TestUse:
     def test_eigsh_does_what_the_plan_says_and_compiles_nothing_again(self):
-        programs._cache.clear()
+        cache.clear()
         op = network_matrix(1000)[1]
         plan = cx.plan(op, 5, limit=400_000)
-        compiled = {key[0] for key in programs._cache}
-        assert plan.fits and programs.multiply in compiled
-        before = set(programs._cache)
+        used = {key[0] for key in cache}
+        assert plan.fits and programs.multiply in used
+        before = set(cache)
         result = cx.eigsh(
             op, 5, seed=0, block_size=plan.block_size, max_basis=plan.max_basis,
             basis_dtype=plan.basis_dtype,
         )  # fmt: skip
-        assert not compiled & {key[0] for key in set(programs._cache) - before}
+        assert not used & {key[0] for key in set(cache) - before}
         assert result.all_converged and result.block_size == plan.block_size
         assert 0.5 <= result.num_matvecs.solve / plan.matvecs.solve <= 2
         assert result.num_matvecs.verification == plan.matvecs.verification

@@ -12,6 +12,7 @@ from tests.krylov.spectra import SPECTRA, N, assert_honest, matrix, wanted
 
 import curvax as cx
 from curvax import _native
+from curvax.compiled import Clock
 from curvax.krylov import plan as planning
 from curvax.krylov import programs
 from curvax.krylov.selection import parse_wanted
@@ -229,7 +230,7 @@ class TestMemory:
             assert "input_output_alias" in text
             if _native.use_native():
                 assert not [x for x in text.splitlines() if " copy(" in x and shape in x]
-                assert program.work_bytes(programs.Clock(), *arguments) < n
+                assert program.work_bytes(Clock("products"), *arguments) < n
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_no_program_widens_the_basis(self, dtype):
@@ -237,7 +238,7 @@ class TestMemory:
         rows, k, n = 20, 3, 3_000_001
         basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
         vector, like = jax.ShapeDtypeStruct((1, n), np.float32), np.zeros(1, np.int32)
-        op, clock, zero = cx.from_matvec(lambda v: 2 * v, n), programs.Clock(), np.int32(0)
+        op, clock, zero = cx.from_matvec(lambda v: 2 * v, n), Clock("products"), np.int32(0)
         leaves = [jax.ShapeDtypeStruct((size,), np.float32) for size in (n // 3, n - n // 3)]
         two_leaves = cx.from_matvec(lambda v: v, leaves)
         stored = jax.ShapeDtypeStruct((k, n), basis.dtype)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
 from curvax.display import print_facts
-from curvax.krylov.interrupt import InterruptFlag
+from curvax.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.compiled import Clock
+from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
 from curvax.krylov.certificates import effective_tolerance, estimate_errors, warn_raised
-from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Matrix
-from curvax.krylov.programs import Clock
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged

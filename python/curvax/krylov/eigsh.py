@@ -6,9 +6,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
-from curvax.krylov.interrupt import InterruptFlag
-from curvax.krylov.programs import Clock
+from curvax.krylov.programs import solve_clock
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
@@ -109,7 +109,7 @@ def eigsh(
         "callback": callback,
         "return_eigenvectors": return_eigenvectors,
     }
-    clock = Clock()
+    clock = solve_clock()
     with original_errors(op):
         settings = settle(op, k, which, options, clock)
         start = starting_block(op, v0, settings)

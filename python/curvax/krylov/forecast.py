@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from curvax.compiled import Clock
 from curvax.krylov import programs
 from curvax.krylov.certificates import SAMPLES
-from curvax.krylov.programs import Clock
 from curvax.krylov.sizes import block_penalty
 from curvax.operators.base import Operator
 from curvax.results import Matvecs

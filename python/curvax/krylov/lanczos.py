@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.compiled import Clock
 from curvax.krylov import programs
-from curvax.krylov.programs import Clock
 from curvax.operators.base import Operator
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]

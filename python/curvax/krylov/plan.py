@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.compiled import Clock
 from curvax.krylov import storage
 from curvax.krylov.arguments import Request, check_arguments, check_integer
 from curvax.krylov.forecast import (
@@ -17,7 +18,7 @@ from curvax.krylov.forecast import (
     forecast_dense_bytes,
     forecast_matvecs,
 )
-from curvax.krylov.programs import Clock
+from curvax.krylov.programs import solve_clock
 from curvax.krylov.sizes import (
     comfortable_rows,
     default_block,
@@ -146,7 +147,7 @@ def plan(
     }
     with original_errors(op):
         request = check_arguments(op, k, which, options)
-        return choose(op, request, Clock(), check_integer("limit", limit, low=0))
+        return choose(op, request, solve_clock(), check_integer("limit", limit, low=0))
 
 
 def choose(op: Operator, request: Request, clock: Clock, limit: int | None = None) -> Plan:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from curvax.compiled import Clock
 from curvax.krylov.arguments import check_arguments
 from curvax.krylov.plan import Plan, choose, readable
-from curvax.krylov.programs import Clock
 from curvax.krylov.selection import Wanted
 from curvax.krylov.sizes import fewest_rows, matvec_limit
 from curvax.operators.base import Operator

@@ -5,9 +5,9 @@ import time
 import jax
 import jax.numpy as jnp
 
+from curvax.compiled import Clock
 from curvax.krylov import programs
 from curvax.krylov.arguments import check_integer
-from curvax.krylov.programs import Clock
 from curvax.operators.base import Operator
 
 

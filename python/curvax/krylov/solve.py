@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from curvax.compiled import Clock
+from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs, storage
 from curvax.krylov.certificates import (
     Certificate,
@@ -19,9 +21,7 @@ from curvax.krylov.certificates import (
     orthogonality,
     warn_raised,
 )
-from curvax.krylov.interrupt import InterruptFlag
 from curvax.krylov.lanczos import Lanczos, Matrix, Ritz
-from curvax.krylov.programs import Clock
 from curvax.krylov.selection import Indices
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
-from curvax.filters import leaf_names
+from curvax.filters import Filter, leaf_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,9 @@ class Operator(abc.ABC):
 
     space: VectorSpace
 
+    # NumPy's scalars leave `2 * op` to `__rmul__`.
+    __array_ufunc__ = None
+
     @abc.abstractmethod
     def product(self, block: Array) -> Array:
         """Multiply flat vectors: `(b, n)` in, `(b, n)` out, of `dtype`. Pure and traceable."""
@@ -142,22 +146,119 @@ class Operator(abc.ABC):
 
     def matvec(self, vector: Any) -> Any:
         """Multiply one vector; the result has its structure."""
-        return self.unravel(_compiled_product(self, self.ravel(vector)[None])[0])
+        return self.unravel(compiled_product(self, self.ravel(vector)[None])[0])
 
     def matmat(self, block: Any) -> Any:
         """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""
-        return self.unravel(_compiled_product(self, self.space.ravel(block, batch_axes=1)))
+        return self.unravel(compiled_product(self, self.space.ravel(block, batch_axes=1)))
 
     def __matmul__(self, vector: Any) -> Any:
         """Multiply a vector or a block, told apart by the number of axes of the first leaf."""
         return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
+
+    def __add__(self, other: Any) -> "Operator":
+        """`A + B`, on the same vectors.
+
+        Raises:
+            TypeError: a float32 and a float64 operator.
+            ValueError: operators on different vectors.
+        """
+        return _algebra().add((self, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: Any) -> "Operator":
+        """`A − B`; see `__add__`."""
+        return self + (-other) if isinstance(other, Operator) else NotImplemented
+
+    def __neg__(self) -> "Operator":
+        """`−A`."""
+        return -1.0 * self
+
+    def __mul__(self, factor: Any) -> "Operator":
+        """`c A`, with a real number c.
+
+        Raises:
+            TypeError: not a real number.
+            ValueError: an array, or not finite.
+        """
+        return _algebra().scale(factor, self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> "Operator":
+        """`A / c`, with a real number c other than zero."""
+        return self * (1 / divisor)
+
+    def congruence(self, diagonal: Any) -> "Operator":
+        """`D A D` with a diagonal matrix D, as of a preconditioned Hessian `P^(-1/2) H P^(-1/2)`.
+
+        Args:
+            diagonal: the entries of D, a vector (of the structure of `params`, or flat `(n,)`).
+
+        Raises:
+            ValueError: another structure or shape, or not finite.
+        """
+        return _algebra().congruence(self, diagonal)
+
+    def project_off(self, vectors: Any) -> "Operator":
+        """`P A P`, with P the orthogonal projection off the span of `vectors`.
+
+        Args:
+            vectors: a vector, a block of vectors, or an `EigenResult`.
+
+        Raises:
+            ValueError: zero, not finite, linearly dependent, or as many as there are parameters.
+        """
+        return _algebra().project_off(self, vectors)
+
+    def restrict(self, where: Filter) -> "Operator":
+        """The diagonal block on the leaves that a filter selects; the others are None in vectors.
+
+        A product costs one of the whole operator: where there is a choice, the argument `where` of
+        `hessian` and its like is cheaper.
+
+        Args:
+            where: as for `hessian`.
+
+        Raises:
+            TypeError: `where` is neither callable nor a pytree of bools.
+            ValueError: it selects nothing.
+        """
+        from curvax.operators.restriction import restrict
+
+        return restrict(self, where)
+
+    def blocks(self, by: Any, *, stacked: str | Sequence[str] = ()) -> Any:
+        """Diagonal blocks, as of the layers of a network.
+
+        The vectors of a block are dicts, keyed by the leaves' names without what all of them begin
+        with; so blocks of equal layers share every compiled program. `eigsh`, `trace` and
+        `diagonal` take all blocks at once.
+
+        Args:
+            by: which leaves make a block: the number of parts of the names that are to agree (2
+                makes `blocks.0` of `blocks.0.attn.qkv`), a function from a leaf's name to that of
+                its block or None, or a dict of block names and predicates such as
+                `match_names(...)`.
+            stacked: names of containers whose leaves hold all layers on their leading axis. Each
+                layer is then a leaf of its own: `layers.attn.q` becomes `layers.0.attn.q`, ...
+
+        Returns:
+            A `Blocks`: a mapping of names to operators.
+
+        Raises:
+            TypeError: `by` is none of these, or returns neither a string nor None.
+            ValueError: nothing is selected, `stacked` names no container, or a depth below 1.
+        """
+        from curvax.operators.restriction import blocks
+
+        return blocks(self, by, stacked)
 
     def to_scipy(self) -> LinearOperator:
         """The same operator on flat NumPy vectors, for SciPy's solvers."""
 
         def matmat(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             block = jnp.asarray(np.ascontiguousarray(columns.T), self.dtype)
-            return np.asarray(_compiled_product(self, block)).T
+            return np.asarray(compiled_product(self, block)).T
 
         def matvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             return matmat(v.reshape(-1, 1))
@@ -167,8 +268,16 @@ class Operator(abc.ABC):
         )
 
 
+def _algebra() -> Any:
+    # Imported late: what it makes are operators.
+    from curvax.operators import algebra
+
+    return algebra
+
+
 @jax.jit
-def _compiled_product(op: Operator, block: Array) -> Array:
+def compiled_product(op: Operator, block: Array) -> Array:
+    """`op.product`, compiled; the operator's arrays are arguments."""
     return op.product(block)
 
 

@@ -9,29 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def stack_batches(batches: Any, microbatch_size: int | None) -> tuple[list[Any], list[list[int]]]:
+def stack_batches(
+    batches: Any, microbatch_size: int | None, num_batches: int | None
+) -> tuple[list[Any], list[list[int]]]:
     """Split batches into microbatches and stack those of equal shapes.
 
     Args:
         batches: one batch (any pytree but a list), a list of batches, or an iterator of batches,
             which is read once.
         microbatch_size: the largest number of samples per microbatch; None for whole batches.
+        num_batches: the most batches that are read; None for all.
 
     Returns:
         The stacks: batches whose leaves have one more leading axis; and for each stack the
         positions, in the list of batches, that its entries came from.
 
     Raises:
-        TypeError: `microbatch_size` is not an integer.
+        TypeError: `microbatch_size` or `num_batches` is not an integer.
         ValueError: no batch, an empty batch, leading axes that differ within a batch (when
-            microbatches are asked for), or `microbatch_size` below 1.
+            microbatches are asked for), or `microbatch_size` or `num_batches` below 1.
     """
-    if microbatch_size is not None:
-        if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, (int, np.integer)):
-            raise TypeError(f"microbatch_size must be an integer, got {microbatch_size!r}")
-        if microbatch_size < 1:
-            raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
-    listed = _as_list(batches)
+    for name, count in (("microbatch_size", microbatch_size), ("num_batches", num_batches)):
+        if count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    listed = list(itertools.islice(_each(batches), num_batches))
     if not listed:
         raise ValueError("batches must hold at least one batch, got an empty list or generator")
     groups: dict[Any, tuple[list[Any], list[int]]] = {}
@@ -81,15 +86,13 @@ def add_hint(error: Exception, batches: Any) -> None:
         )
 
 
-def _as_list(batches: Any) -> list[Any]:
-    if isinstance(batches, list):
+def _each(batches: Any) -> Iterable[Any]:
+    if isinstance(batches, (list, Iterator)):
         return batches
-    if isinstance(batches, Iterator):
-        return list(batches)
     # A loader: iterable, and neither an array nor a container that JAX knows as a pytree.
     is_leaf = jax.tree_util.all_leaves([batches])
     if is_leaf and isinstance(batches, Iterable) and not hasattr(batches, "shape"):
-        return list(batches)
+        return batches
     return [batches]
 
 

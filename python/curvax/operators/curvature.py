@@ -96,6 +96,7 @@ def assemble(
     params: Any,
     batches: Any,
     microbatch_size: int | None,
+    num_batches: int | None,
     where: Filter | None,
     linearize: bool | Literal["auto"],
 ) -> Kind:
@@ -109,7 +110,7 @@ def assemble(
     chosen = select(params, where)
     constants = _constants(params, chosen)
     leaves, space = _widen(params, chosen, constants)
-    stacked, positions = stack_batches(batches, microbatch_size)
+    stacked, positions = stack_batches(batches, microbatch_size, num_batches)
     chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
     several = sum(map(len, positions)) > 1
     model = make_map(jax.tree.structure(params), constants, chosen, several)

@@ -29,6 +29,7 @@ def ggn(
     batches: Any,
     *,
     microbatch_size: int | None = None,
+    num_batches: int | None = None,
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
 ) -> GaussNewton:
@@ -50,6 +51,7 @@ def ggn(
         params: as for `hessian`.
         batches: as for `hessian`.
         microbatch_size: as for `hessian`.
+        num_batches: as for `hessian`.
         where: as for `hessian`.
         linearize: as for `hessian`.
 
@@ -69,7 +71,9 @@ def ggn(
                 f"{name} must be callable as {name}({arguments}, batch), got {function!r}"
             )
     make_map = functools.partial(GaussNewtonMap, forward=forward, loss=loss)
-    return assemble(GaussNewton, make_map, params, batches, microbatch_size, where, linearize)
+    return assemble(
+        GaussNewton, make_map, params, batches, microbatch_size, num_batches, where, linearize
+    )
 
 
 @dataclasses.dataclass(frozen=True)

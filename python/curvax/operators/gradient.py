@@ -7,8 +7,15 @@ from typing import Any
 import jax
 from jax import Array
 
+from curvax.operators.curvature import Curvature
 from curvax.operators.linear_map import ModelMap
 from curvax.operators.twice import check_linear, first_possible, pull_back
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Hessian(Curvature):
+    """The Hessian of the weighted mean loss over all batches, at fixed parameters."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,8 @@ def first_possible(
         f"{what} cannot be differentiated twice: {', '.join(names)} {plural}, so forward mode is "
         "refused, and the backward pass cannot be differentiated either. Replace by plain JAX "
         "operations (for attention: eager, or implementation='xla'), by a jax.custom_jvp rule, or, "
-        f"for a loss, by one of curvax.losses. JAX says: {first}"
+        "for a loss, by one of curvax.losses; or take hessian(..., method='finite_difference'). "
+        f"JAX says: {first}"
     ) from first
 
 

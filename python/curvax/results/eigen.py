@@ -1,14 +1,13 @@
 """What a solve returns: values with their certificates."""
 
 import dataclasses
-import json
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+
+from curvax.results.stored import Stored
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -50,7 +49,7 @@ class Progress(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class EigenResult:
+class EigenResult(Stored):
     """Eigenpairs of a symmetric operator, and what is proved of them.
 
     Attributes:
@@ -122,37 +121,6 @@ class EigenResult:
             lines.append(f"{value:14.6g} {residual:10.2e} {bound:10.2e} {error:10.2e}  {mark}")
         return "\n".join(lines)
 
-    def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Write `path.npz` (all arrays) and `path.json` (all but the eigenvectors).
-
-        Args:
-            path: the files' common stem; a suffix `.npz` or `.json` is taken off.
-
-        Returns:
-            The paths of the two files.
-        """
-        stem = Path(path)
-        stem = stem.with_suffix("") if stem.suffix in (".npz", ".json") else stem
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        npz, text = stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json")
-        facts: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "eigenvectors":
-                for key, leaf in jax.tree_util.tree_leaves_with_path(value):
-                    arrays["eigenvectors" + jax.tree_util.keystr(key)] = np.asarray(leaf)
-            elif field.name == "history":
-                facts[field.name] = [entry._asdict() for entry in value]
-            elif isinstance(value, np.ndarray):
-                arrays[field.name] = value
-                facts[field.name] = value.tolist()
-            else:
-                facts[field.name] = value._asdict() if isinstance(value, Matvecs) else value
-        np.savez(npz, **arrays)  # type: ignore[arg-type]
-        text.write_text(json.dumps(_without_nonfinite(facts), indent=1) + "\n")
-        return npz, text
-
 
 def warn(message: str) -> None:
     """Issue a `ConvergenceWarning` at the line that called curvax."""
@@ -165,12 +133,3 @@ def warn(message: str) -> None:
 def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:
     """Warn that only `converged` of `k` pairs converged after `products` products."""
     warn(f"{converged} of {k} pairs converged after {products} products: {remedy}")
-
-
-def _without_nonfinite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _without_nonfinite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nonfinite(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

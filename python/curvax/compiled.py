@@ -1,0 +1,109 @@
+"""Compiled device programs, and the clock that times the parts of a computation."""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# Columns per step of whatever would need a widened copy of rows, or scratch as long as they are.
+CHUNK = 1 << 16
+
+
+class Clock:
+    """Wall seconds by part, without counting a nested part twice."""
+
+    def __init__(self, *parts: str) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(("compile", *parts), 0.0)
+        self._started = time.perf_counter()
+        self._nested = 0.0
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charge the block to `name`, less what nested parts charge."""
+        outer, self._nested = self._nested, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] += spent - self._nested
+            self._nested = outer + spent
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started
+
+
+_cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+_CACHED = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function, compiled once per structure, shapes and dtypes of its arguments.
+
+    Compiled ahead of time, so that compilation is timed apart and the memory can be read before
+    a run.
+
+    Attributes:
+        fun: the function.
+        donate: the arguments whose memory the results take over.
+        wide: whether it is traced and run under JAX's 64-bit mode, whatever the user has set.
+    """
+
+    fun: Callable[..., Any]
+    donate: tuple[int, ...] = ()
+    wide: bool = False
+
+    def __call__(self, clock: Clock, *args: Any) -> Any:
+        """Run; the arrays of the donated arguments are gone after it."""
+        with self._mode():
+            return self._compiled(clock, args)(*args)
+
+    def work_bytes(self, clock: Clock, *args: Any) -> int:
+        """What a run allocates beside its arguments: scratch, and results not in donated memory.
+
+        Args:
+            clock: charged for the compilation, which a later run does not repeat.
+            args: arrays, or `jax.ShapeDtypeStruct`s in their place.
+        """
+        with self._mode():
+            memory = self._compiled(clock, args).memory_analysis()
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return int(memory.temp_size_in_bytes + results)
+
+    def _mode(self) -> contextlib.AbstractContextManager[None]:
+        return jax.enable_x64(True) if self.wide else contextlib.nullcontext()
+
+    def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
+        leaves, treedef = jax.tree.flatten(args)
+        avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        key = (self, treedef, avals, x64)
+        if key not in _cache:
+            with clock.part("compile"):
+                lowered = jax.jit(self.fun, donate_argnums=self.donate).lower(*args)
+                _cache[key] = lowered.compile()
+            while len(_cache) > _CACHED:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        return _cache[key]
+
+
+def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
+    """Turn a function into a `Program` with these options."""
+    return lambda fun: Program(fun, **options)
+
+
+def over_columns(fun: Callable[[Any, Array, int], Any], carry: Any, n: int) -> Any:
+    """Fold `fun(carry, first, width)` over chunks of the columns 0 to n."""
+    whole, rest = divmod(n, CHUNK)
+    if whole:
+        carry = lax.fori_loop(0, whole, lambda i, c: fun(c, i * CHUNK, CHUNK), carry)
+    return fun(carry, jnp.asarray(whole * CHUNK), rest) if rest else carry
