@@ -150,15 +150,15 @@ def _pieces(space: VectorSpace, containers: Sequence[str]) -> list[Piece]:
     for name, shape, (start, _) in zip(
         space.names, space.shapes, _borders(space.sizes), strict=True
     ):
-        container = next((c for c in containers if name.startswith(f"{c}.")), None)
-        if container is None:
+        inside = next((c for c in containers if name.startswith(f"{c}.")), None)
+        if inside is None:
             pieces.append(Piece(name, start, shape))
             continue
         if not shape:
             raise ValueError(f"stacked leaves need an axis of layers, but {name!r} is a scalar")
-        size, rest = math.prod(shape[1:]), name[len(container) :]
+        size, rest = math.prod(shape[1:]), name[len(inside) :]
         pieces += [
-            Piece(f"{container}.{i}{rest}", start + i * size, shape[1:]) for i in range(shape[0])
+            Piece(f"{inside}.{i}{rest}", start + i * size, shape[1:]) for i in range(shape[0])
         ]
     return pieces
 
