@@ -13,13 +13,9 @@ PACKAGE = ROOT / "python" / "curvax"
 
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
-    (
-        "results",
-        "filters",
-        "memory",
-        "compiled",
-        "interrupt",
-    ),  # leaf helpers, which import nothing of curvax above them
+    # Leaf helpers, which import nothing of curvax.
+    ("filters", "memory", "compiled", "interrupt"),
+    ("results",),
     ("_native",),
     ("ops",),
     ("losses",),

@@ -5,45 +5,118 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curvax import losses
+    from curvax.estimators.density import spectral_density
+    from curvax.estimators.diagonal import diagonal
+    from curvax.estimators.log_det import log_det
+    from curvax.estimators.power import power_iteration
+    from curvax.estimators.sharpness import sharpness
+    from curvax.estimators.solve import solve
+    from curvax.estimators.trace import trace
+    from curvax.estimators.tridiagonal import lanczos_tridiagonal
     from curvax.filters import match_names, match_regex
     from curvax.krylov.eigsh import eigsh
     from curvax.krylov.plan import Plan, plan
     from curvax.operators.algebra import identity
     from curvax.operators.base import Operator, VectorSpace
+    from curvax.operators.fisher import fisher
     from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
     from curvax.operators.matrix import from_matvec
-    from curvax.results import ConvergenceWarning, EigenResult, Matvecs, Progress
+    from curvax.operators.restriction import Blocks
+    from curvax.results import (
+        BlockResults,
+        ConvergenceWarning,
+        DiagonalResult,
+        EigenResult,
+        LanczosTridiagonal,
+        Matvecs,
+        Progress,
+        SolveResult,
+        SpectralDensity,
+        TraceProgress,
+        TraceResult,
+        load,
+    )
 
 __all__ = [
+    "BlockResults",
+    "Blocks",
     "ConvergenceWarning",
+    "DiagonalResult",
     "EigenResult",
+    "LanczosTridiagonal",
     "Matvecs",
     "Operator",
     "Plan",
     "Progress",
+    "SolveResult",
+    "SpectralDensity",
+    "TraceProgress",
+    "TraceResult",
     "VectorSpace",
+    "diagonal",
     "eigsh",
+    "fisher",
     "from_matvec",
     "ggn",
     "hessian",
     "identity",
+    "lanczos_tridiagonal",
+    "load",
+    "log_det",
     "losses",
     "match_names",
     "match_regex",
     "plan",
+    "power_iteration",
+    "sharpness",
+    "solve",
+    "spectral_density",
+    "trace",
 ]
 
 _MODULES = {
-    "curvax.filters": ("match_names", "match_regex"),
+    "curvax.estimators.density": ("spectral_density",),
+    "curvax.estimators.diagonal": ("diagonal",),
+    "curvax.estimators.log_det": ("log_det",),
+    "curvax.estimators.power": ("power_iteration",),
+    "curvax.estimators.sharpness": ("sharpness",),
+    "curvax.estimators.solve": ("solve",),
+    "curvax.estimators.trace": ("trace",),
+    "curvax.estimators.tridiagonal": ("lanczos_tridiagonal",),
+    "curvax.filters": (
+        "match_names",
+        "match_regex",
+    ),
     "curvax.krylov.eigsh": ("eigsh",),
-    "curvax.krylov.plan": ("Plan", "plan"),
+    "curvax.krylov.plan": (
+        "Plan",
+        "plan",
+    ),
     "curvax.operators.algebra": ("identity",),
-    "curvax.operators.base": ("Operator", "VectorSpace"),
+    "curvax.operators.base": (
+        "Operator",
+        "VectorSpace",
+    ),
+    "curvax.operators.fisher": ("fisher",),
     "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
     "curvax.operators.matrix": ("from_matvec",),
-    "curvax.results": ("ConvergenceWarning", "EigenResult", "Matvecs", "Progress"),
+    "curvax.operators.restriction": ("Blocks",),
+    "curvax.results": (
+        "BlockResults",
+        "ConvergenceWarning",
+        "DiagonalResult",
+        "EigenResult",
+        "LanczosTridiagonal",
+        "Matvecs",
+        "Progress",
+        "SolveResult",
+        "SpectralDensity",
+        "TraceProgress",
+        "TraceResult",
+        "load",
+    ),
 }
 
 

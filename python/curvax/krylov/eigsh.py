@@ -1,7 +1,7 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,15 @@ from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
 from curvax.operators.matrix import as_operator, original_errors
-from curvax.results import EigenResult, Progress
+from curvax.operators.restriction import Blocks
+from curvax.results import BlockResults, EigenResult, Progress
 
 
+@overload
+def eigsh(A: Blocks, k: int | tuple[int, int], **options: Any) -> BlockResults[EigenResult]: ...
+
+
+@overload
 def eigsh(
     A: Any,
     k: int | tuple[int, int],
@@ -31,7 +37,26 @@ def eigsh(
     certify: Literal["residuals", "sampled", "complete"] = "residuals",
     callback: Callable[[Progress], Any] | None = None,
     return_eigenvectors: bool = True,
-) -> EigenResult:
+) -> EigenResult: ...
+
+
+# The first overload stands for the same keywords.
+def eigsh(  # type: ignore[misc]
+    A: Any,
+    k: int | tuple[int, int],
+    *,
+    which: Literal["LM", "LA", "SA", "BE"] = "LM",
+    tol: float = 1e-3,
+    v0: Any = None,
+    seed: int | None = None,
+    block_size: int | Literal["auto", "tune"] = "auto",
+    max_basis: int | None = None,
+    max_matvecs: int | None = None,
+    basis_dtype: Any = None,
+    certify: Literal["residuals", "sampled", "complete"] = "residuals",
+    callback: Callable[[Progress], Any] | None = None,
+    return_eigenvectors: bool = True,
+) -> Any:
     """Find k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos.
 
     The names are those of `scipy.sparse.linalg.eigsh`. The Krylov basis stays on the device; the
@@ -43,8 +68,9 @@ def eigsh(
     products and decomposed instead, which finds every eigenvalue (`complete` is then True).
 
     Args:
-        A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
-            `dtype` and `matvec`, such as SciPy's `LinearOperator`.
+        A: a curvax operator, the diagonal blocks of one (`op.blocks(...)`), a dense or SciPy sparse
+            symmetric array, or anything with `shape`, `dtype` and `matvec`, such as SciPy's
+            `LinearOperator`.
         k: how many pairs, from 1 to n. With `which="BE"` also a pair `(high, low)`.
         which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends (half,
             rounded up, from the high end).
@@ -78,7 +104,8 @@ def eigsh(
         return_eigenvectors: whether to return the vectors.
 
     Returns:
-        The pairs, in descending order of the values whatever `which` is, and what was measured of
+        For `Blocks`, a mapping of results, block after block; of a smaller block all pairs. Else
+        the pairs, in descending order of the values whatever `which` is, and what was measured of
         them. A pair does not count as converged while one not wanted could still displace it. Pairs
         that did not converge are returned too, marked, with a `ConvergenceWarning`. After Ctrl-C:
         what was known, marked not converged.
@@ -94,10 +121,6 @@ def eigsh(
         problems", SIAM J. Matrix Anal. Appl. 22 (2000), section 2; Y. Zhou and Y. Saad, "Block
         Krylov-Schur method for large symmetric eigenvalue problems", Numer. Algor. 47 (2008).
     """
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
-        raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
-    op = as_operator(A)
     options = {
         "tol": tol,
         "seed": seed,
@@ -109,7 +132,42 @@ def eigsh(
         "callback": callback,
         "return_eigenvectors": return_eigenvectors,
     }
-    clock = solve_clock()
+    if isinstance(A, Blocks):
+        return _over_blocks(A, k, which, v0, options)
+    return solve_pairs(A, k, which, v0, options)
+
+
+def _over_blocks(
+    blocks: Blocks, k: Any, which: str, v0: Any, options: dict[str, Any]
+) -> BlockResults[EigenResult]:
+    """Block after block: those of equal structure run the same compiled programs."""
+    if v0 is not None and not isinstance(v0, BlockResults):
+        raise TypeError(
+            "v0, for the blocks of an operator, must be the BlockResults of an earlier call or "
+            f"None, got {type(v0).__name__}"
+        )
+    results = {}
+    for name, op in blocks.items():
+        wanted = min(k, op.shape[0]) if isinstance(k, int) else k
+        start = None if v0 is None else v0[name]
+        results[name] = solve_pairs(op, wanted, which, start, options)
+        if results[name].interrupted:
+            break
+    return BlockResults(results, {name: blocks[name].shape[0] for name in results})
+
+
+def solve_pairs(
+    A: Any,
+    k: Any,
+    which: Any,
+    v0: Any,
+    options: dict[str, Any],
+) -> EigenResult:
+    """The solve behind `eigsh`; `options` are the other arguments of that, all of them."""
+    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
+        raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
+    op, clock = as_operator(A), solve_clock()
     with original_errors(op):
         settings = settle(op, k, which, options, clock)
         start = starting_block(op, v0, settings)

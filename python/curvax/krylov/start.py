@@ -25,15 +25,7 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     """
     if v0 is None:
         return None
-    vectors = _vectors(op, v0)
-    if not len(vectors):
-        raise ValueError("v0 must have at least one vector, got a block of none")
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    vectors = vectors / jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
-    norms = jnp.linalg.norm(vectors, axis=1)
-    if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
-        raise ValueError("v0 must be finite and not zero")
-    vectors = vectors / norms[:, None]
+    vectors = unit_vectors(op, v0)
     given, b = vectors.shape[0], settings.block
     if given > b:
         pad = jnp.zeros((-given % b, vectors.shape[1]), vectors.dtype)
@@ -43,6 +35,19 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
         rest = jax.random.normal(key, (b - given, vectors.shape[1]), vectors.dtype)
         return jnp.concatenate([vectors, rest])
     return vectors
+
+
+def unit_vectors(op: Operator, v0: Any) -> Array:
+    """The vectors that `v0` means, `(count, n)`, divided by their norms; see `starting_block`."""
+    vectors = _vectors(op, v0)
+    if not len(vectors):
+        raise ValueError("v0 must have at least one vector, got a block of none")
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    vectors = vectors / jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    norms = jnp.linalg.norm(vectors, axis=1)
+    if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
+        raise ValueError("v0 must be finite and not zero")
+    return vectors / norms[:, None]
 
 
 def _vectors(op: Operator, v0: Any) -> Array:

@@ -1,6 +1,6 @@
 """Checks of what the losses are given, and its normal form."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from curvax.ops.softmax_ce.options import Options
+
+FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
+FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
 
 
 class Rows(NamedTuple):
@@ -206,3 +209,35 @@ def elementwise_weights(x: Array, weights: ArrayLike | None, dtype: Any) -> Arra
             f"got {w.shape}"
         )
     return jnp.broadcast_to(w.reshape(w.shape + (1,) * (x.ndim - w.ndim)), x.shape)
+
+
+def check_kind(kind: Any) -> None:
+    """Refuse what is no kind of Fisher matrix.
+
+    Raises:
+        ValueError: as said.
+    """
+    if kind not in FISHER_KINDS:
+        raise ValueError(f"kind must be one of {FISHER_KINDS}, got {kind!r}")
+
+
+def count_samples(name: str, x: Array, inner_axes: int, batch: Any) -> int:
+    """The samples of a batch: the length of the leading axis of `x`, and of the batch.
+
+    Args:
+        name: of `x`, for messages.
+        x: outputs, with an axis of samples before everything else.
+        inner_axes: the axes of one label's outputs, which come last.
+        batch: what the outputs were computed from.
+
+    Raises:
+        ValueError: there is no such axis, or the batch has none of its length.
+    """
+    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
+    if x.ndim <= inner_axes or (lengths and x.shape[0] not in lengths):
+        raise ValueError(
+            f"{name} must have the samples on a leading axis, as the batch has (of length "
+            f"{sorted(lengths)}), for the gradients of single samples: got shape {x.shape}. "
+            "Do not flatten the outputs"
+        )
+    return int(x.shape[0])

@@ -2,14 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from curvax.losses.checks import (
+    FisherKind,
     Rows,
+    check_kind,
     chunk_rows,
+    count_samples,
     counted_rows,
     elementwise_weights,
     floating,
@@ -17,14 +21,24 @@ from curvax.losses.checks import (
     options_of,
 )
 from curvax.losses.functions import linear_cross_entropy, mse, softmax_cross_entropy
-from curvax.ops.linear_ce import LinearSpec, linear_ce_total
+from curvax.ops.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.ops.softmax_ce.loss import Spec, softmax_ce_total
 from curvax.ops.softmax_ce.options import compute_dtype
+from curvax.ops.softmax_ce.sample import draw_labels
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss on a model's outputs that multiplies by its own Hessian; `ggn` uses the latter."""
+    """A loss on a model's outputs that multiplies by its own second derivatives.
+
+    The classes here do; `ggn` and `fisher` take any callable. A loss of one's own may offer any of:
+
+    - `hessian_product`, for `ggn`, in place of two derivatives by JAX;
+    - `fisher_product`, for `fisher` of every kind;
+    - `sample(outputs, batch, key) -> batch`, for `fisher(..., kind="mc")` without `fisher_product`:
+      the batch with labels drawn from the model instead of its own. It gets one sample at a time,
+      as outputs and a batch whose leading axes have length 1, and a key of `jax.random`.
+    """
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
         """The mean, or `(mean, weight)`, as for `hessian`."""
@@ -32,6 +46,27 @@ class Loss(Protocol):
 
     def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
         """The mean's Hessian in the outputs, times `u`, which has their structure."""
+        ...
+
+    def fisher_product(
+        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+    ) -> Any:
+        """A Fisher matrix on the outputs, times `u`, which has their structure.
+
+        With shares `a_t` of the labels in the mean (they sum to 1) and gradients `g_t` of the
+        labels' losses in the outputs, `"empirical"` is the sum over samples of `x xᵀ`, with
+        `x = Σ_t sqrt(a_t) g_t` over the sample's labels. `"mc"` is the same with labels drawn from
+        the model, and `"exact"` its expectation; of these the loss is the negative log-likelihood
+        alone, without penalties or smoothed targets.
+
+        Args:
+            outputs: the model's.
+            batch: labels and weights; weights must not be negative.
+            u: what to multiply.
+            kind: the matrix.
+            keys: for `"mc"`, one key of `jax.random` per sample; the labels of a sample depend on
+                its own key alone. Else None.
+        """
         ...
 
 
@@ -69,6 +104,10 @@ class _CrossEntropy:
             "softcap": self.softcap,
             "return_weight": True,
         }
+
+    def _likelihood(self) -> Self:
+        """What is the negative log-likelihood of the labels."""
+        return dataclasses.replace(self, label_smoothing=0.0, z_loss=0.0)
 
     def _spec(self) -> Spec:
         """Over the capped logits: the loss is convex in those."""
@@ -112,6 +151,26 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         (out,) = softmax_ce_total.hessian_product(self._spec(), (flat,), data, (tangent,))
         return out.reshape(z.shape).astype(z.dtype)
 
+    def fisher_product(
+        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+    ) -> Any:
+        """See `Loss`; `u` has the shape of the logits."""
+        check_kind(kind)
+        if kind == "exact":
+            return self._likelihood().hessian_product(outputs, batch, u)
+        z = floating("logits", _logits(outputs))
+        samples = count_samples("logits", z, 1, batch)
+        dtype = compute_dtype(z.dtype)
+        rows = self._rows(z.shape, batch, dtype, "logits")
+        flat, labels, spec = z.astype(dtype).reshape(-1, z.shape[-1]), rows.labels, self._spec()
+        if kind == "mc":
+            spec = self._likelihood()._spec()
+            row_keys = _keys_of_rows(keys, samples, labels.size)
+            labels = draw_labels(flat, labels, row_keys, spec.options)
+        data = (labels, jnp.sqrt(rows.shares))
+        gradient = jax.grad(lambda flat: softmax_ce_total(spec, (flat,), data))(flat)
+        return _outer_product(gradient.reshape(samples, -1), u).reshape(z.shape).astype(z.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearCrossEntropy(_CrossEntropy):
@@ -145,14 +204,67 @@ class LinearCrossEntropy(_CrossEntropy):
 
     def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
         """See `Loss`; `u` has the structure of the outputs."""
+        slots, flat, rows = self._flat(outputs, batch)
+        return self._product(outputs, slots, flat, (rows.labels, rows.shares), u)
+
+    def fisher_product(
+        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+    ) -> Any:
+        """See `Loss`; `u` has the structure of the outputs. No logits of all labels exist."""
+        check_kind(kind)
+        if kind == "exact":
+            return self._likelihood().hessian_product(outputs, batch, u)
+        slots, flat, rows = self._flat(outputs, batch)
+        samples = count_samples("hidden", slots[0], 1, batch)
+        loss, labels = self, rows.labels
+        if kind == "mc":
+            loss = self._likelihood()
+            row_keys = _keys_of_rows(keys, samples, labels.size)
+            labels = linear_ce_draw(loss._linear_spec(), flat, (labels, rows.shares), row_keys)
+        data = (labels, jnp.sqrt(rows.shares))
+        return loss._product(outputs, slots, flat, data, u, samples)
+
+    def _flat(self, outputs: Any, batch: Any) -> tuple[Any, Any, Rows]:
+        """The operands as they came, with the labels in one row, and those."""
         slots = head_operands(*_operands(outputs))
         dtype = compute_dtype(jnp.result_type(*slots))
         rows = self._rows((*slots[0].shape[:-1], slots[1].shape[0]), batch, dtype, "hidden")
-        flat = (slots[0].reshape(-1, slots[0].shape[-1]), *slots[1:])
+        return slots, (slots[0].reshape(-1, slots[0].shape[-1]), *slots[1:]), rows
+
+    def _linear_spec(self, samples: int | None = None) -> LinearSpec:
+        return LinearSpec(self._spec(), chunk_rows(self.chunk), samples)
+
+    def _product(
+        self, outputs: Any, slots: Any, flat: Any, data: Any, u: Any, samples: int | None = None
+    ) -> Any:
         tangents = [t.reshape(s.shape).astype(s.dtype) for t, s in zip(u, flat, strict=True)]
-        spec, data = LinearSpec(self._spec(), chunk_rows(self.chunk)), (rows.labels, rows.shares)
-        products = linear_ce_total.hessian_product(spec, flat, data, tangents)
+        products = linear_ce_total.hessian_product(self._linear_spec(samples), flat, data, tangents)
         return type(outputs)(p.reshape(s.shape) for p, s in zip(products, slots, strict=True))
+
+
+def _keys_of_rows(keys: Array | None, samples: int, rows: int) -> Array:
+    """A key for each label, from one for each sample.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if keys is None or keys.shape != (samples,):
+        got = "none" if keys is None else f"shape {keys.shape}"
+        raise ValueError(
+            f"kind='mc' needs keys of shape ({samples},), one for each sample, got {got}"
+        )
+    numbers = jnp.arange(rows // samples, dtype=jnp.uint32)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold, (0, None))(keys, numbers).reshape(-1)
+
+
+def _outer_product(gradients: Array, u: Any) -> Array:
+    """The product of each row's outer product with itself and the same row of `u`."""
+    tangents = jnp.asarray(u).astype(gradients.dtype).reshape(gradients.shape)
+    # Not a sum of products: XLA:CPU would fuse it with what follows, slower, and in jaxlib 0.10.2
+    # with wrong results for a block of more than 32768 elements.
+    along = jnp.einsum("ij,ij->i", gradients, tangents, precision="highest")
+    return gradients * along[:, None]
 
 
 def _logits(outputs: Any) -> Any:
@@ -198,3 +310,27 @@ class MeanSquaredError:
         dtype = compute_dtype(x.dtype)
         w: Array = elementwise_weights(x, self.weights(batch), dtype)
         return (2 * w / jnp.sum(w) * jnp.asarray(u).astype(dtype)).astype(x.dtype)
+
+    def fisher_product(
+        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+    ) -> Any:
+        """See `Loss`; `u` has the shape of the outputs.
+
+        An element's squared error is the negative log-likelihood of a normal variable of variance
+        1/2, up to a constant.
+        """
+        check_kind(kind)
+        if kind == "exact":
+            return self.hessian_product(outputs, batch, u)
+        x = floating("outputs", outputs)
+        samples = count_samples("outputs", x, 0, batch)
+        dtype = compute_dtype(x.dtype)
+        w: Array = elementwise_weights(x, self.weights(batch), dtype)
+        if kind == "mc":
+            row_keys = _keys_of_rows(keys, samples, samples)
+            noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], dtype))(row_keys)
+            residual = jnp.sqrt(jnp.asarray(0.5, dtype)) * noise
+        else:
+            residual = x.astype(dtype) - jnp.asarray(self.targets(batch)).astype(dtype)
+        gradients = (2 * jnp.sqrt(w / jnp.sum(w)) * residual).reshape(samples, -1)
+        return _outer_product(gradients, u).reshape(x.shape).astype(x.dtype)

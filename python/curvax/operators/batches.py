@@ -2,15 +2,30 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
+class Numbered(NamedTuple):
+    """A batch whose samples are numbered, whatever microbatches they are split into.
+
+    Attributes:
+        data: the batch.
+        numbers: `(N,)` int32, each sample's place among those of all batches.
+    """
+
+    data: Any
+    numbers: Any
+
+
 def stack_batches(
-    batches: Any, microbatch_size: int | None, num_batches: int | None
+    batches: Any,
+    microbatch_size: int | None,
+    num_batches: int | None,
+    numbered: bool = False,
 ) -> tuple[list[Any], list[list[int]]]:
     """Split batches into microbatches and stack those of equal shapes.
 
@@ -19,6 +34,7 @@ def stack_batches(
             which is read once.
         microbatch_size: the largest number of samples per microbatch; None for whole batches.
         num_batches: the most batches that are read; None for all.
+        numbered: whether each batch becomes a `Numbered`.
 
     Returns:
         The stacks: batches whose leaves have one more leading axis; and for each stack the
@@ -27,7 +43,7 @@ def stack_batches(
     Raises:
         TypeError: `microbatch_size` or `num_batches` is not an integer.
         ValueError: no batch, an empty batch, leading axes that differ within a batch (when
-            microbatches are asked for), or `microbatch_size` or `num_batches` below 1.
+            microbatches or numbers are asked for), or `microbatch_size` or `num_batches` below 1.
     """
     for name, count in (("microbatch_size", microbatch_size), ("num_batches", num_batches)):
         if count is None:
@@ -40,10 +56,14 @@ def stack_batches(
     if not listed:
         raise ValueError("batches must hold at least one batch, got an empty list or generator")
     groups: dict[Any, tuple[list[Any], list[int]]] = {}
+    samples = 0
     for position, batch in enumerate(listed):
         batch = jax.tree.map(jnp.asarray, batch)
         if not jax.tree.leaves(batch):
             raise ValueError(f"batch {position} has no arrays, got {batch!r}")
+        if numbered:
+            batch = Numbered(batch, _numbers(batch, position, samples))
+            samples += len(batch.numbers)
         for piece in _split(batch, microbatch_size, position):
             leaves, treedef = jax.tree.flatten(piece)
             key = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
@@ -54,6 +74,15 @@ def stack_batches(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces) for pieces, _ in groups.values()
     ]
     return stacks, [positions for _, positions in groups.values()]
+
+
+def _numbers(batch: Any, position: int, start: int) -> np.ndarray[Any, Any]:
+    if len(lengths := leading_sizes(batch)) != 1:
+        raise ValueError(
+            "to draw a label for each sample, all arrays of a batch must have one leading length, "
+            f"that of the samples; batch {position} has {sorted(lengths)}"
+        )
+    return np.arange(start, start + lengths.pop(), dtype=np.int32)
 
 
 def leading_size(batch: Any) -> int | None:

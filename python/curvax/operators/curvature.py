@@ -1,8 +1,8 @@
 """Curvature of a mean loss over batches: stacks of microbatches, linearised where memory allows."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,13 @@ class Curvature(Operator):
     loss: Array
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
+    # The structure of `params`, and the positions of the leaves that are not arrays.
+    structure: tuple[Any, tuple[int, ...]] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches that the mean is over."""
+        return sum(stack.weights.shape[0] for stack in self.stacks)
 
     @property
     def residual_bytes(self) -> int:
@@ -56,6 +63,59 @@ class Curvature(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         return fence(_weighted_product)(self, block)
+
+    def at(self, params: Any) -> Self:
+        """The same operator at other parameters, as of a later step of training.
+
+        The batches stay, and nothing is compiled again. The two operators share their data, but
+        each has its own linearisation residuals: let go of the one before.
+
+        Args:
+            params: as they were given, with other numbers.
+
+        Raises:
+            ValueError: another structure or other shapes.
+            FloatingPointError: the loss is not finite.
+        """
+        treedef, constants = self.structure
+        given, other = jax.tree.flatten(params)
+        if other != treedef:
+            raise ValueError(f"params must have the structure {treedef}, got {other}")
+        arrays = [leaf for i, leaf in enumerate(given) if i not in constants]
+        for i, (old, new) in enumerate(zip(self.leaves, arrays, strict=True)):
+            if np.shape(new) != old.shape:
+                raise ValueError(
+                    f"array {i} of params must have shape {old.shape}, got {new.shape}"
+                )
+        pairs = zip(arrays, self.leaves, strict=True)
+        leaves = tuple(jnp.asarray(new, old.dtype) for new, old in pairs)
+        stacks, sums = [], []
+        for stack in self.stacks:
+            means, weights, residuals = _evaluate(stack.half, stack.consts, leaves, stack.batch)
+            _check_values(means, weights, range(len(weights)))
+            sums.append(_total(means, weights))
+            kept = residuals if stack.half.residual_bytes else None
+            stacks.append(dataclasses.replace(stack, weights=weights, residuals=kept))
+        weight = _weight(stacks)
+        loss = jnp.stack(sums).sum() / weight
+        return dataclasses.replace(
+            self, leaves=leaves, stacks=tuple(stacks), loss=loss, weight=weight
+        )
+
+    def microbatch(self, index: int) -> Self:
+        """The operator of one microbatch alone, by its place among `num_microbatches`.
+
+        Raises:
+            IndexError: there is none at that place.
+        """
+        place = index
+        for stack in self.stacks:
+            count = stack.weights.shape[0]
+            if 0 <= place < count:
+                one = stack if count == 1 else _entry(stack, place)
+                return dataclasses.replace(self, stacks=(one,), weight=jnp.sum(one.weights))
+            place -= count
+        raise IndexError(f"index must be from 0 to {self.num_microbatches - 1}, got {index}")
 
 
 def _weighted_product(op: Curvature, block: Array) -> Array:
@@ -99,10 +159,12 @@ def assemble(
     num_batches: int | None,
     where: Filter | None,
     linearize: bool | Literal["auto"],
+    numbered: bool = False,
 ) -> Kind:
     """The operator of class `kind` whose microbatches are multiplied by `make_map(...)`.
 
-    See `hessian` for the other arguments and what is raised.
+    With `numbered`, these are of the class `Numbered`. See `hessian` for the other arguments and
+    what is raised.
     """
     if not isinstance(linearize, bool) and linearize != "auto":
         error_type = ValueError if isinstance(linearize, str) else TypeError
@@ -110,7 +172,7 @@ def assemble(
     chosen = select(params, where)
     constants = _constants(params, chosen)
     leaves, space = _widen(params, chosen, constants)
-    stacked, positions = stack_batches(batches, microbatch_size, num_batches)
+    stacked, positions = stack_batches(batches, microbatch_size, num_batches, numbered)
     chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
     several = sum(map(len, positions)) > 1
     model = make_map(jax.tree.structure(params), constants, chosen, several)
@@ -125,12 +187,30 @@ def assemble(
             raise
         budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
         _check_values(means, stack.weights, places)
-        sums.append(jnp.sum(jnp.where(stack.weights > 0, stack.weights * means, 0)))
+        sums.append(_total(means, stack.weights))
         stacks.append(stack)
-    weight = jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
+    weight = _weight(stacks)
     if not isinstance(weight, jax.core.Tracer) and not weight > 0:
         raise ValueError(f"the weights that loss returned must have a positive sum, got {weight}")
-    return kind(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space)
+    structure = (jax.tree.structure(params), tuple(constants))
+    return kind(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space, structure)
+
+
+def _total(means: Array, weights: Array) -> Array:
+    return jnp.sum(jnp.where(weights > 0, weights * means, 0))
+
+
+def _weight(stacks: Sequence[_Stack]) -> Array:
+    return jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
+
+
+def _entry(stack: _Stack, place: int) -> _Stack:
+    """One microbatch of several, as a stack of its own; `batch` keeps its leading axis."""
+    batch, weights = jax.tree.map(
+        lambda leaf: leaf[place : place + 1], (stack.batch, stack.weights)
+    )
+    residuals = jax.tree.map(lambda leaf: leaf[place], stack.residuals)
+    return dataclasses.replace(stack, batch=batch, weights=weights, residuals=residuals)
 
 
 def _constants(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
@@ -181,9 +261,14 @@ def _prepare(
     half, consts = model.linearized(leaves, first)
     if half.residual_bytes * count > budget:
         half, consts = model.recomputed(leaves, first)
-    run = _primal_of_one if count == 1 else _primal_of_many
-    means, weights, residuals = run(half, consts, leaves, batch)
+    means, weights, residuals = _evaluate(half, consts, leaves, batch)
     return _Stack(batch, consts, residuals if half.residual_bytes else None, weights, half), means
+
+
+def _evaluate(half: LinearHalf, consts: Any, leaves: Any, batch: Any) -> Any:
+    """The means, weights and residuals of the microbatches of a stack."""
+    single = jax.tree.leaves(batch)[0].shape[0] == 1
+    return (_primal_of_one if single else _primal_of_many)(half, consts, leaves, batch)
 
 
 def _primal_of_one(half: LinearHalf, consts: Any, leaves: Any, batch: Any) -> Any:
@@ -205,7 +290,7 @@ _primal_of_many = jax.jit(
 )
 
 
-def _check_values(means: Array, weights: Array, positions: list[int]) -> None:
+def _check_values(means: Array, weights: Array, positions: Sequence[int]) -> None:
     if isinstance(means, jax.core.Tracer):
         return
     given = np.asarray(weights)

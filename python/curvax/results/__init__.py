@@ -1,5 +1,7 @@
 """What computations return: values with their certificates."""
 
+from curvax.results.blocks import BlockResults
+from curvax.results.density import SpectralDensity
 from curvax.results.eigen import (
     BoolArray,
     ConvergenceWarning,
@@ -13,12 +15,14 @@ from curvax.results.eigen import (
 from curvax.results.estimates import (
     DiagonalResult,
     LanczosTridiagonal,
-    SpectralDensity,
     TraceProgress,
     TraceResult,
 )
+from curvax.results.solution import SolveResult
+from curvax.results.stored import load
 
 __all__ = [
+    "BlockResults",
     "BoolArray",
     "ConvergenceWarning",
     "DiagonalResult",
@@ -27,9 +31,11 @@ __all__ = [
     "LanczosTridiagonal",
     "Matvecs",
     "Progress",
+    "SolveResult",
     "SpectralDensity",
     "TraceProgress",
     "TraceResult",
+    "load",
     "warn",
     "warn_unconverged",
 ]

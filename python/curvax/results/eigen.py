@@ -3,10 +3,11 @@
 import dataclasses
 import sys
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from curvax.results.encoding import record
 from curvax.results.stored import Stored
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -17,6 +18,7 @@ class ConvergenceWarning(UserWarning):
     """Not every wanted pair converged, or the tolerance had to be raised."""
 
 
+@record
 class Matvecs(NamedTuple):
     """Vectors multiplied by the operator: in the solve, and to verify its result."""
 
@@ -29,6 +31,7 @@ class Matvecs(NamedTuple):
         return self.solve + self.verification
 
 
+@record
 class Progress(NamedTuple):
     """The state of a solve after a block of products; what `callback` receives.
 
@@ -80,7 +83,11 @@ class EigenResult(Stored):
         seconds: wall time by part: `compile`, `products`, `orthogonalization`, `host`,
             `verification` and `total`.
         interrupted: whether Ctrl-C ended the solve.
+        certified: whether the products were those of one fixed operator; False for a power
+            iteration that draws another batch for each, whose residuals mean nothing.
     """
+
+    _large: ClassVar[tuple[str, ...]] = ("eigenvectors",)
 
     eigenvalues: FloatArray
     eigenvectors: Any
@@ -99,6 +106,7 @@ class EigenResult(Stored):
     history: tuple[Progress, ...] = dataclasses.field(repr=False)
     seconds: dict[str, float]
     interrupted: bool = False
+    certified: bool = True
 
     @property
     def all_converged(self) -> bool:
@@ -119,6 +127,8 @@ class EigenResult(Stored):
         for value, residual, bound, error, converged in rows:
             mark = "yes" if converged else "NO"
             lines.append(f"{value:14.6g} {residual:10.2e} {bound:10.2e} {error:10.2e}  {mark}")
+        if not self.certified:
+            lines.append("not certified: every product was that of another batch")
         return "\n".join(lines)
 
 

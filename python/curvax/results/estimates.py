@@ -1,17 +1,31 @@
-"""What the stochastic estimators return: values with 95 % intervals."""
+"""What the estimators of traces and diagonals, and the plain recurrence, return."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
+from curvax.filters import leaf_names
+from curvax.results.eigen import FloatArray
+from curvax.results.encoding import record
 from curvax.results.stored import Stored
+from curvax.results.tables import aligned
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+# Leaves of a diagonal, and Ritz values at each end, that a table lists.
+_MAX_LEAVES = 20
+_MAX_EXTREME = 5
 
 
+@record
 class TraceProgress(NamedTuple):
-    """The state of an estimate after a block of products; what `callback` receives."""
+    """The state of an estimate after a block of products; what `callback` receives.
+
+    `estimate` and `stderr` are those of all samples so far (NaN or infinite while there are too
+    few); the estimate ends when `stderr` falls to `until`, or when `matvecs` reaches
+    `max_matvecs`.
+    """
 
     matvecs: int
     estimate: float
@@ -31,10 +45,12 @@ class TraceResult(Stored):
         interval: `(low, high)`, which holds the truth with probability 0.95: Student's t where the
             error is estimated from few samples.
         samples: `(s,)` float64, the single estimates whose spread gives `stderr` (leave-one-out
-            estimates for `"xtrace"` and `"xnystrace"`, of which the mean is the estimate; for
-            `"hutch++"` those of the part that the sketch leaves).
-        method: `"hutchinson"`, `"hutch++"`, `"xtrace"`, `"xnystrace"` or `"lanczos"`.
-        distribution: of the probes: `"rademacher"`, `"gaussian"` or `"sphere"`.
+            estimates for `"xtrace"` and `"xnystrace"`, of which the mean is the estimate; they are
+            correlated, which `stderr` allows for; for `"hutch++"` those of the part that the
+            sketch leaves; none for `"exact"`).
+        method: `"hutchinson"`, `"hutch++"`, `"xtrace"`, `"xnystrace"`, `"exact"` or `"lanczos"`.
+        distribution: of the probes: `"rademacher"`, `"gaussian"` or `"sphere"`; `"unit"` for
+            `"exact"`.
         num_matvecs: vectors multiplied.
         num_deflated: eigenpairs whose part of the trace was taken as known.
         block_size: vectors per product.
@@ -58,6 +74,21 @@ class TraceResult(Stored):
     seconds: dict[str, float] = dataclasses.field(repr=False)
     interrupted: bool = False
 
+    def __str__(self) -> str:
+        """One row: estimate, standard error, 95 % interval, method, products, deflated pairs."""
+        low, high = self.interval
+        row = (
+            f"{self.estimate:.6g}",
+            f"{self.stderr:.2e}",
+            f"{low:.6g}",
+            f"{high:.6g}",
+            self.method,
+            str(self.num_matvecs),
+            str(self.num_deflated),
+        )
+        header = ("estimate", "stderr", "95% low", "95% high", "method", "products", "deflated")
+        return aligned(header, [row]) + ("\ninterrupted" if self.interrupted else "")
+
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalResult(Stored):
@@ -76,6 +107,8 @@ class DiagonalResult(Stored):
         interrupted: whether Ctrl-C ended it; entries not reached are then NaN.
     """
 
+    _large: ClassVar[tuple[str, ...]] = ("estimate", "stderr")
+
     estimate: Any
     stderr: Any
     num_samples: int
@@ -86,53 +119,31 @@ class DiagonalResult(Stored):
     seconds: dict[str, float] = dataclasses.field(repr=False)
     interrupted: bool = False
 
+    def leaves(self) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """By name, the flat entries of each leaf that were reached, and their standard errors."""
+        names = leaf_names(self.estimate)
+        pairs = zip(jax.tree.leaves(self.estimate), jax.tree.leaves(self.stderr), strict=True)
+        return {name or "(array)": _reached(*pair) for name, pair in zip(names, pairs, strict=True)}
 
-@dataclasses.dataclass(frozen=True)
-class SpectralDensity(Stored):
-    """The density of an operator's eigenvalues, by stochastic Lanczos quadrature.
+    def __str__(self) -> str:
+        """A row per leaf, of at most 20, and one for all: size, sum, mean, ends, median stderr.
 
-    The measure estimated puts mass 1/n on each eigenvalue. Known eigenvalues (`deflate`) are atoms
-    of it, exact; the rest is estimated from `p` random starts.
-
-    Attributes:
-        grid: `(g,)` ascending, finer near the nodes; the trapezoidal rule over it is accurate.
-        density: `(g,)` of the measure smoothed by a Gaussian of standard deviation `width`; it
-            integrates to 1.
-        lower: `(g,)` lower end of the pointwise 95 % interval of that smoothed density.
-        upper: `(g,)` its upper end.
-        width: standard deviation of the Gaussian, in units of the eigenvalues: a stated choice.
-        nodes: `(p, m)` Ritz values of every run, ascending; NaN beyond the end of a run that broke
-            down in an invariant subspace.
-        weights: `(p, m)` their weights; of a run they sum to 1 (NaN where the nodes are).
-        outliers: `(k,)` eigenvalues outside the bulk, descending: the atoms, and Ritz values on
-            which the runs agree.
-        num_parameters: n.
-        num_steps: m.
-        num_deflated: eigenvalues taken as known.
-        num_matvecs: vectors multiplied.
-        block_size: runs that go side by side.
-        seed: the seed of every random number.
-        seconds: wall time by part: `compile`, `products`, `host` and `total`.
-        interrupted: whether Ctrl-C ended it.
-    """
-
-    grid: FloatArray = dataclasses.field(repr=False)
-    density: FloatArray = dataclasses.field(repr=False)
-    lower: FloatArray = dataclasses.field(repr=False)
-    upper: FloatArray = dataclasses.field(repr=False)
-    width: float
-    nodes: FloatArray = dataclasses.field(repr=False)
-    weights: FloatArray = dataclasses.field(repr=False)
-    atoms: FloatArray = dataclasses.field(repr=False)
-    outliers: FloatArray
-    num_parameters: int
-    num_steps: int
-    num_deflated: int
-    num_matvecs: int
-    block_size: int
-    seed: int
-    seconds: dict[str, float] = dataclasses.field(repr=False)
-    interrupted: bool = False
+        Entries that were not reached (NaN) are left out, and counted below the table.
+        """
+        leaves = self.leaves()
+        sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.estimate)]
+        reached = [values for values, _ in leaves.values()]
+        rows: list[tuple[str, ...]] = [
+            (name, f"{size:,}", *summary([values]), f"{_median(errors):.3g}")
+            for (name, (values, errors)), size in zip(leaves.items(), sizes, strict=True)
+        ]
+        if len(rows) > _MAX_LEAVES:
+            rows[_MAX_LEAVES:] = [(f"and {len(rows) - _MAX_LEAVES} more", *[""] * 6)]
+        rows.append(("total", f"{sum(sizes):,}", *summary(reached), ""))
+        header = ("leaf", "size", "sum", "mean", "min", "max", "stderr")
+        missing = sum(sizes) - sum(len(values) for values in reached)
+        note = f"\ninterrupted: {missing:,} entries not reached" if self.interrupted else ""
+        return aligned(header, rows, named=True) + note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +159,57 @@ class LanczosTridiagonal(Stored):
         seed: of the start, None if it was given.
     """
 
+    _large: ClassVar[tuple[str, ...]] = ("basis",)
+
     alphas: FloatArray
     betas: FloatArray
     last_beta: float
     basis: Any = dataclasses.field(repr=False)
     num_matvecs: int
     seed: int | None
+
+    def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Ritz values `(m,)` descending, their weights, and their residuals.
+
+        With T = S diag(θ) Sᵀ, the weights are `S[0]²`, of sum 1 (Gauss quadrature, G. Golub and
+        J. Welsch, Math. Comp. 23, 1969), and the residuals `last_beta · |S[-1]|`: an eigenvalue of
+        the operator lies within that distance of each Ritz value, as far as the rows of `basis`
+        are orthogonal.
+        """
+        tridiagonal = np.diag(self.alphas) + np.diag(self.betas, 1) + np.diag(self.betas, -1)
+        values, vectors = np.linalg.eigh(tridiagonal)
+        residuals = np.abs(self.last_beta * vectors[-1])
+        return values[::-1], vectors[0, ::-1] ** 2, residuals[::-1]
+
+    def __str__(self) -> str:
+        """The five highest and five lowest Ritz values with their residuals and weights."""
+        rows = [
+            (f"{value:.6g}", f"{residual:.2e}", f"{weight:.2e}")
+            for value, weight, residual in zip(*self.ritz(), strict=True)
+        ]
+        if len(rows) > 2 * _MAX_EXTREME:
+            rows[_MAX_EXTREME:-_MAX_EXTREME] = [("...", "", "")]
+        steps = f"steps {len(self.alphas)}, last beta {self.last_beta:.3g}\n"
+        return steps + aligned(("Ritz value", "residual", "weight"), rows)
+
+
+def summary(leaves: Sequence[FloatArray]) -> tuple[str, str, str, str]:
+    """Cells for the sum, mean, least and largest of all entries; NaN where there are none."""
+    filled = [leaf for leaf in leaves if leaf.size]
+    size = sum(leaf.size for leaf in filled)
+    total = sum(float(np.sum(leaf, dtype=np.float64)) for leaf in filled)
+    mean = total / size if size else np.nan
+    low = min((float(leaf.min()) for leaf in filled), default=np.nan)
+    high = max((float(leaf.max()) for leaf in filled), default=np.nan)
+    return (f"{total:.4g}", f"{mean:.3g}", f"{low:.3g}", f"{high:.3g}")
+
+
+def _reached(estimate: Any, stderr: Any) -> tuple[FloatArray, FloatArray]:
+    values, errors = np.ravel(np.asarray(estimate)), np.ravel(np.asarray(stderr))
+    missing = np.isnan(values)
+    # The copy is made only where it is needed: leaves can be as long as 1e8.
+    return (values[~missing], errors[~missing]) if missing.any() else (values, errors)
+
+
+def _median(errors: FloatArray) -> float:
+    return float(np.median(errors)) if errors.size else np.nan

@@ -7,9 +7,14 @@ rows (equations: Wijmans et al. 2024 for the first order; differentiated once mo
     G, Gd = the gradient and Hessian product of the row losses in A, along Ad  (softmax_ce)
     dX = Gd W + G Wd         dW += Gdᵀ X + Gᵀ Xd              dc += Gdᵀ 1
 
-The Gauss-Newton product drops the terms in G. In units of one product of X and W: 8 for a Hessian
-product with the gradient in X, 7 without, `6 + 1/b` per tangent for a block of b; 5 for
-Gauss-Newton, 3 for the gradient. Chunks of rows keep the products large.
+The Gauss-Newton product drops the terms in G. The product with the outer products of the gradients
+of samples, groups of rows, takes two sweeps, as a sample's rows may be in several chunks:
+
+    c = Σ_rows of the sample <G, Ad>;    dX = c ⊙ (G W)    dW += Gᵀ (c ⊙ X)    dc += Gᵀ c
+
+In units of one product of X and W: 8 for a Hessian product with the gradient in X, 7 without,
+`6 + 1/b` per tangent for a block of b; 5 for Gauss-Newton, 3 for the gradient, `3 + 3/b` per
+tangent for outer products. Chunks of rows keep the products large.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -26,6 +32,7 @@ from curvax.ops.matmul_sum import matmul_sum
 from curvax.ops.second_order import ScalarLoss, TwiceDifferentiable
 from curvax.ops.softmax_ce.api import softmax_ce_triple
 from curvax.ops.softmax_ce.loss import Spec, hessian_products, weighted
+from curvax.ops.softmax_ce.sample import draw_labels
 
 # Rows of a chunk: enough for products at full speed, few enough for the bytes of its logits.
 _MAX_ROWS = 256
@@ -35,10 +42,19 @@ _MAX_BYTES = 1 << 29
 
 @dataclasses.dataclass(frozen=True)
 class LinearSpec:
-    """Static options: those of the row losses, and the rows per chunk (None chooses)."""
+    """Static options.
+
+    Attributes:
+        rows: those of the row losses.
+        chunk: rows per chunk; None chooses.
+        samples: None, or the number of samples, groups of as many rows each: products are then
+            those with the sum over samples of the outer product of the gradient with itself, in
+            place of the Hessian.
+    """
 
     rows: Spec
     chunk: int | None
+    samples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +83,17 @@ class _Problem:
     def logits(self, i: Array) -> Array:
         out = matmul_sum((self.rows(self.hidden, i), self.head), transpose_b=True)
         return out if self.bias is None else out + self.bias[None]
+
+    def losses(self, spec: LinearSpec, i: Array) -> tuple[Array, Array]:
+        """Losses of the rows of chunk i, and the gradient of their weighted sum in the logits."""
+        losses, _, gradient, _ = softmax_ce_triple(
+            self.logits(i),
+            self.zeros((0, self.chunk, self.head.shape[0])),
+            self.rows(self.labels, i),
+            self.rows(self.weights, i),
+            **spec.rows.options.arguments,
+        )
+        return losses, gradient
 
     def loop(self, body: Callable[[Array, Any], Any], start: Any) -> Any:
         """Fold `body(i, carry)` over the chunks."""
@@ -114,16 +141,9 @@ def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Arr
 
     def body(i: Array, carry: Any) -> Any:
         total, d_hidden, d_head, d_bias = carry
-        weights = p.rows(p.weights, i)
-        losses, _, g, _ = softmax_ce_triple(
-            p.logits(i),
-            p.zeros((0, p.chunk, vocab)),
-            p.rows(p.labels, i),
-            weights,
-            **spec.rows.options.arguments,
-        )
+        losses, g = p.losses(spec, i)
         return (
-            total + weighted(losses, weights),
+            total + weighted(losses, p.rows(p.weights, i)),
             p.put(d_hidden, matmul_sum((g, p.head)), i),
             matmul_sum((g, p.rows(p.hidden, i)), add_to=d_head, transpose_a=True),
             d_bias + jnp.sum(g, axis=0),
@@ -175,10 +195,22 @@ def _products(
     block = next(t.shape[0] for t in tangents if t is not None)
     p = _problem(spec, slots, data, arrays=1 + block)
     t = _tangents(p, tangents)
-    vocab = p.head.shape[0]
-    shapes = (p.hidden.shape, p.head.shape, (vocab,))
-    start = tuple(p.zeros((block, *shape)) for shape in shapes)
+    sweep = _hessian_sweep if spec.samples is None else _outer_sweep
+    out = sweep(spec, p, t)
+    out[0] = out[0][:, : p.given]
+    return tuple(
+        product.astype(slot.dtype)
+        for product, slot, asked in zip(out, slots, wanted, strict=False)
+        if asked
+    )
 
+
+def _zero_products(p: _Problem, block: int) -> tuple[Array, ...]:
+    shapes = (p.hidden.shape, p.head.shape, p.head.shape[:1])
+    return tuple(p.zeros((block, *shape)) for shape in shapes)
+
+
+def _hessian_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
     def body(i: Array, carry: Any) -> Any:
         d_hidden, d_head, d_bias = carry
         z, zd = p.logits(i), _logit_tangents(p, t, i)
@@ -201,13 +233,55 @@ def _products(
         )
 
     # What is not used of the carry, XLA takes out of the loop.
-    out = list(p.loop(body, start))
-    out[0] = out[0][:, : p.given]
-    return tuple(
-        product.astype(slot.dtype)
-        for product, slot, asked in zip(out, slots, wanted, strict=False)
-        if asked
-    )
+    return list(p.loop(body, _zero_products(p, t.block)))
+
+
+def _outer_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
+    assert spec.samples is not None
+
+    def slopes(i: Array, carry: Array) -> Array:
+        """The derivatives of the rows' weighted losses along the tangents."""
+        g, zd = p.losses(spec, i)[1], _logit_tangents(p, t, i)
+        along = jnp.einsum("cv,bcv->bc", g, zd, precision=lax.Precision.HIGHEST)
+        return p.put(carry, along, i, axis=1)
+
+    per_row = p.loop(slopes, p.zeros((t.block, p.hidden.shape[0])))[:, : p.given]
+    per_sample = jnp.sum(per_row.reshape(t.block, spec.samples, -1), axis=2)
+    factors = jnp.repeat(per_sample, p.given // spec.samples, axis=1)
+    factors = jnp.pad(factors, ((0, 0), (0, p.hidden.shape[0] - p.given)))
+
+    def body(i: Array, carry: Any) -> Any:
+        d_hidden, d_head, d_bias = carry
+        g, c = p.losses(spec, i)[1], p.rows(factors, i, axis=1)
+        scaled = c[:, :, None] * p.rows(p.hidden, i)[None]
+        return (
+            p.put(d_hidden, c[:, :, None] * matmul_sum((g, p.head))[None], i, axis=1),
+            matmul_sum((g, scaled), add_to=d_head, transpose_a=True),
+            d_bias + jnp.matmul(c, g, precision=lax.Precision.HIGHEST),
+        )
+
+    return list(p.loop(body, _zero_products(p, t.block)))
+
+
+def linear_ce_draw(spec: LinearSpec, slots: Any, data: Any, keys: Array) -> Array:
+    """Labels `(N,)` drawn from the model.
+
+    Args:
+        spec: static options.
+        slots: as for `linear_ce_total`.
+        data: as for `linear_ce_total`; labels to be ignored stay.
+        keys: `(N,)` keys, one per row.
+    """
+    p = _problem(spec, slots, data, arrays=2)  # logits and noise
+    impl, words = jax.random.key_impl(keys), jax.random.key_data(keys)
+    words = _pad(words, p.hidden.shape[0] - p.given)
+
+    def body(i: Array, labels: Array) -> Array:
+        own = jax.random.wrap_key_data(p.rows(words, i), impl=impl)
+        drawn = draw_labels(p.logits(i), p.rows(labels, i), own, spec.rows.options)
+        return p.put(labels, drawn, i)
+
+    return p.loop(body, p.labels)[: p.given]
 
 
 linear_ce_total = TwiceDifferentiable(

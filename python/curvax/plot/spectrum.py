@@ -1,4 +1,4 @@
-"""Pictures of results, with matplotlib (the extra `plot`)."""
+"""The picture of eigenvalues: stems with bounds, and the measured residuals."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from curvax.plot.style import (
+    DARK,
+    FAILED,
+    GREY,
+    MAX_LABELLED,
+    NEGATIVE,
+    POSITIVE,
+    caption,
+    finish,
+    new_figure,
+    set_symlog,
+    symlog_threshold,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from curvax.results import BoolArray, EigenResult, FloatArray
-
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the open markers.
-_POSITIVE = "#0072B2"
-_NEGATIVE = "#009E73"
-_FAILED = "#D55E00"
-_GREY = "0.45"
-
-# Above this ratio of magnitudes a linear axis flattens the small eigenvalues into the zero line.
-_LINEAR_RANGE = 200.0
-
-# With more eigenvalues than this, numbers written beside the markers would touch.
-_MAX_LABELLED = 20
 
 
 def plot_spectrum(
@@ -46,27 +48,15 @@ def plot_spectrum(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot_spectrum needs matplotlib: pip install 'curvax[plot]'") from error
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = new_figure(6.4, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
     places = _places(result.eigenvalues)
     _draw_values(upper, places, result)
     _draw_residuals(lower, places, result)
     _label_indices(lower, places)
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    upper.spines["bottom"].set_visible(False)
     upper.tick_params(bottom=False)
-    if title is not None:
-        figure.suptitle(title, fontsize=10)
-    if path is not None:
-        figure.savefig(path, dpi=200)
-    return figure
+    upper.spines["bottom"].set_visible(False)
+    return finish(figure, path, title)
 
 
 def _places(values: FloatArray) -> FloatArray:
@@ -80,12 +70,13 @@ def _largest(values: FloatArray) -> float:
 
 def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
     values, converged = result.eigenvalues, result.converged
-    _scale(axes, values)
+    set_symlog(axes, "y", symlog_threshold(values))
+    axes.margins(y=0.12)
     axes.axhline(0.0, color="0.2", linewidth=0.8)
-    for group, colour in ((values >= 0, _POSITIVE), (values < 0, _NEGATIVE)):
+    for group, colour in ((values >= 0, POSITIVE), (values < 0, NEGATIVE)):
         axes.vlines(places[group], 0.0, values[group], color=colour, linewidth=1.6, alpha=0.45)
         _mark(axes, places, values, group & converged, colour)
-    _mark(axes, places, values, ~converged, _FAILED, label="not converged")
+    _mark(axes, places, values, ~converged, FAILED, label="not converged")
 
     bounds = np.nan_to_num(result.bounds)
     visible = bounds > 0.005 * np.ptp(np.append(values, 0.0))
@@ -95,25 +86,17 @@ def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
             values[visible],
             yerr=bounds[visible],
             fmt="none",
-            ecolor="0.15",
+            ecolor=DARK,
             elinewidth=0.9,
             capsize=3,
             zorder=4,
             label="bound",
         )
-    if len(values) <= _MAX_LABELLED:
+    if len(values) <= MAX_LABELLED:
         _write_values(axes, places, values, np.where(visible, bounds, 0.0))
     axes.set_ylabel("eigenvalue", fontsize=9)
     if np.any(visible) or not np.all(converged):
         axes.legend(frameon=False, fontsize=8)
-
-
-def _scale(axes: Axes, values: FloatArray) -> None:
-    sizes = np.abs(values[values != 0])
-    if sizes.size and sizes.max() > _LINEAR_RANGE * sizes.min():
-        threshold = max(sizes.min(), 1e-6 * sizes.max())
-        axes.set_yscale("symlog", linthresh=threshold)
-    axes.margins(y=0.12)
 
 
 def _mark(
@@ -129,7 +112,7 @@ def _mark(
             places[which],
             values[which],
             "o",
-            markersize=5.5 if len(places) <= 2 * _MAX_LABELLED else 3.5,
+            markersize=5.5 if len(places) <= 2 * MAX_LABELLED else 3.5,
             color=colour,
             markerfacecolor="white" if label else colour,
             markeredgewidth=1.4,
@@ -161,16 +144,16 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
     residuals = np.maximum(result.residuals, floor)
     measured = np.isfinite(result.residuals)
     axes.set_yscale("log")
-    _mark(axes, places, residuals, measured & result.converged, _GREY)
-    _mark(axes, places, residuals, measured & ~result.converged, _FAILED, label="not converged")
+    _mark(axes, places, residuals, measured & result.converged, GREY)
+    _mark(axes, places, residuals, measured & ~result.converged, FAILED, label="not converged")
     if limit > 0:
-        axes.axhline(limit, color=_FAILED, linewidth=1.0, linestyle=(0, (4, 2)))
-    caption = (
+        axes.axhline(limit, color=FAILED, linewidth=1.0, linestyle=(0, (4, 2)))
+    said = (
         rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
         if np.any(measured)
         else "not measured: the solve was interrupted"
     )
-    axes.set_title(caption, loc="right", fontsize=7, color=_FAILED, pad=3)
+    caption(axes, said, FAILED)
     axes.margins(y=0.35)
     axes.set_ylabel("residual", fontsize=9)
 
@@ -178,7 +161,7 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
 def _label_indices(axes: Axes, places: FloatArray) -> None:
     indices = np.arange(1, len(places) + 1)
     steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
-    step = next(step for step in steps if len(places) <= step * _MAX_LABELLED)
+    step = next(step for step in steps if len(places) <= step * MAX_LABELLED)
     shown = (indices == 1) | (indices % step == 0)
     axes.set_xticks(places[shown], [str(i) for i in indices[shown]])
     axes.set_xlim(0.2, float(np.max(places, initial=1.0)) + 0.8)

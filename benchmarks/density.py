@@ -1,0 +1,203 @@
+"""Time and memory of a spectral density of the demo GPT's Hessian: equal runs and steps for all.
+
+    python -m benchmarks.density [--runs 10] [--repeats 3] [--json PATH]
+
+Each density is a process of its own; the cases take turns. Time runs from the weights in memory to
+the density on a grid, after compilation and one product; memory is the growth of the peak resident
+size over that time. The densities of all, smoothed with one width, are compared: starts differ, so
+they agree to a few standard errors. Needs the extra `bench`. 2 threads.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS, POINTS = 80, 10_000
+
+Case = Callable[[int, int], dict[str, Any]]
+
+
+class Meter:
+    """Seconds and growth of the peak resident size since it was made."""
+
+    def __init__(self) -> None:
+        self._peak = self._resident()
+        self._start = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._start
+        return {"seconds": seconds, "peak_growth_MB": (self._resident() - self._peak) / 1e6}
+
+    @staticmethod
+    def _resident() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def case_curvax(runs: int, seed: int) -> dict[str, Any]:
+    import jax.numpy as jnp
+
+    import curvax as cx
+    from curvax.demo import gpt, load
+
+    params, batch = load()
+    op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
+    cx.spectral_density(op, num_runs=1, num_steps=1, seed=seed)
+    meter = Meter()
+    result = cx.spectral_density(op, num_runs=runs, num_steps=STEPS, seed=seed)
+    return {
+        **meter.read(), "parts": result.seconds, "width": result.width,
+        "nodes": result.nodes, "weights": result.weights,
+    }  # fmt: skip
+
+
+def case_hessian_eigenthings(runs: int, seed: int) -> dict[str, Any]:
+    import torch
+    from benchmarks.gpt_torch import operator
+    from hessian_eigenthings import spectral_density
+
+    from curvax.demo import load
+
+    op = operator(*load())
+    op.matvec(torch.ones(op.size))
+    meter = Meter()
+    result = spectral_density(
+        op, num_runs=runs, lanczos_steps=STEPS, num_grid_points=POINTS, seed=seed
+    )
+    return {
+        **meter.read(), "width": result.sigma,
+        "nodes": result.raw_eigenvalues.numpy(), "weights": result.raw_weights.numpy(),
+    }  # fmt: skip
+
+
+def case_matfree(runs: int, seed: int, reortho: str) -> dict[str, Any]:
+    """One compiled program per start: `vmap` over the starts would need the bases of all."""
+    import jax
+    from benchmarks.solve import _jitted_hvp
+    from matfree import decomp
+
+    hvp, arguments, n = _jitted_hvp()
+    decompose = decomp.tridiag_sym(STEPS, reortho=reortho, materialize=True)
+
+    @jax.jit
+    def quadrature(start: Any, *arguments: Any) -> Any:
+        out = decompose(lambda v, *args: hvp(v, *args), start, *arguments)
+        nodes, vectors = jax.numpy.linalg.eigh(out.J_small)
+        return nodes, vectors[0] ** 2
+
+    @jax.jit
+    def smooth(nodes: Any, weights: Any) -> Any:
+        width = (nodes.max() - nodes.min()) / STEPS
+        grid = jax.numpy.linspace(nodes.min() - 8 * width, nodes.max() + 8 * width, POINTS)
+        z = (grid[:, None] - nodes.reshape(1, -1)) / width
+        heights = jax.numpy.exp(-0.5 * z**2) @ weights.reshape(-1)
+        return grid, heights / (len(nodes) * width * jax.numpy.sqrt(2 * jax.numpy.pi)), width
+
+    start = jax.random.normal(jax.random.key(seed), (n,))
+    compiled = quadrature.lower(start, *arguments).compile()
+    jax.block_until_ready(jax.jit(hvp)(start, *arguments))
+    smooth(*(jax.numpy.ones((runs, STEPS)) for _ in range(2)))
+    meter = Meter()
+    pairs = [
+        compiled(jax.random.normal(key, (n,)), *arguments)
+        for key in jax.random.split(jax.random.key(seed), runs)
+    ]
+    nodes, weights = (jax.numpy.stack(column) for column in zip(*pairs, strict=True))
+    *_, width = jax.block_until_ready(smooth(nodes, weights))
+    return {**meter.read(), "width": float(width), "nodes": nodes, "weights": weights}
+
+
+CASES: dict[str, Case] = {
+    "curvax": case_curvax,
+    "hessian-eigenthings": case_hessian_eigenthings,
+    "matfree, reorthogonalised": lambda runs, seed: case_matfree(runs, seed, "full"),
+    "matfree, plain": lambda runs, seed: case_matfree(runs, seed, "none"),
+}
+
+
+def _run(case: str, runs: int, seed: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.density", "--case", case]
+    command += ["--runs", str(runs), "--seed", str(seed)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def _differences(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The largest difference of each density from curvax's, in parts of that one's largest value.
+
+    All are smoothed with the width of hessian-eigenthings, the largest.
+    """
+    width = max(run["width"] for run in found.values())
+    points = np.linspace(-10 * width, 10 * width, 400)
+
+    def density(run: dict[str, Any]) -> Any:
+        nodes, weights = (np.asarray(run[name], np.float64) for name in ("nodes", "weights"))
+        heights = np.exp(-0.5 * ((points[:, None, None] - nodes) / width) ** 2) * weights
+        return np.nansum(heights, axis=(1, 2)) / len(nodes)
+
+    ours = density(found["curvax"])
+    return {
+        case: float(np.abs(density(run) - ours).max() / ours.max())
+        for case, run in found.items()
+        if case != "curvax"
+    }
+
+
+def _compare(runs: int, repeats: int) -> dict[str, Any]:
+    rounds = []
+    for seed in range(repeats):
+        rounds.append({case: _run(case, runs, seed) for case in CASES})
+        for case, run in rounds[-1].items():
+            print(case, run["seconds"], run["peak_growth_MB"], file=sys.stderr, flush=True)
+    seconds, growth = (
+        {case: float(np.median([found[case][name] for found in rounds])) for case in CASES}
+        for name in ("seconds", "peak_growth_MB")
+    )
+    rivals = [case for case in CASES if case != "curvax"]
+    return {
+        "runs": runs,
+        "steps": STEPS,
+        "median_seconds": seconds,
+        "peak_growth_MB": growth,
+        "widths": {case: rounds[0][case]["width"] for case in CASES},
+        "largest difference from curvax's density": _differences(rounds[0]),
+        "curvax's parts": rounds[0]["curvax"]["parts"],
+        "ratios": {
+            "fastest rival / curvax (target >= 1.2)": min(seconds[c] for c in rivals)
+            / seconds["curvax"],
+            "peak growth, curvax / smallest of the rivals (target <= 1)": growth["curvax"]
+            / min(growth[c] for c in rivals),
+        },
+        "all_seconds": {case: [found[case]["seconds"] for found in rounds] for case in CASES},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.case:
+        found = CASES[args.case](args.runs, args.seed)
+        for name in ("nodes", "weights"):
+            values = np.asarray(found[name], np.float64)
+            found[name] = np.where(np.isnan(values), 0.0, values).tolist()
+        print(json.dumps(found))
+        return
+    from benchmarks.facts import machine_facts, publish
+
+    publish({"machine": machine_facts(), **_compare(args.runs, args.repeats)}, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Stochastic estimators: the trace, the diagonal and the spectral density, with error bars."""

@@ -1,0 +1,132 @@
+"""Arguments that the estimators share, checked, and the intervals they report."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import stdtrit
+
+from curvax.krylov.arguments import check_integer
+from curvax.ops.block_ortho import MAX_BLOCK
+
+# A requested standard error is not believed to be reached on fewer samples than this.
+FEWEST_SAMPLES = 10
+
+# Roundings that an interval allows for, in units of eps times the operator's Frobenius norm: the
+# errors of the products, of signs that vary, summed over a probe.
+ROUNDINGS = 8
+
+
+def reject_tracers(caller: str, *values: Any) -> None:
+    """Refuse to run inside a transformation.
+
+    Raises:
+        TypeError: a value is traced, or what is computed here would be.
+    """
+    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jnp.zeros(())))):
+        raise TypeError(
+            f"{caller} runs on the host: call it outside jax.jit, jax.vmap and jax.grad"
+        )
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """`value`, one of the strings `allowed`.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: another string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+    return value
+
+
+def check_count(name: str, value: Any, low: int, why: str = "") -> int:
+    """`value`, an integer of at least `low`, which is not optional.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: too small.
+    """
+    if value is None:
+        raise TypeError(f"{name} must be an integer, got None")
+    try:
+        return int(check_integer(name, value, low=low) or 0)
+    except ValueError as error:
+        raise ValueError(f"{error}{why}") from None
+
+
+def check_seed(seed: Any) -> int:
+    """The seed, drawn if it is None."""
+    given = check_integer("seed", seed, low=0)
+    return secrets.randbits(32) if given is None else given
+
+
+def check_callback(callback: Any) -> Any:
+    """The callback, or None.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}")
+    return callback
+
+
+def check_until(until: Any) -> float | None:
+    """A requested standard error, or None.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not positive, or not finite.
+    """
+    if until is None:
+        return None
+    if isinstance(until, (bool, str)) or not isinstance(until, (int, float, np.number)):
+        raise TypeError(f"until must be a number, the standard error asked for, got {until!r}")
+    if not (math.isfinite(until) and until > 0):
+        raise ValueError(f"until, a standard error, must be positive and finite, got {until!r}")
+    return float(until)
+
+
+def check_block(asked: Any, n: int) -> int:
+    """Vectors per product.
+
+    By default 1 on a CPU, where a larger block makes no product cheaper, else 4.
+
+    Raises:
+        TypeError: neither an integer nor `"auto"`.
+        ValueError: not positive, or too large.
+    """
+    if isinstance(asked, str) and asked == "auto":
+        return min(n, 1 if jax.default_backend() == "cpu" else 4)
+    if asked is None or isinstance(asked, str):
+        raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
+    block = check_count("block_size", asked, low=1)
+    if block > min(MAX_BLOCK, n):
+        raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, got {block}")
+    return block
+
+
+def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:
+    """The mean of independent samples and its standard error, infinite for a single one."""
+    values = np.asarray(samples, np.float64)
+    if len(values) < 2:
+        return float(values.mean()), math.inf
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def interval(estimate: float, stderr: float, samples: int, rounding: float) -> tuple[float, float]:
+    """The 95 % interval by Student's t of `samples − 1` degrees of freedom, and the roundings."""
+    if math.isinf(stderr):
+        return -math.inf, math.inf
+    quantile = float(stdtrit(samples - 1, 0.975)) if stderr > 0 else 0.0
+    half = quantile * stderr + rounding
+    return estimate - half, estimate + half

@@ -1,0 +1,159 @@
+"""`spectral_density`: the density of an operator's eigenvalues, with a confidence band."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvax.compiled import Clock
+from curvax.estimators import arguments, resolution
+from curvax.estimators.quadrature import Quadrature, Request, check_request, lanczos_runs
+from curvax.interrupt import InterruptFlag
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.results import EigenResult, SpectralDensity
+from curvax.results.smoothing import smoothed_density
+
+# The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
+_FINEST = 1e-13
+
+
+class DensityProgress(NamedTuple):
+    """The state of `spectral_density` after a step; what `callback` receives."""
+
+    matvecs: int
+    max_matvecs: int
+    runs: int
+    num_runs: int
+    seconds: float
+
+
+def spectral_density(
+    A: Any,
+    *,
+    num_runs: int = 10,
+    num_steps: int = 80,
+    width: float | None = None,
+    deflate: EigenResult | None = None,
+    seed: int | None = None,
+    block_size: int | Literal["auto"] = "auto",
+    callback: Callable[[DensityProgress], Any] | None = None,
+) -> SpectralDensity:
+    """Estimate the density of the eigenvalues by stochastic Lanczos quadrature.
+
+    Each run makes Lanczos steps from a random start and gives a quadrature of the spectral measure;
+    smoothed by a Gaussian of standard deviation `width`, their mean is the density, and the band is
+    where the density, smoothed alike, lies with a probability of 0.95 at each point. No basis is
+    stored: the memory is that of three vectors for each run in a block, whatever `num_steps` is.
+
+    Args:
+        A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
+            `dtype` and `matvec`.
+        num_runs: random starts. The band narrows with the root of their number, times n.
+        num_steps: Lanczos steps of each run, at most n. Twice as many resolve twice as much.
+        width: standard deviation of the Gaussian, in units of the eigenvalues. By default it is
+            that which the quadrature resolves: 0.75 of the distance between neighbouring nodes
+            that 99 % of the mass does not exceed, where nodes that are single eigenvalues by their
+            residuals (outliers, the zeros of a low rank) do not count. So the bulk sets it, not the
+            range of the spectrum. The band allows for the random starts; what a smaller width shows
+            beyond the resolution it does not know of.
+        deflate: what `eigsh` returned for this operator: its values become atoms of mass 1/n, and
+            the runs see the rest alone (one more pass over its vectors for each product), where
+            they then resolve more.
+        seed: seed of the starts. Run i depends on the seed and on i alone, to rounding whatever
+            `block_size` is. Drawn if None, and recorded in the result.
+        block_size: runs side by side, as one product of a block, up to 32. By default 1 on a CPU,
+            else 4.
+        callback: called with a `DensityProgress` after each step.
+
+    Returns:
+        The density on a grid, with its band, and the nodes and weights of every run. `outliers` are
+        the atoms, and eigenvalues further than three quartile distances beyond the quartiles on
+        which four of five runs agree: copies of a multiple one are not told apart. After Ctrl-C: of
+        the runs finished by then, or, if there are none, of those under way.
+
+    Raises:
+        TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
+        ValueError: an argument out of range, or `deflate` holds pairs that have not converged.
+        FloatingPointError: a product is not finite.
+
+    References:
+        S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos
+        quadrature", SIAM J. Matrix Anal. Appl. 38 (2017); T. Chen, T. Trogdon and S. Ubaru,
+        "Analysis of stochastic Lanczos quadrature for spectrum approximation", ICML 2021.
+    """
+    arguments.reject_tracers("spectral_density", A, deflate)
+    op = as_operator(A)
+    request = check_request(op, num_runs, num_steps, deflate, seed, block_size)
+    chosen = _check_width(width)
+    arguments.check_callback(callback)
+    clock = Clock("products", "recurrence", "host")
+    made = 0
+
+    def note(products: int, runs: int) -> None:
+        nonlocal made
+        made = products
+        if callback is not None:
+            most, total = request.num_runs * request.num_steps, request.num_runs
+            callback(DensityProgress(made, most, runs, total, clock.total()))
+
+    with InterruptFlag() as interrupted, original_errors(op):
+        blocks = lanczos_runs(op, request, clock, interrupted, note)
+        each = [quadrature for block in blocks for quadrature in block]
+        with clock.part("host"):
+            values = _summarize(op, request, each, chosen)
+        return SpectralDensity(
+            **values,
+            num_parameters=op.shape[0],
+            num_steps=request.num_steps,
+            num_deflated=request.known.count,
+            num_matvecs=made,
+            block_size=request.block_size,
+            seed=request.seed,
+            seconds={**clock.seconds, "total": clock.total()},
+            interrupted=bool(interrupted),
+        )
+
+
+def _summarize(
+    op: Operator, request: Request, each: list[Quadrature], width: float | None
+) -> dict[str, Any]:
+    """The fields of the result that follow from the quadratures."""
+    n, eps = op.shape[0], float(jnp.finfo(op.dtype).eps)
+    atoms = request.atoms
+    nodes, weights = np.full((2, len(each), request.num_steps), np.nan)
+    for i, quadrature in enumerate(each):
+        nodes[i, : len(quadrature.nodes)] = quadrature.nodes
+        weights[i, : len(quadrature.nodes)] = quadrature.weights
+    distinct = resolution.without_ghosts(each, n, eps)
+    width = resolution.default_width(distinct, n, eps) if width is None else width
+    places = np.append(nodes[~np.isnan(nodes)], atoms)
+    largest = float(np.abs(places).max())
+    if width < _FINEST * largest:
+        raise ValueError(f"width={width:g} is below what float64 resolves at {largest:.3g}")
+    outliers = np.append(atoms, resolution.isolated(distinct, n, eps))
+    grid = resolution.density_grid(places, width)
+    density, lower, upper = smoothed_density(grid, nodes, weights, atoms, n, width)
+    return {
+        "grid": grid,
+        "density": density,
+        "lower": lower,
+        "upper": upper,
+        "width": width,
+        "nodes": nodes,
+        "weights": weights,
+        "atoms": atoms,
+        "outliers": np.sort(outliers)[::-1],
+    }
+
+
+def _check_width(width: Any) -> float | None:
+    if width is None:
+        return None
+    if isinstance(width, (bool, str)) or not isinstance(width, (int, float, np.number)):
+        raise TypeError(f"width must be a number, got {width!r}")
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width must be positive and finite, got {width!r}")
+    return float(width)

@@ -1,0 +1,199 @@
+"""`diagonal`: the diagonal of a symmetric operator, or of its blocks, with standard errors."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.compiled import Clock
+from curvax.estimators import arguments, leave_one_out, probes, programs
+from curvax.estimators.arguments import mean_stderr
+from curvax.estimators.exact import chunk_size, exact_diagonal
+from curvax.estimators.run import Known, Run, Settings
+from curvax.estimators.sketch import Sketch, check_symmetry
+from curvax.interrupt import InterruptFlag
+from curvax.krylov.plan import readable
+from curvax.memory import available_bytes
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.restriction import Blocks, RestrictedOperator
+from curvax.results import BlockResults, DiagonalResult, TraceProgress
+
+METHODS = ("hutchinson", "xdiag", "exact")
+
+_FEWEST = {"hutchinson": 2, "xdiag": 4, "exact": 1}
+
+
+def diagonal(
+    A: Any,
+    *,
+    method: Literal["hutchinson", "xdiag", "exact"] = "hutchinson",
+    num_matvecs: int = 100,
+    distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
+    seed: int | None = None,
+    block_size: int | Literal["auto"] = "auto",
+    callback: Callable[[TraceProgress], Any] | None = None,
+) -> DiagonalResult | BlockResults[DiagonalResult]:
+    """Find or estimate the diagonal of a symmetric operator.
+
+    Args:
+        A: a curvax operator, a dense or SciPy sparse symmetric array, anything with `shape`,
+            `dtype` and `matvec`; or the blocks of an operator, `op.blocks(...)`, which one run on
+            the whole operator serves.
+        method: `"hutchinson"` (Bekas, Kokiopoulou and Saad) fits `A z ≈ d ∘ z` to the probes z; it
+            holds three vectors, and two for each of a block. `"xdiag"` (Epperly, Tropp and Webber,
+            section 2.4) first captures the large eigenvalues; it holds as many vectors as products.
+            `"exact"` multiplies all n unit vectors, as many at a time as memory allows.
+        num_matvecs: how many vectors to multiply; not used by `"exact"`.
+        distribution: of the probes: `"rademacher"` (±1), `"gaussian"` or `"sphere"` (uniform on the
+            sphere of radius √n); `"xdiag"` takes the first alone.
+        seed: seed of all random numbers; the same seed gives the same estimate, to rounding
+            whatever `block_size` is. Drawn if None, and recorded in the result.
+        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4; for `"exact"` up
+            to 64, by size and memory.
+        callback: called with a `TraceProgress` after each block of products. Its estimate is that
+            of the trace; for `"exact"`, the sum of the entries known.
+
+    Returns:
+        The diagonal and its standard errors, in the structure of `params`, or by the block's name.
+        The standard errors of `"hutchinson"` and `"xdiag"` allow for one rounding of each product.
+        After Ctrl-C: the estimate from the probes so far, or, for `"exact"`, NaN in the entries
+        that were not reached.
+
+    Raises:
+        TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
+        ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
+            symmetric.
+        FloatingPointError: a product is not finite.
+        MemoryError: the vectors of `"xdiag"` do not fit in the free memory.
+
+    References:
+        C. Bekas, E. Kokiopoulou and Y. Saad, "An estimator for the diagonal of a matrix", Appl.
+        Numer. Math. 57 (2007). E. Epperly, J. Tropp and R. Webber, "XTrace: making the most of
+        every sample in stochastic trace estimation", SIAM J. Matrix Anal. Appl. 45 (2024).
+    """
+    whole = A.whole if isinstance(A, Blocks) else A
+    arguments.reject_tracers("diagonal", whole)
+    op = as_operator(whole)
+    n = op.shape[0]
+    arguments.check_choice("method", method, METHODS)
+    arguments.check_choice("distribution", distribution, probes.DISTRIBUTIONS)
+    count = arguments.check_count(
+        "num_matvecs", num_matvecs, _FEWEST[method], f" with method={method!r}"
+    )
+    if method == "xdiag" and distribution != "rademacher":
+        raise ValueError(
+            "method='xdiag' divides by the squares of the probes: distribution must be "
+            f"'rademacher', got {distribution!r}"
+        )
+    drawn, block = arguments.check_seed(seed), arguments.check_block(block_size, n)
+    arguments.check_callback(callback)
+    clock = Clock("products", "host")
+    if method == "exact":
+        count = n
+        block = chunk_size(op, clock) if block_size == "auto" else block
+    with InterruptFlag() as interrupted, original_errors(op):
+        settings = Settings(count, count, distribution, None, drawn, block, callback)
+        run = Run(op, settings, interrupted, clock, Known(op, None))
+        found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](run)
+    return _deliver(A if isinstance(A, Blocks) else op, run, method, *found)
+
+
+def _exact(run: Run) -> tuple[Array, Array, int]:
+    """The diagonal, zeros (NaN where it was not reached), and the number of samples."""
+
+    def note(count: int, total: float) -> None:
+        run.matvecs = count
+        run.note(total, 0.0 if count == run.op.shape[0] else math.inf)
+
+    rows = run.settings.block
+    entries = jnp.asarray(exact_diagonal(run.op, rows, run.clock, run.interrupted, note))
+    return entries, jnp.where(jnp.isnan(entries), jnp.nan, jnp.zeros_like(entries)), run.matvecs
+
+
+def _hutchinson(run: Run) -> tuple[Array, Array, int]:
+    """The least-squares fit of `A z ≈ d ∘ z`, entry by entry, which for ±1 is a mean of `z ∘ A z`.
+
+    Given the other entries of z, what is left of entry i is independent of `z_i`, so that a linear
+    regression's standard error is right (exactly so for Gaussian probes).
+    """
+    state = jnp.zeros((3, run.op.shape[0]), run.op.dtype)
+    traces: list[float] = []
+    while run.left > 0 and not run.interrupted:
+        block = run.probes(len(traces), min(run.settings.block, run.left), None)
+        products = run.multiply(block)
+        zw, _, _ = run.forms(block, products)
+        state = programs.regress(run.clock, state, block, products)
+        traces += list(zw)
+        run.note(*mean_stderr(traces))
+    stderr = programs.regression_stderr(
+        run.clock, state, np.float64(len(traces)), np.float64(run.eps)
+    )
+    return state[0], stderr, len(traces)
+
+
+def _xdiag(run: Run) -> tuple[Array, Array, int]:
+    """The mean of the leave-one-out estimates of a sketch."""
+    op, size = run.op, min(run.settings.limit // 2, run.dimension)
+    need = (2 * size + 3 * run.settings.block) * op.shape[0] * op.dtype.itemsize
+    if need > available_bytes():
+        raise MemoryError(
+            f"method='xdiag' with num_matvecs={run.settings.limit} needs {readable(need)}, but "
+            f"{readable(available_bytes())} are free: lower num_matvecs, or use "
+            "method='hutchinson'"
+        )
+    kept = jnp.zeros((size, op.shape[0]), op.dtype)
+
+    def keep(products: Array) -> None:
+        nonlocal kept
+        first = np.int32(sketch.size - len(products))
+        kept = programs.store(run.clock, kept, products, first)
+
+    sketch = Sketch(run, size, project=True, keep=keep)
+    while sketch.size < size and not run.interrupted:
+        sketch.extend(min(run.settings.block, size - sketch.size))
+        run.note(*mean_stderr(sketch.hutchinson))
+    basis, k = sketch.basis, sketch.size
+    if k < size:
+        basis, kept = basis[:k], kept[:k]
+    check_symmetry(np.asarray(programs.inner(run.clock, basis, kept)))
+    taken = leave_one_out.directions(sketch.factor)
+    small = (
+        taken.vectors,
+        np.sum(taken.vectors * sketch.factor, axis=0),
+        taken.cosines,
+        taken.inverse_sines2,
+    )
+    estimate, stderr = programs.leave_one_out_diagonal(
+        run.clock, basis, kept, probes.word(run.settings.seed), small
+    )
+    return estimate, stderr, k
+
+
+def _deliver(
+    A: Operator | Blocks, run: Run, method: str, estimate: Array, stderr: Array, samples: int
+) -> DiagonalResult | BlockResults[DiagonalResult]:
+    def result(op: Operator, vectors: tuple[Array, Array]) -> DiagonalResult:
+        return DiagonalResult(
+            estimate=op.unravel(vectors[0]),
+            stderr=op.unravel(vectors[1]),
+            num_samples=samples,
+            method=method,
+            num_matvecs=run.matvecs,
+            block_size=run.settings.block,
+            seed=None if method == "exact" else run.settings.seed,
+            seconds={**run.clock.seconds, "total": run.clock.total()},
+            interrupted=bool(run.interrupted),
+        )
+
+    if isinstance(A, Operator):
+        return result(A, (estimate, stderr))
+
+    def of_block(op: RestrictedOperator) -> DiagonalResult:
+        return result(op, (op.extract(estimate[None])[0], op.extract(stderr[None])[0]))
+
+    sizes = {name: op.shape[0] for name, op in A.items()}
+    return BlockResults({name: of_block(op) for name, op in A.items()}, sizes)

@@ -1,0 +1,78 @@
+"""The diagonal by n products of unit vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvax.compiled import Clock
+from curvax.estimators import programs
+from curvax.estimators.arguments import check_block
+from curvax.estimators.run import report_nonfinite
+from curvax.interrupt import InterruptFlag
+from curvax.memory import SHARE, available_bytes
+from curvax.operators.base import Operator
+
+# A larger chunk only adds to memory: small products are bound by the cost of a call, which 64
+# vectors share, and large ones by arithmetic.
+_MOST_ROWS = 64
+_MOST_ELEMENTS = 1 << 22
+
+
+def chunk_size(op: Operator, clock: Clock) -> int:
+    """Unit vectors per product: as many as make calls cheap, or as memory allows."""
+    n = op.shape[0]
+    rows = min(n, max(check_block("auto", n), min(_MOST_ROWS, _MOST_ELEMENTS // n)))
+    first = np.int32(0)
+    while rows > 1:
+        need = programs.unit_entries.work_bytes(clock, op, jnp.zeros(rows, jnp.int32), first)
+        if need <= SHARE * available_bytes():
+            break
+        rows //= 2
+    return rows
+
+
+def exact_diagonal(
+    op: Operator,
+    rows: int,
+    clock: Clock,
+    interrupted: InterruptFlag,
+    note: Callable[[int, float], None],
+) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+    """The diagonal of an operator.
+
+    Args:
+        op: the operator.
+        rows: unit vectors per product.
+        clock: charged for the products.
+        interrupted: stops it.
+        note: called after each product with the number of entries known, and their sum.
+
+    Returns:
+        `(n,)`, NaN where an interrupt came first.
+
+    Raises:
+        FloatingPointError: a product is not finite.
+    """
+    n, like = op.shape[0], jnp.zeros(rows, jnp.int32)
+    entries = np.full(n, np.nan, op.dtype)
+    total = 0.0
+    for begin in range(0, n, rows):
+        # The last chunk overlaps the one before: one program serves all.
+        first = min(begin, n - rows)
+        with clock.part("products"):
+            found, finite = (
+                np.asarray(x) for x in programs.unit_entries(clock, op, like, np.int32(first))
+            )
+        if not finite.all():
+            number = first + int(np.flatnonzero(~finite)[0])
+            unit = jnp.zeros((1, n), op.dtype).at[0, number].set(1)
+            report_nonfinite(op, programs.multiply(clock, op, unit), number + 1)
+        end = min(begin + rows, n)
+        entries[begin:end] = found[begin - first : end - first]
+        total += float(np.sum(entries[begin:end], dtype=np.float64))
+        note(end, total)
+        if interrupted:
+            break
+    return entries

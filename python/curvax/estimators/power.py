@@ -1,0 +1,258 @@
+"""Power iteration: the plain method, for those who ask for it.
+
+With the unit vector v and the operator A, one step is one product w = A v:
+
+    λ = <v, w>    r = ‖w − λ v‖    v⁺ = P(w − β v⁻) / ‖·‖,  and v by the same number
+
+where v⁻ is the vector before, P projects off the pairs found earlier, and β is the momentum (De Sa
+et al. 2017, "Accelerated stochastic power iteration", Algorithm 1: best at λ₂²/4). λ is the
+Rayleigh quotient, without the momentum. `eigsh` needs far fewer products.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.compiled import program
+from curvax.estimators.arguments import check_callback, check_count, reject_tracers
+from curvax.interrupt import InterruptFlag
+from curvax.krylov import programs
+from curvax.krylov.arguments import check_integer
+from curvax.krylov.certificates import estimate_errors
+from curvax.krylov.programs import solve_clock
+from curvax.operators.algebra import project
+from curvax.operators.base import Operator
+from curvax.operators.curvature import Curvature
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
+
+
+def power_iteration(
+    A: Any,
+    k: int = 1,
+    *,
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    momentum: float = 0.0,
+    resample: bool = False,
+    seed: int | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+) -> EigenResult:
+    """Find the k eigenvalues of largest magnitude by power iteration with deflation.
+
+    For comparison with the literature: `eigsh` needs a small part of the products, and sees
+    eigenvalues of equal magnitude and opposite sign, between which power iteration never settles.
+
+    Args:
+        A: see `eigsh`.
+        k: how many pairs, from 1 to n.
+        tol: allowed residual, relative to the largest magnitude found.
+        max_matvecs: the most products, over all pairs; by default 1000 k. With `resample`, as many
+            are made: k times the same number.
+        momentum: β, in units of eigenvalues squared.
+        resample: multiply by a fresh microbatch of the operator's in each step, drawn at random.
+            That is no linear operator, so that nothing is certified: `residuals` are NaN, no pair
+            counts as converged, and the values are means over the second half of the steps.
+        seed: see `eigsh`.
+        callback: called with a `Progress` after each product.
+
+    Returns:
+        The pairs. Residuals are those of A itself, not of the deflated operator.
+
+    Raises:
+        TypeError: an argument of a wrong type, or `resample` without a curvature of a loss.
+        ValueError: an argument out of range, or `resample` of an operator with one microbatch.
+        FloatingPointError: a product is not finite.
+    """
+    reject_tracers("power_iteration", A)
+    op = as_operator(A)
+    k = check_count("k", k, low=1)
+    if k > op.shape[0]:
+        raise ValueError(f"k must be at most n = {op.shape[0]}, got {k}")
+    limit = check_integer("max_matvecs", max_matvecs, low=2 * k) or 1000 * k
+    if resample:
+        _check_resampled(op)
+    for name, value in (("tol", tol), ("momentum", momentum)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    drawn = check_integer("seed", seed, low=0)
+    seed = secrets.randbits(32) if drawn is None else drawn
+    with original_errors(op), InterruptFlag() as interrupted:
+        run = _Power(op, k, tol, limit, momentum, resample, seed, check_callback(callback))
+        return run.run(interrupted)
+
+
+def _check_resampled(op: Operator) -> None:
+    if not isinstance(op, Curvature):
+        raise TypeError(
+            "resample needs an operator with microbatches, as of hessian, ggn or fisher, got "
+            f"{type(op).__name__}"
+        )
+    if op.num_microbatches < 2:
+        raise ValueError(
+            "resample needs several microbatches to draw from, got 1: pass a list of batches, or "
+            "microbatch_size"
+        )
+
+
+class _Power:
+    def __init__(
+        self,
+        op: Operator,
+        k: int,
+        tol: float,
+        limit: int,
+        momentum: float,
+        resample: bool,
+        seed: int,
+        callback: Callable[[Progress], Any] | None,
+    ) -> None:
+        self.op, self.k, self.limit, self.seed = op, k, limit, seed
+        self.tol = max(tol, 4 * float(jnp.finfo(op.dtype).eps))
+        self.momentum, self.resample, self.callback = momentum, resample, callback
+        self.clock = solve_clock()
+        self.rng = np.random.default_rng(seed)
+        self.found = jnp.zeros((k, op.shape[0]), op.dtype)
+        self.values: list[float] = []
+        self.residuals: list[float] = []
+        self.history: list[Progress] = []
+        self.matvecs = 0
+
+    def run(self, interrupted: InterruptFlag) -> EigenResult:
+        for i in range(self.k):
+            share = (self.limit - self.matvecs) // (self.k - i)
+            self._pair(i, share, interrupted)
+            if interrupted:
+                break
+        return self._report(bool(interrupted))
+
+    def _pair(self, i: int, share: int, interrupted: InterruptFlag) -> None:
+        like, number = jnp.zeros(1, jnp.int32), np.uint32(i + 1)
+        start = programs.random_block(
+            self.clock, self.op, like, np.uint32(self.seed & 0xFFFFFFFF), number
+        )
+        v, before = start_pair(self.clock, self.found, start)
+        quotients = []
+        for made in range(share):
+            product = self._multiply(v)
+            following, scaled, small = step(
+                self.clock, self.found, v, before, product, np.float64(self.momentum)
+            )
+            quotient, residual = (float(x) for x in small)
+            if not np.isfinite(quotient):
+                raise FloatingPointError(
+                    f"product {self.matvecs} of the operator is not finite, or overflowed: check "
+                    "the operator, or lower momentum"
+                )
+            quotients.append(quotient)
+            scale = max([abs(quotient), *map(abs, self.values)])
+            self._note(i, residual / scale if scale > 0 else 0.0, scale)
+            done = not self.resample and residual <= self.tol * scale
+            if done or interrupted or made + 1 == share:
+                break
+            v, before = following, scaled
+        if self.resample:
+            quotient, residual = float(np.mean(quotients[len(quotients) // 2 :])), float("nan")
+        self.values.append(quotient)
+        self.residuals.append(residual)
+        self.found = keep(self.clock, self.found, v, np.int32(i))
+
+    def _multiply(self, v: Array) -> Array:
+        op = self.op
+        if self.resample:
+            assert isinstance(op, Curvature)
+            op = op.microbatch(int(self.rng.integers(op.num_microbatches)))
+        with self.clock.part("products"):
+            self.matvecs += 1
+            return jax.block_until_ready(programs.multiply(self.clock, op, jnp.copy(v)))
+
+    def _note(self, done: int, residual: float, largest: float) -> None:
+        progress = Progress(
+            matvecs=self.matvecs,
+            converged=done,
+            k=self.k,
+            residual=residual,
+            tol=self.tol,
+            max_matvecs=self.limit,
+            restarts=0,
+            largest=largest,
+            seconds=self.clock.total(),
+        )
+        self.history.append(progress)
+        if self.callback is not None:
+            self.callback(progress)
+
+    def _report(self, interrupted: bool) -> EigenResult:
+        values, residuals = np.asarray(self.values), np.asarray(self.residuals)
+        scale = np.abs(values).max()
+        converged = residuals <= self.tol * scale
+        if not (self.resample or interrupted or converged.all()):
+            remedy = f"raise max_matvecs ({self.limit}), or use eigsh"
+            warn_unconverged(int(converged.sum()), len(values), self.matvecs, remedy)
+        down = np.argsort(-values, kind="stable")
+        vectors = self.found[: len(values)][down]
+        wide = np.asarray(programs.gram(self.clock, vectors, np.zeros(len(values), np.int32)))
+        return EigenResult(
+            eigenvalues=values[down],
+            eigenvectors=self.op.unravel(vectors),
+            residuals=residuals[down],
+            bounds=residuals[down],
+            estimated_errors=estimate_errors(values, residuals, [])[down],
+            converged=converged[down],
+            complete=None,
+            orthogonality=float(np.abs(wide - np.eye(len(values))).max()),
+            noise=0.0,
+            tol_effective=self.tol,
+            num_matvecs=Matvecs(self.matvecs, 0),
+            num_restarts=0,
+            block_size=1,
+            seed=self.seed,
+            history=tuple(self.history),
+            seconds={**self.clock.seconds, "total": self.clock.total()},
+            interrupted=interrupted,
+            certified=not self.resample,
+        )
+
+
+def _norm(x: Array) -> Array:
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    largest = jnp.max(jnp.abs(x))
+    safe = jnp.where(largest > 0, largest, 1)
+    return safe * jnp.sqrt(jnp.sum((x / safe).astype(jnp.float64) ** 2)).astype(x.dtype)
+
+
+@program(donate=(1,), wide=True)
+def start_pair(found: Array, block: Array) -> tuple[Array, Array]:
+    """A unit vector orthogonal to the rows found, from a random one, and zero for that before."""
+    v = project(found, project(found, block))
+    return v / _norm(v), jnp.zeros_like(v)
+
+
+@program(wide=True)
+def step(found: Array, v: Array, before: Array, product: Array, momentum: Array) -> Any:
+    """The next vector, the present one scaled alike, and `(λ, ‖A v − λ v‖)` in float64."""
+    x, w = v.astype(jnp.float64), product.astype(jnp.float64)
+    square = jnp.sum(x * x)
+    quotient = jnp.sum(x * w) / square
+    difference = product - quotient.astype(v.dtype) * v
+    residual = _norm(difference).astype(jnp.float64) / jnp.sqrt(square)
+    following = project(found, product - momentum.astype(v.dtype) * before)
+    following = project(found, following)
+    norm = _norm(following)
+    # A product of zero: the operator has nothing left, and v is an eigenvector of eigenvalue 0.
+    norm = jnp.where(norm > 0, norm, 1)
+    following = jnp.where(jnp.any(following != 0), following / norm, v)
+    return following, v / norm, jnp.stack([quotient, residual])
+
+
+@program(donate=(0,))
+def keep(found: Array, v: Array, i: Array) -> Array:
+    """The rows found, with row i replaced."""
+    return jax.lax.dynamic_update_slice_in_dim(found, v.astype(found.dtype), i, axis=0)

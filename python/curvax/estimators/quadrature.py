@@ -1,0 +1,171 @@
+"""Stochastic Lanczos quadrature: the spectral measure, seen from random starts.
+
+A start z uniform on the unit sphere has the spectral measure `Σ (uᵢᵀz)² δ(λᵢ)`, whose mean over all
+starts is the measure that puts 1/n on each eigenvalue; so `n zᵀ f(A) z` has the mean `tr f(A)`. The
+eigenvalues of the tridiagonal T of m Lanczos steps, and the squared first entries of its
+eigenvectors, are the Gauss quadrature of the measure of that start, exact for polynomials of degree
+up to 2m − 1 (G. Golub and J. Welsch, Math. Comp. 23, 1969). S. Ubaru, J. Chen and Y. Saad, "Fast
+estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl. 38 (2017).
+
+The masses `(uᵢᵀz)²` are Dirichlet distributed with all parameters 1/2, so that the variance over
+the starts is known: with μ the mean measure, `var zᵀf(A)z = 2/(n + 2) · (∫f² dμ − (∫f dμ)²)`. The
+quadratures of all runs together give it far better than the spread of a few runs does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import Array
+
+from curvax.compiled import Clock
+from curvax.estimators import arguments
+from curvax.estimators.probes import draw
+from curvax.estimators.programs import project_off
+from curvax.estimators.recurrence import Matrix, Recurrence, normalize
+from curvax.estimators.run import Known
+from curvax.interrupt import InterruptFlag
+from curvax.operators.base import Operator
+
+
+class Quadrature(NamedTuple):
+    """A measure of mass 1.
+
+    Attributes:
+        nodes: `(j,)` ascending, the Ritz values.
+        weights: `(j,)`, of sum 1.
+        residuals: `(j,)` of the Ritz pairs: an eigenvalue lies within this distance of each node.
+    """
+
+    nodes: Matrix
+    weights: Matrix
+    residuals: Matrix
+
+
+def gauss(alphas: Matrix, betas: Matrix) -> Quadrature:
+    """The quadrature of a Lanczos run: αs `(j,)`, and βs `(j,)` with the last coupling."""
+    tridiagonal = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+    nodes, vectors = np.linalg.eigh(tridiagonal)
+    return Quadrature(nodes, vectors[0] ** 2, np.abs(betas[-1] * vectors[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        num_runs: random starts.
+        num_steps: products for each: no more than the space has dimensions.
+        block_size: runs side by side.
+        seed: start i depends on the seed and on i alone.
+        known: the eigenpairs left out.
+        atoms: `(k,)` float64, their eigenvalues.
+    """
+
+    num_runs: int
+    num_steps: int
+    block_size: int
+    seed: int
+    known: Known
+    atoms: Matrix
+
+
+def check_request(
+    op: Operator, num_runs: Any, num_steps: Any, deflate: Any, seed: Any, block_size: Any
+) -> Request:
+    """Check arguments.
+
+    Raises:
+        TypeError: one of a wrong type.
+        ValueError: one out of range, or pairs to leave out that have not converged.
+    """
+    runs = arguments.check_count("num_runs", num_runs, low=1)
+    steps = arguments.check_count("num_steps", num_steps, low=1)
+    block = min(arguments.check_block(block_size, op.shape[0]), runs)
+    seed = arguments.check_seed(seed)
+    known = Known(op, deflate)
+    if deflate is not None and not deflate.all_converged:
+        raise ValueError(
+            f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "
+            f"{known.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
+        )
+    atoms = np.zeros(0) if deflate is None else np.asarray(deflate.eigenvalues, np.float64)
+    return Request(runs, min(steps, op.shape[0] - known.count), block, seed, known, atoms)
+
+
+def lanczos_runs(
+    op: Operator,
+    request: Request,
+    clock: Clock,
+    interrupted: InterruptFlag,
+    note: Callable[[int, int], None],
+) -> Iterator[list[Quadrature]]:
+    """The quadratures of all runs, block by block of those that go side by side.
+
+    Three blocks of vectors are held, whatever the number of steps.
+
+    Args:
+        op: the operator.
+        request: what to run.
+        clock: with the parts `products`, `recurrence` and `host`.
+        interrupted: looked at after every step. Runs that are not finished by then are left out,
+            unless there are no others.
+        note: called after every step with the vectors multiplied and the runs finished so far.
+    """
+    made = runs = 0
+    while runs < request.num_runs and not interrupted:
+        like = np.zeros(min(request.block_size, request.num_runs - runs), np.int32)
+        start = _starts(clock, op, like, request, runs)
+        recurrence = Recurrence(op, start, clock, request.known.vectors)
+        del start  # the recurrence needs it for one step
+        finished = False
+        while not finished and not interrupted:
+            recurrence.step()
+            finished = recurrence.steps == request.num_steps or bool(recurrence.ended.all())
+            made += len(like)
+            note(made, runs + finished * len(like))
+        coefficients = [recurrence.coefficients(i) for i in range(len(like))]
+        del recurrence  # its vectors make room for the next starts
+        if finished or not runs:
+            runs += len(like)
+            with clock.part("host"):
+                quadratures = [gauss(*pair) for pair in coefficients]
+            yield quadratures
+
+
+def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int) -> Array:
+    """Unit vectors, uniform on the sphere of the space that is not left out."""
+    block = draw(clock, op, like, request.seed, first, "gaussian")
+    if request.known.vectors is not None:
+        block = project_off(clock, request.known.vectors, block)
+    return normalize(clock, block)
+
+
+def radau(q: Quadrature, end: float) -> Quadrature:
+    """The Gauss–Radau quadrature of the same run with a node more, at one end of the spectrum.
+
+    Of a function whose derivatives of even order are negative, as of the logarithm, the Gauss
+    quadrature is an upper bound of the integral and, with `end` at or below the whole spectrum,
+    this a lower one (G. Golub and G. Meurant, "Matrices, Moments and Quadrature", 2010, chapter 6).
+
+    Args:
+        q: the quadrature of a run.
+        end: below all nodes.
+    """
+    # T and one more row, seen from the eigenvectors of T. In a Jacobi matrix with positive βs the
+    # first and the last entries of the eigenvectors have signs that alternate against each other.
+    j = len(q.nodes)
+    arrow = np.diag(np.append(q.nodes, end + np.sum(q.residuals**2 / (q.nodes - end))))
+    arrow[:j, j] = arrow[j, :j] = q.residuals * (-1.0) ** np.arange(j)
+    nodes, vectors = np.linalg.eigh(arrow)
+    return Quadrature(nodes, (np.sqrt(q.weights) @ vectors[:j]) ** 2, np.zeros(j + 1))
+
+
+def mean_and_variance(
+    each: list[Quadrature], f: Callable[[Matrix], Matrix], dimension: int
+) -> tuple[float, float]:
+    """The mean of `zᵀf(A)z` over the runs, and its variance over all starts."""
+    mean = float(np.mean([q.weights @ f(q.nodes) for q in each]))
+    square = float(np.mean([q.weights @ (f(q.nodes) - mean) ** 2 for q in each]))
+    return mean, 2 * square / (dimension + 2)

@@ -1,0 +1,228 @@
+"""One estimate of a trace: its products, its budget, its progress, its result."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.compiled import Clock
+from curvax.estimators import probes, programs
+from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
+from curvax.interrupt import InterruptFlag
+from curvax.operators.algebra import orthonormal_rows
+from curvax.operators.base import Operator
+from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that steers an estimate.
+
+    Attributes:
+        planned: the products asked for.
+        limit: the most products; more than planned where a standard error is asked for.
+        distribution: of the probes.
+        until: the standard error asked for, or None.
+        seed: of the probes.
+        block: vectors per product.
+        callback: called after each block, or None.
+    """
+
+    planned: int
+    limit: int
+    distribution: str
+    until: float | None
+    seed: int
+    block: int
+    callback: Callable[[TraceProgress], Any] | None
+
+
+class Known:
+    """The part of a trace that a solve's pairs give.
+
+    With X the vectors and P = I − XᵀX, `tr A = tr(X A Xᵀ) + tr(P A P)`, whether or not they are
+    eigenvectors.
+
+    Attributes:
+        vectors: `(d, n)` orthonormal rows, or None.
+        count: d.
+        value: the sum of the Rayleigh quotients.
+        rounding: what their own inexactness may amount to.
+    """
+
+    def __init__(self, op: Operator, result: EigenResult | None) -> None:
+        self.vectors: Array | None = None
+        self.count, self.value, self.rounding = 0, 0.0, 0.0
+        if result is None:
+            return
+        self.vectors = orthonormal_rows(_flat(op, result))
+        self.count = len(self.vectors)
+        self.value = float(np.sum(result.eigenvalues))
+        eps = float(jnp.finfo(op.dtype).eps)
+        self.rounding = ROUNDINGS * eps * float(np.linalg.norm(result.eigenvalues))
+        self.rounding += result.orthogonality * float(np.sum(np.abs(result.eigenvalues)))
+
+
+def _flat(op: Operator, result: Any) -> Array:
+    if not isinstance(result, EigenResult):
+        raise TypeError(
+            f"deflate must be an EigenResult, as eigsh returns, got {type(result).__name__}"
+        )
+    if result.eigenvectors is None:
+        raise ValueError("deflate has no eigenvectors: solve with return_eigenvectors=True")
+    flat = op.space.ravel(result.eigenvectors, batch_axes=1, what="deflate.eigenvectors")
+    if len(flat) >= op.shape[0]:
+        raise ValueError(
+            f"deflate must hold fewer pairs than n = {op.shape[0]}, got {len(flat)}: their "
+            "eigenvalues are the trace"
+        )
+    return flat
+
+
+class Run:
+    """What the methods share."""
+
+    def __init__(
+        self,
+        op: Operator,
+        settings: Settings,
+        interrupted: InterruptFlag,
+        clock: Clock,
+        known: Known,
+    ) -> None:
+        self.op = op
+        self.settings = settings
+        self.interrupted = interrupted
+        self.clock = clock
+        self.known = known
+        self.matvecs = 0
+        self.history: list[TraceProgress] = []
+
+    @property
+    def left(self) -> int:
+        """Products that may still be made."""
+        return self.settings.limit - self.matvecs
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the space on which the trace is unknown."""
+        return self.op.shape[0] - self.known.count
+
+    @property
+    def eps(self) -> float:
+        """Relative error of a rounding of the products."""
+        return float(jnp.finfo(self.op.dtype).eps)
+
+    def probes(self, first: int, count: int, off: Array | None) -> Array:
+        """Rows of the seed's sequence, less their components along the orthonormal rows `off`."""
+        like = jnp.zeros(count, jnp.int32)
+        seed, distribution = self.settings.seed, self.settings.distribution
+        block = probes.draw(self.clock, self.op, like, seed, first, distribution)
+        return block if off is None else programs.project_off(self.clock, off, block)
+
+    def multiply(self, block: Array) -> Array:
+        """The products of a block, which is kept; finished when this returns."""
+        with self.clock.part("products"):
+            self.matvecs += len(block)
+            return jax.block_until_ready(programs.multiply(self.clock, self.op, block))
+
+    def forms(self, block: Array, products: Array) -> tuple[Any, Any, Any]:
+        """`zᵀw`, `zᵀz` and `wᵀw` of rows and their products, `(b,)` NumPy arrays.
+
+        Raises:
+            FloatingPointError: a product is not finite.
+        """
+        zw, zz, ww = (np.asarray(x) for x in programs.forms(self.clock, block, products))
+        if not np.isfinite(ww).all():
+            report_nonfinite(self.op, products, self.matvecs)
+        return zw, zz, ww
+
+    def note(self, estimate: float, stderr: float) -> None:
+        """Record the state after a block of products, and call back."""
+        progress = TraceProgress(
+            matvecs=self.matvecs,
+            estimate=self.known.value + estimate,
+            stderr=stderr,
+            max_matvecs=self.settings.limit,
+            until=self.settings.until,
+            seconds=self.clock.total(),
+        )
+        self.history.append(progress)
+        if self.settings.callback is not None:
+            self.settings.callback(progress)
+
+    def reached(self, samples: int, stderr: float) -> bool:
+        """Whether the standard error asked for is reached, on samples enough to believe it."""
+        until = self.settings.until
+        return until is not None and samples >= FEWEST_SAMPLES and stderr <= until
+
+    def warn_if_above(self, stderr: float) -> None:
+        """Warn if the standard error asked for was not reached."""
+        until = self.settings.until
+        if until is not None and not self.interrupted and stderr > until:
+            warn(
+                f"the standard error is {stderr:.3g} after {self.matvecs} products, above "
+                f"until={until:.3g}: {_remedy(self.matvecs, stderr / until)}"
+            )
+
+    def result(
+        self, method: str, estimate: float, stderr: float, samples: Sequence[float], size: float
+    ) -> TraceResult:
+        """The result.
+
+        Args:
+            method: its name.
+            estimate: of the unknown part.
+            stderr: its standard error.
+            samples: whose spread it is.
+            size: the Frobenius norm of the operator, about, which the roundings are relative to.
+        """
+        s, total = self.settings, self.known.value + estimate
+        rounding = self.known.rounding + ROUNDINGS * self.eps * size
+        return TraceResult(
+            estimate=total,
+            stderr=stderr,
+            interval=interval(total, stderr, len(samples), rounding),
+            samples=np.asarray(samples, np.float64),
+            method=method,
+            distribution=s.distribution,
+            num_matvecs=self.matvecs,
+            num_deflated=self.known.count,
+            block_size=s.block,
+            seed=s.seed,
+            history=tuple(self.history),
+            seconds={**self.clock.seconds, "total": self.clock.total()},
+            interrupted=bool(self.interrupted),
+        )
+
+
+def _remedy(matvecs: int, ratio: float) -> str:
+    if not math.isfinite(ratio):
+        return "raise max_matvecs"
+    return (
+        f"raise max_matvecs (to about {matvecs * ratio**2:.2g} if the error falls with the root of "
+        "their number), or pass a solve's pairs as deflate="
+    )
+
+
+def report_nonfinite(op: Operator, products: Array, number: int) -> None:
+    """Raise for products that are not finite, with the names of the leaves.
+
+    Raises:
+        FloatingPointError: always.
+    """
+    leaves = jax.tree.leaves(op.unravel(products))
+    counts = [
+        (name, int(jnp.sum(~jnp.isfinite(leaf))), leaf.size)
+        for name, leaf in zip(op.space.names, leaves, strict=True)
+    ]
+    bad = [f"{name or 'the vector'} ({c} of {size})" for name, c, size in counts if c]
+    raise FloatingPointError(
+        f"product {number} of the operator is not finite; NaN or infinite entries in: "
+        f"{', '.join(bad)}"
+    )

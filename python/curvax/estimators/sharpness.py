@@ -1,0 +1,95 @@
+"""The sharpness of a loss, followed through training."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.krylov import programs
+from curvax.krylov.eigsh import solve_pairs
+from curvax.krylov.programs import solve_clock
+from curvax.krylov.start import unit_vectors
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator
+from curvax.results import EigenResult, Matvecs
+
+
+def sharpness(
+    A: Any, previous: EigenResult | None = None, *, tol: float = 1e-2, seed: int = 0
+) -> EigenResult:
+    """The largest eigenvalue, as of the Hessian along a training run.
+
+    Follow it with `op = op.at(params)` and `result = sharpness(op, result)`: nothing is compiled
+    again. If the last eigenvector still meets the tolerance, one product measures that; if not, a
+    solve starts from it, which where it has moved far takes as many products as one from scratch.
+
+    Args:
+        A: see `eigsh`.
+        previous: the result of an earlier step; None for a solve from scratch.
+        tol: allowed residual relative to the largest absolute eigenvalue.
+        seed: see `eigsh`.
+
+    Returns:
+        One pair, its residual measured. That no larger eigenvalue was missed is not proved, less
+        so by one product: an eigenvalue that overtakes the one followed is seen when that moves.
+        Solve from scratch now and then.
+
+    Raises:
+        TypeError: as for `eigsh`, or `previous` is not a result with its eigenvector.
+        ValueError: as for `eigsh`.
+        FloatingPointError: a product is not finite.
+
+    References:
+        J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
+        stability" (ICLR 2021), which follows this number.
+    """
+    op = as_operator(A)
+    options = {
+        "tol": tol,
+        "seed": seed,
+        "block_size": 1,
+        "max_basis": None,
+        "max_matvecs": None,
+        "basis_dtype": None,
+        "certify": "residuals",
+        "callback": None,
+        "return_eigenvectors": True,
+    }
+    if previous is None:
+        return solve_pairs(op, 1, "LA", None, options)
+    if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
+        raise TypeError("previous must be an EigenResult with its eigenvector, or None")
+    start = unit_vectors(op, previous)[:1]
+    return _still_good(op, start, tol, seed) or solve_pairs(op, 1, "LA", start, options)
+
+
+def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResult | None:
+    """The result that one product gives, if its residual is within the tolerance."""
+    clock = solve_clock()
+    with clock.part("products"):
+        product = jax.block_until_ready(programs.multiply(clock, op, jnp.copy(vector)))
+    values, residuals = (
+        np.asarray(x) for x in programs.residuals(clock, vector, product, np.int32(0))
+    )
+    if not residuals[0] <= tol * values[0]:
+        return None
+    return EigenResult(
+        eigenvalues=values,
+        eigenvectors=op.unravel(vector),
+        residuals=residuals,
+        bounds=residuals,
+        estimated_errors=residuals,
+        converged=np.ones(1, bool),
+        complete=None,
+        orthogonality=float(jnp.abs(jnp.vdot(vector, vector) - 1)),
+        noise=0.0,
+        tol_effective=tol,
+        num_matvecs=Matvecs(0, 1),
+        num_restarts=0,
+        block_size=1,
+        seed=seed,
+        history=(),
+        seconds={**clock.seconds, "total": clock.total()},
+    )

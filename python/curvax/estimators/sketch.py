@@ -1,0 +1,187 @@
+"""A sketch: an orthonormal basis of `A Ω`, and the small matrices of the leave-one-out methods.
+
+With X the d deflated vectors and P = I − XᵀX, for the operator P A P and the probes P Ω:
+
+    basis : (d + k, n) rows, X and then Q, orthonormal. The only array of that length that is kept
+    R     : (k, k) `P A P Ω = Qᵀ R`
+    H     : (k, k) `Q A Qᵀ`, from k more products
+
+The probes are not kept: what is needed of them afterwards, their inner products with the basis and
+with each other, is computed from the same random numbers, drawn again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.estimators import leave_one_out, probes, programs
+from curvax.estimators.leave_one_out import LeaveOneOut, Matrix
+from curvax.estimators.run import Run, report_nonfinite
+from curvax.krylov import programs as krylov
+from curvax.krylov.lanczos import ASYMMETRY_LIMIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlaps:
+    """Inner products of a sketch's probes.
+
+    Attributes:
+        basis: `(k, k)` with the rows Q of the basis.
+        gram: `(k, k)` with each other.
+    """
+
+    basis: Matrix
+    gram: Matrix
+
+
+class Sketch:
+    """A sketch that grows block by block.
+
+    Holds `capacity + d` n-vectors, and while it grows three blocks more; where its capacity is
+    doubled, for a moment both bases.
+    """
+
+    def __init__(
+        self, run: Run, capacity: int, project: bool, keep: Callable[[Array], None] | None = None
+    ) -> None:
+        """Make an empty sketch.
+
+        Args:
+            run: makes the products and counts them.
+            capacity: vectors that there is memory for.
+            project: whether to multiply the basis too, for H.
+            keep: called with the products of every new block of Q.
+        """
+        self.run = run
+        self.size = 0
+        self.hutchinson: list[float] = []
+        self._project = project
+        self._keep = keep
+        self._known = run.known.count
+        self._replacements = 0
+        n = run.op.shape[0]
+        self.basis = jnp.zeros((self._known + capacity, n), run.op.dtype)
+        if run.known.vectors is not None:
+            first = np.int32(0)
+            self.basis = programs.store(run.clock, self.basis, run.known.vectors, first)
+        self._factor = np.zeros((capacity, capacity))
+        self._projected = np.zeros((capacity, capacity))
+
+    @property
+    def capacity(self) -> int:
+        """Vectors that there is memory for."""
+        return len(self._factor)
+
+    @property
+    def factor(self) -> Matrix:
+        """R."""
+        return self._factor[: self.size, : self.size]
+
+    @property
+    def projected(self) -> Matrix:
+        """H."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def frobenius(self) -> float:
+        """The operator's Frobenius norm, estimated by the products with the probes."""
+        return float(np.linalg.norm(self.factor)) / math.sqrt(self.size)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for more vectors."""
+        more = capacity - self.capacity
+        self.basis = jnp.pad(self.basis, ((0, more), (0, 0)))
+        self._factor = np.pad(self._factor, ((0, more), (0, more)))
+        self._projected = np.pad(self._projected, ((0, more), (0, more)))
+
+    def extend(self, count: int) -> None:
+        """Multiply the next probes, and add their products to the basis."""
+        run, old = self.run, self.size
+        known = run.known.vectors
+        block = run.probes(old, count, known)
+        products = run.multiply(block)
+        zw, zz, _ = run.forms(block, products)
+        scale = run.dimension / zz if run.settings.distribution == "sphere" else 1.0
+        self.hutchinson += list(zw * scale)
+        del block
+        rows = self._append(products)
+        new = self.size = old + count
+        if not self._project:
+            return
+        with run.clock.part("products"):
+            run.matvecs += count
+            products = jax.block_until_ready(krylov.multiply(run.clock, run.op, rows))
+        column = np.asarray(programs.inner(run.clock, self.basis, products))[self._known :]
+        if not np.isfinite(column).all():
+            report_nonfinite(run.op, products, run.matvecs)
+        self._projected[:old, old:new] = column[:old]
+        self._projected[old:new, :old] = column[:old].T
+        self._projected[old:new, old:new] = (column[old:new] + column[old:new].T) / 2
+        if self._keep is not None:
+            self._keep(products)
+
+    def _append(self, products: Array) -> Array:
+        """Orthonormalise products into the basis; the new rows, which may be consumed."""
+        run, old, count = self.run, self.size, len(products)
+        self._replacements += 1
+        seed = np.asarray([probes.word(run.settings.seed), self._replacements], np.uint32)
+        used = np.int32(self._known + old)
+        self.basis, rows, *small = krylov.orthonormalize(
+            run.clock, self.basis, products, used, seed
+        )
+        coefficients, own, _ = (np.asarray(x) for x in small)
+        new = old + count
+        self._factor[:old, old:new] = coefficients[self._known : self._known + old]
+        self._factor[old:new, old:new] = own
+        return rows
+
+    def overlaps(self) -> Overlaps:
+        """The inner products of the probes, less their components along the deflated vectors."""
+        run, k, d = self.run, self.size, self._known
+        like = jnp.zeros(self.capacity, jnp.int32)
+        compute: Any = programs.overlaps[run.settings.distribution]
+        small = compute(run.clock, self.basis, like, probes.word(run.settings.seed))
+        rows, gram = np.asarray(small[0])[: d + k, :k], np.asarray(small[1])[:k, :k]
+        if run.settings.distribution == "sphere":
+            scale = np.sqrt(run.op.shape[0] / np.diag(gram))
+            rows, gram = rows * scale, gram * np.outer(scale, scale)
+        return Overlaps(rows[d:], gram - rows[:d].T @ rows[:d])
+
+    def estimates(self) -> LeaveOneOut:
+        """The leave-one-out estimates of the trace of P A P: XTrace, or, without H, XNysTrace."""
+        with self.run.clock.part("host"):
+            overlaps = self.overlaps()
+            form, n = overlaps.basis.T @ self.factor, self.run.dimension
+            check_symmetry(form, self.frobenius)
+            invariant = self.run.settings.distribution != "rademacher"
+            if not self._project:
+                eps = self.run.eps
+                return leave_one_out.xnystrace(form, self.factor, overlaps.gram, n, invariant, eps)
+            squares = np.diag(overlaps.gram)
+            return leave_one_out.xtrace(
+                self.projected, self.factor, overlaps.basis, squares, n, invariant
+            )
+
+
+def check_symmetry(form: Matrix, size: float = 0.0) -> None:
+    """Check what should be the quadratic form of a symmetric operator on some vectors.
+
+    Args:
+        form: `(k, k)`.
+        size: of the operator, where its form may vanish on the vectors.
+
+    Raises:
+        ValueError: it is not symmetric.
+    """
+    scale, difference = np.abs(form).max(), np.abs(form - form.T).max()
+    if difference > ASYMMETRY_LIMIT * max(scale, size):
+        raise ValueError(
+            f"A must be symmetric: |uᵀAv − vᵀAu| is {difference / scale:.2g} of the largest "
+            "uᵀAv between vectors of the sketch; method='hutchinson' does without that"
+        )

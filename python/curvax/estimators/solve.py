@@ -1,0 +1,144 @@
+"""Linear solves with a damped operator, as for natural gradients and influence functions."""
+
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.linalg import eigvalsh_tridiagonal
+from scipy.sparse.linalg import LinearOperator, cg, minres
+
+from curvax.estimators.arguments import check_choice, reject_tracers
+from curvax.estimators.tridiagonal import lanczos_tridiagonal
+from curvax.krylov.arguments import check_integer
+from curvax.operators.algebra import identity
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.results import SolveResult, warn
+
+_SOLVERS = {"cg": cg, "minres": minres}
+
+# Steps of the recurrence that looks for negative curvature where conjugate gradients failed.
+_CHECKED = 30
+
+
+def solve(
+    A: Any,
+    b: Any,
+    *,
+    damping: float = 0.0,
+    method: Literal["cg", "minres"] = "cg",
+    tol: float = 1e-5,
+    max_matvecs: int | None = None,
+) -> SolveResult:
+    """Solve `(A + damping·I) x = b`.
+
+    The iterations are SciPy's, on float64 vectors in the memory of the host; the products are the
+    operator's. The residual is measured afterwards with the operator itself.
+
+    Args:
+        A: see `eigsh`.
+        b: the right-hand side, as a vector of the operator or flat `(n,)`, such as a gradient.
+        damping: added to every eigenvalue; not negative.
+        method: `"cg"` for positive definite `A + damping·I`, as a damped GGN or Fisher;
+            `"minres"` for any, as a Hessian with negative eigenvalues (Paige and Saunders 1975).
+        tol: allowed `‖b − (A + damping·I) x‖ / ‖b‖`.
+        max_matvecs: the most products; by default `min(10 n, 1000)`.
+
+    Returns:
+        The solution with its measured residual; a `ConvergenceWarning` if that is above `tol`.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range, b zero or not finite, or `"cg"` where
+            `A + damping·I` is measured not to be positive definite.
+        FloatingPointError: the solution is not finite.
+    """
+    reject_tracers("solve", A, b)
+    op, begun = as_operator(A), time.perf_counter()
+    check_choice("method", method, tuple(_SOLVERS))
+    for name, value in (("damping", damping), ("tol", tol)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    limit = check_integer("max_matvecs", max_matvecs, low=1) or min(10 * op.shape[0], 1000)
+    rhs = _flat(op, b)
+    damped = op + float(damping) * identity(op)
+    with original_errors(op):
+        x, made = _iterate(_SOLVERS[method], damped, rhs, float(tol), limit)
+        residual = float(_relative_residual(damped, rhs, x))
+    if method == "cg" and residual > tol:
+        _check_definite(damped, rhs, damping)
+    if not np.isfinite(residual):
+        raise FloatingPointError(
+            "the solution is not finite: check that the products of A are, and raise damping"
+        )
+    if residual > tol:
+        warn(
+            f"the relative residual is {residual:.2g} after {made} products, above tol={tol:g}: "
+            "raise max_matvecs or damping"
+        )
+    return SolveResult(
+        x=op.unravel(x),
+        relative_residual=residual,
+        converged=residual <= tol,
+        tol=float(tol),
+        damping=float(damping),
+        method=method,
+        num_matvecs=made + 1,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _flat(op: Operator, b: Any) -> Array:
+    flat = b if np.shape(b) == (op.shape[0],) else op.space.ravel(b, what="b")
+    flat = jnp.asarray(flat, op.dtype)
+    if not bool(jnp.isfinite(flat).all()) or not bool(jnp.any(flat != 0)):
+        raise ValueError("b must be finite and not zero")
+    return flat
+
+
+def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tuple[Array, int]:
+    """The solution and the products made. The vectors are float64, the products of the operator."""
+    made = 0
+    scipy_operator = op.to_scipy()
+
+    def product(v: Any) -> Any:
+        nonlocal made
+        made += 1
+        return scipy_operator.matvec(v)
+
+    rhs = np.asarray(b, np.float64)
+    matrix = LinearOperator(op.shape, product, dtype=np.float64)
+    x, inner = np.zeros_like(rhs), tol / 2
+    # MINRES stops at a residual relative to ‖A‖‖x‖: it goes on from there until it is met.
+    while made < limit:
+        x, _ = solver(matrix, rhs, x0=x, rtol=inner, maxiter=limit - made)
+        rest = float(np.linalg.norm(rhs - product(x)))
+        if rest <= tol * np.linalg.norm(rhs) or inner < np.finfo(np.float64).eps:
+            break
+        inner /= 10
+    return jnp.asarray(x, b.dtype), made
+
+
+@jax.jit
+def _relative_residual(op: Operator, b: Array, x: Array) -> Array:
+    return jnp.linalg.norm(b - op.product(x[None])[0]) / jnp.linalg.norm(b)
+
+
+def _check_definite(op: Operator, b: Array, damping: float) -> None:
+    """Refuse an operator that has a negative Ritz value in the Krylov space of conjugate gradients.
+
+    Raises:
+        ValueError: it has one.
+    """
+    recurrence = lanczos_tridiagonal(op, min(_CHECKED, op.shape[0]), v0=b, reorthogonalize=True)
+    values = eigvalsh_tridiagonal(recurrence.alphas, recurrence.betas)
+    if values[0] < -100 * np.finfo(op.dtype).eps * np.abs(values).max():
+        raise ValueError(
+            f"method='cg' needs a positive definite A + damping*I, but a Ritz value is "
+            f"{values[0]:.3g}: take method='minres', or damping above {damping - values[0]:.3g}"
+        )

@@ -1,0 +1,225 @@
+"""`trace`: the trace of a symmetric operator, or of its blocks, with an error bar."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from curvax.compiled import Clock
+from curvax.estimators import arguments, trace_methods
+from curvax.estimators.exact import chunk_size
+from curvax.estimators.probes import DISTRIBUTIONS
+from curvax.estimators.run import Known, Run, Settings
+from curvax.estimators.trace_methods import SKETCH_PART
+from curvax.interrupt import InterruptFlag
+from curvax.krylov.arguments import check_integer
+from curvax.krylov.plan import readable
+from curvax.memory import SHARE, available_bytes
+from curvax.operators.base import Operator
+from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.restriction import Blocks
+from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
+
+METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")
+
+# The fewest products that give an estimate and a standard error.
+_FEWEST = {"auto": 4, "hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2}
+
+# Products at most for each that was planned, where a standard error is asked for.
+_PATIENCE = 10
+
+
+def trace(
+    A: Any,
+    *,
+    method: Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"] = "auto",
+    num_matvecs: int = 100,
+    distribution: Literal["auto", "rademacher", "gaussian", "sphere"] = "auto",
+    until: float | None = None,
+    max_matvecs: int | None = None,
+    deflate: EigenResult | None = None,
+    seed: int | None = None,
+    block_size: int | Literal["auto"] = "auto",
+    callback: Callable[[TraceProgress], Any] | None = None,
+) -> TraceResult | BlockResults[TraceResult]:
+    """Estimate the trace of a symmetric operator.
+
+    Every estimate is unbiased, and its interval holds the truth with probability 0.95 if
+    `num_matvecs` was fixed beforehand; with `until`, which stops at the first standard error that
+    is small enough, a little less often. Where n products suffice, the trace is computed exactly
+    from unit vectors (`method` of the result is then `"exact"`), unless `"hutchinson"` is asked
+    for by name.
+
+    Args:
+        A: a curvax operator, a dense or SciPy sparse symmetric array, anything with `shape`,
+            `dtype` and `matvec`; or the blocks of an operator, `op.blocks(...)`, for the trace of
+            each. With Hutchinson's method every probe of the whole operator then serves all blocks
+            at once: `z_bᵀ(A z)_b` also has terms from beside the block, of mean zero, which add to
+            the standard error. The other methods run block by block.
+        method: `"hutchinson"` averages `zᵀA z`; it holds two vectors for each of a block. The
+            others first capture the large eigenvalues in a sketch: `"hutch++"` a third of the
+            products' worth, `"xtrace"` a half, `"xnystrace"` (positive semidefinite operators only,
+            which is checked on the sketch) as many vectors as products, of which each is kept.
+            `"auto"` is `"xtrace"` where its vectors fit in 40 % of the free memory, else, and for
+            blocks, `"hutchinson"`.
+        num_matvecs: how many vectors to multiply. With `until`, what `max_matvecs` follows from.
+        distribution: of the probes. `"auto"` is `"sphere"` (uniform on the sphere of radius √n) for
+            `"xtrace"` and `"xnystrace"`, which scale what the sketch leaves to its expected
+            length if probes are invariant under rotations, and `"rademacher"` (±1) for the others:
+            Hutchinson's method is then exact on diagonal operators.
+        until: a standard error to reach. Products are made until it is, on at least 10 samples, or
+            until `max_matvecs`; a sketch grows.
+        max_matvecs: the most products with `until`; by default `10 · num_matvecs`.
+        deflate: what `eigsh` returned for this operator. The trace on the span of its vectors is
+            the sum of its values, and only the rest is estimated, at no further product. The
+            vectors need not have converged.
+        seed: seed of all random numbers; the same seed gives the same estimate, to rounding
+            whatever `block_size` is. Drawn if None, and recorded in the result.
+        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4. An exact trace
+            takes more.
+        callback: called with a `TraceProgress` after each block. For blocks, its estimate is that
+            of their sum.
+
+    Returns:
+        The estimate, its standard error and interval; after Ctrl-C, of the samples so far (NaN for
+        an exact trace). For blocks, these by name, of those that were reached; products that serve
+        several blocks are counted in each.
+
+    Raises:
+        TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
+        ValueError: an argument out of range; an operator measured not to be symmetric, or, for
+            `"xnystrace"`, not to be positive semidefinite.
+        FloatingPointError: a product is not finite.
+        MemoryError: the sketch of a method asked for by name does not fit in the free memory.
+
+    References:
+        M. Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
+        smoothing splines", Commun. Stat. Simul. Comput. 18 (1989). R. Meyer, C. Musco, C. Musco and
+        D. Woodruff, "Hutch++: optimal stochastic trace estimation", SOSA 2021. E. Epperly, J. Tropp
+        and R. Webber, "XTrace: making the most of every sample in stochastic trace estimation",
+        SIAM J. Matrix Anal. Appl. 45 (2024); the standard errors of its methods allow for the
+        correlation of their samples, see `curvax.estimators.leave_one_out`.
+    """
+    whole = A.whole if isinstance(A, Blocks) else A
+    arguments.reject_tracers("trace", whole, deflate)
+    op = as_operator(whole)
+    request = _Request(
+        method=arguments.check_choice("method", method, METHODS),
+        num_matvecs=arguments.check_count("num_matvecs", num_matvecs, low=1),
+        distribution=arguments.check_choice("distribution", distribution, ("auto", *DISTRIBUTIONS)),
+        until=arguments.check_until(until),
+        max_matvecs=check_integer("max_matvecs", max_matvecs, low=1),
+        seed=arguments.check_seed(seed),
+        block=arguments.check_block(block_size, op.shape[0]),
+        callback=arguments.check_callback(callback),
+    )
+    if request.until is None and request.max_matvecs is not None:
+        raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
+    with InterruptFlag() as interrupted, original_errors(op):
+        if not isinstance(A, Blocks):
+            return _trace(op, request, deflate, interrupted)
+        if deflate is not None:
+            raise ValueError(
+                "deflate belongs to one operator: call trace(block, deflate=...) for each block, "
+                "with its own pairs"
+            )
+        return _trace_blocks(A, request, interrupted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What was asked for, checked."""
+
+    method: str
+    num_matvecs: int
+    distribution: str
+    until: float | None
+    max_matvecs: int | None
+    seed: int
+    block: int
+    callback: Callable[[TraceProgress], Any] | None
+
+    def settle(self, method: str, n: int) -> Settings:
+        """Decide what is left open, for a method."""
+        limit = self.num_matvecs
+        if self.until is not None:
+            limit = self.max_matvecs or _PATIENCE * self.num_matvecs
+        fewest = _FEWEST[method]
+        if limit < fewest:
+            name = "num_matvecs" if self.until is None else "max_matvecs"
+            raise ValueError(
+                f"{name} must be at least {fewest} with method={method!r}, got {limit}"
+            )
+        distribution = self.distribution
+        if distribution == "auto":
+            distribution = "sphere" if method in ("xtrace", "xnystrace") else "rademacher"
+        return Settings(
+            planned=min(self.num_matvecs, limit),
+            limit=limit,
+            distribution=distribution,
+            until=self.until,
+            seed=self.seed,
+            block=min(self.block, n),
+            callback=self.callback,
+        )
+
+
+def _trace(
+    op: Operator, request: _Request, deflate: EigenResult | None, interrupted: InterruptFlag
+) -> TraceResult:
+    n, clock = op.shape[0], Clock("products", "host")
+    known = Known(op, deflate)
+    if n <= request.num_matvecs and request.method != "hutchinson":
+        settings = Settings(
+            planned=n,
+            limit=n,
+            distribution="unit",
+            until=request.until,
+            seed=request.seed,
+            block=chunk_size(op, clock),
+            callback=request.callback,
+        )
+        return trace_methods.exact(Run(op, settings, interrupted, clock, Known(op, None)))
+    vectors = {
+        name: request.num_matvecs // part + known.count for name, part in SKETCH_PART.items()
+    }
+    method = request.method
+    if method == "auto":
+        fits = vectors["xtrace"] * n * op.dtype.itemsize <= SHARE * available_bytes()
+        method = "xtrace" if fits else "hutchinson"
+    run = Run(op, request.settle(method, n), interrupted, clock, known)
+    if method == "hutchinson":
+        return trace_methods.hutchinson(run)
+    need = (vectors[method] + 3 * run.settings.block) * n * op.dtype.itemsize
+    if need > available_bytes():
+        raise MemoryError(
+            f"method={method!r} with num_matvecs={request.num_matvecs} keeps "
+            f"{vectors[method]} vectors, {readable(need)} with those in work, but "
+            f"{readable(available_bytes())} are free: lower num_matvecs, or use "
+            "method='hutchinson'"
+        )
+    if method == "hutch++":
+        return trace_methods.hutch_plus_plus(run)
+    return trace_methods.exchangeable(run, method)
+
+
+def _trace_blocks(
+    blocks: Blocks, request: _Request, interrupted: InterruptFlag
+) -> BlockResults[TraceResult]:
+    whole = blocks.whole
+    exact = whole.shape[0] <= request.num_matvecs
+    sizes = {name: op.shape[0] for name, op in blocks.items()}
+    if request.method == "hutchinson" or (request.method == "auto" and not exact):
+        settings = request.settle("hutchinson", whole.shape[0])
+        run = Run(whole, settings, interrupted, Clock("products", "host"), Known(whole, None))
+        return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
+    # Independent of each other, so that the errors of a sum add up as squares.
+    seeds = np.random.SeedSequence(request.seed).generate_state(len(blocks))
+    results: dict[str, TraceResult] = {}
+    for seed, (name, op) in zip(seeds, blocks.items(), strict=True):
+        own = dataclasses.replace(request, seed=int(seed))
+        results[name] = _trace(op, own, None, interrupted)
+        if interrupted:
+            break
+    return BlockResults(results, {name: sizes[name] for name in results})

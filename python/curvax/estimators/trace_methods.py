@@ -1,0 +1,190 @@
+"""The methods of `trace`: what is done with a run's products."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from curvax.estimators import leave_one_out, programs
+from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
+from curvax.estimators.exact import exact_diagonal
+from curvax.estimators.run import Run
+from curvax.estimators.sketch import Sketch
+from curvax.memory import SHARE, available_bytes
+from curvax.operators.restriction import Blocks
+from curvax.results import FloatArray, TraceResult
+
+# The part of the products that go into the vectors of a sketch: the rest multiply its basis, or
+# are samples of what it leaves.
+SKETCH_PART = {"hutch++": 3, "xtrace": 2, "xnystrace": 1}
+
+# Where the rows of the seed's sequence begin that are independent of every sketch.
+_INDEPENDENT = 1 << 31
+
+# From one check of the standard error to the next, a sketch grows by this factor.
+_GROWTH = 1.25
+
+
+def exact(run: Run) -> TraceResult:
+    """The sum of the diagonal's entries, from n unit vectors; NaN after Ctrl-C."""
+
+    def note(count: int, total: float) -> None:
+        run.matvecs = count
+        run.note(total, 0.0 if count == run.op.shape[0] else math.inf)
+
+    rows = run.settings.block
+    entries = exact_diagonal(run.op, rows, run.clock, run.interrupted, note).astype(np.float64)
+    stderr = math.inf if run.interrupted else 0.0
+    size = float(np.linalg.norm(entries))
+    return run.result("exact", float(entries.sum()), stderr, (), size)
+
+
+def hutchinson(run: Run) -> TraceResult:
+    """The mean of `zᵀA z` over probes with the covariance I (Hutchinson 1989)."""
+    samples, size = _sample(run, run.known.vectors, 0, run.dimension, 0.0)
+    mean, stderr = mean_stderr(samples)
+    run.warn_if_above(stderr)
+    return run.result("hutchinson", mean, stderr, samples, size)
+
+
+def _sample(
+    run: Run, off: Array | None, first: int, dimension: int, known: float
+) -> tuple[list[float], float]:
+    """Samples of `zᵀA z` until the budget or the standard error asked for is reached.
+
+    Args:
+        run: makes the products and counts them.
+        off: orthonormal rows that the probes are projected off, or None.
+        first: the first row of the seed's sequence.
+        dimension: of the space that is left.
+        known: added to the estimates that are reported.
+
+    Returns:
+        The samples, and the operator's Frobenius norm there, estimated.
+    """
+    samples: list[float] = []
+    squares = 0.0
+    while True:
+        block = run.probes(first + len(samples), min(run.settings.block, run.left), off)
+        zw, zz, ww = run.forms(block, run.multiply(block))
+        # Uniform on the sphere of the space that is left, of the radius that its dimension gives.
+        scale = (
+            dimension / np.maximum(zz, np.finfo(np.float64).tiny)
+            if run.settings.distribution == "sphere"
+            else 1.0
+        )
+        samples += list(zw * scale)
+        squares += float(np.sum(ww))
+        mean, stderr = mean_stderr(samples)
+        run.note(known + mean, stderr)
+        if run.interrupted or run.left == 0 or run.reached(len(samples), stderr):
+            return samples, math.sqrt(squares / len(samples))
+
+
+def hutchinson_of_blocks(run: Run, blocks: Blocks) -> dict[str, TraceResult]:
+    """Hutchinson's estimates of all diagonal blocks from the probes of the whole operator."""
+    # What the program reads of them: the operator would be an argument once for each block.
+    cuts: Any = tuple(dataclasses.replace(cut, inner=None) for cut in blocks.values())  # type: ignore[arg-type]
+    rows: list[FloatArray] = []
+    squares = np.zeros(len(cuts))
+    while True:
+        count = min(run.settings.block, run.left)
+        block = run.probes(len(rows), count, None)
+        products = run.multiply(block)
+        run.forms(block, products)
+        zw, ww = (np.asarray(x) for x in programs.forms_by_block(run.clock, cuts, block, products))
+        rows += list(zw)
+        squares += ww.sum(axis=0)
+        pairs = [mean_stderr(samples) for samples in np.transpose(rows)]
+        run.note(*mean_stderr(np.sum(rows, axis=1)))
+        worst = max(stderr for _, stderr in pairs)
+        if run.interrupted or run.left == 0 or run.reached(len(rows), worst):
+            break
+    run.warn_if_above(worst)
+    samples = np.transpose(rows)
+    return {
+        name: run.result("hutchinson", *pair, list(own), math.sqrt(square / len(rows)))
+        for name, pair, own, square in zip(blocks, pairs, samples, squares, strict=True)
+    }
+
+
+def exchangeable(run: Run, method: str) -> TraceResult:
+    """XTrace or XNysTrace: the mean of the leave-one-out estimates of a sketch."""
+    sketch = _sketch(run, method)
+    for _ in _grow(run, sketch, run.settings.limit // SKETCH_PART[method]):
+        estimates = sketch.estimates()
+        mean, stderr = float(estimates.single.mean()), leave_one_out.stderr(estimates)
+        run.note(mean, stderr)
+        if run.reached(sketch.size, stderr):
+            break
+    run.warn_if_above(stderr)
+    return run.result(method, mean, stderr, list(estimates.single), sketch.frobenius)
+
+
+def hutch_plus_plus(run: Run) -> TraceResult:
+    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021, algorithm 1).
+
+    A third of the products makes a sketch, a third multiplies its basis, the rest are samples of
+    what the basis leaves. With `until`, the sketch grows while that lowers the total that it and
+    the samples then needed will take, by the variance that its leave-one-out estimates show (the
+    idea of A-Hutch++: Persson, Cortinovis and Kressner, "Improved variants of the Hutch++
+    algorithm", SIAM J. Matrix Anal. Appl. 43 (2022)). The samples are independent of all that.
+    """
+    sketch, until = _sketch(run, "hutch++"), run.settings.until
+    fewest = math.inf
+    for _ in _grow(run, sketch, min(run.settings.limit // 3, max(1, run.dimension - 1))):
+        if until is None and not run.interrupted:
+            continue
+        estimates = sketch.estimates()
+        mean, stderr = float(estimates.single.mean()), leave_one_out.stderr(estimates)
+        run.note(mean, stderr)
+        if until is None or run.interrupted:
+            # There are no samples of the rest, but these products are those of XTrace.
+            return run.result("xtrace", mean, stderr, list(estimates.single), sketch.frobenius)
+        needed = run.matvecs + float(np.var(estimates.single, ddof=1)) / until**2
+        if needed >= fewest:
+            break
+        fewest = needed
+    known, dimension = float(np.trace(sketch.projected)), run.dimension - sketch.size
+    samples, _ = _sample(run, sketch.basis, _INDEPENDENT, dimension, known)
+    mean, stderr = mean_stderr(samples)
+    run.warn_if_above(stderr)
+    return run.result("hutch++", known + mean, stderr, samples, sketch.frobenius)
+
+
+def _sketch(run: Run, method: str) -> Sketch:
+    """An empty sketch, with room for what the products asked for will fill."""
+    capacity = min(run.settings.planned // SKETCH_PART[method], run.dimension)
+    return Sketch(run, max(1, capacity), project=method != "xnystrace")
+
+
+def _grow(run: Run, sketch: Sketch, size: int) -> Iterator[None]:
+    """Grow a sketch up to a size, and yield wherever its estimates are wanted.
+
+    That is at the end, on Ctrl-C, and on the way where a standard error is asked for. After the
+    blocks between, the estimate reported is the plain mean over the probes of the sketch.
+    """
+    size = min(size, run.dimension, max(sketch.capacity, _most_vectors(run)))
+    # Whole blocks: for another number of vectors the operator's product is compiled again.
+    block = run.settings.block
+    check = size if run.settings.until is None else min(size, block * -(-FEWEST_SAMPLES // block))
+    while sketch.size < size and not run.interrupted:
+        count = min(block, size - sketch.size)
+        if sketch.size + count > sketch.capacity:
+            sketch.reserve(min(size, 2 * sketch.capacity + count))
+        sketch.extend(count)
+        if sketch.size < check and not run.interrupted:
+            run.note(*mean_stderr(sketch.hutchinson))
+        # The callback, too, may be where the interrupt comes.
+        if sketch.size >= check or run.interrupted:
+            yield
+            check = min(size, math.ceil(_GROWTH * sketch.size))
+
+
+def _most_vectors(run: Run) -> int:
+    """Vectors that a sketch may grow to: while it is copied, half as many are held beside them."""
+    free = SHARE * available_bytes() / (1.5 * run.op.shape[0] * run.op.dtype.itemsize)
+    return int(free) - run.known.count

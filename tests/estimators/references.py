@@ -1,0 +1,81 @@
+"""The estimators by brute force in float64, from the same probes."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import curvax as cx
+from curvax.compiled import Clock
+from curvax.estimators import probes
+
+# Rows of a seed's sequence that do not go into a sketch.
+INDEPENDENT = 1 << 31
+
+
+def drawn(n, count, seed, distribution, first=0, dtype=np.float32):
+    """`(count, n)` probes in float64."""
+    op = cx.identity(jnp.zeros(n, dtype))
+    like = jnp.zeros(count, jnp.int32)
+    return np.asarray(probes.draw(Clock(), op, like, seed, first, distribution), np.float64)
+
+
+def hutch_plus_plus(a, sketch, rest, scaled):
+    """The estimate and the samples of the rest, scaled to a sphere of its dimension or not."""
+    q, _ = np.linalg.qr(a @ sketch.T)
+    left = rest.T - q @ (q.T @ rest.T)
+    samples = np.sum(left * (a @ left), axis=0)
+    if scaled:
+        samples *= (len(a) - len(sketch)) / np.sum(left * left, axis=0)
+    return np.trace(q.T @ a @ q) + samples.mean(), samples
+
+
+def xtrace(a, omega, scaled):
+    """Leave-one-out estimates, each from a QR factorisation of its own."""
+    n, k = len(a), len(omega)
+    estimates = []
+    for i in range(k):
+        q, _ = np.linalg.qr(a @ np.delete(omega, i, axis=0).T)
+        left = omega[i] - q @ (q.T @ omega[i])
+        scale = (n - k + 1) / (left @ left) if scaled else 1.0
+        estimates.append(np.trace(q.T @ a @ q) + scale * (left @ a @ left))
+    return np.array(estimates)
+
+
+def xnystrace(a, omega, scaled):
+    """Leave-one-out estimates, each from a Nyström approximation of its own."""
+    n, k = len(a), len(omega)
+    estimates = []
+    for i in range(k):
+        others = np.delete(omega, i, axis=0).T
+        y = a @ others
+        rest = a - y @ np.linalg.solve(others.T @ y, y.T)
+        q, _ = np.linalg.qr(others)
+        left = omega[i] - q @ (q.T @ omega[i])
+        scale = (n - k + 1) / (left @ left) if scaled else 1.0
+        estimates.append(np.trace(a - rest) + scale * (omega[i] @ rest @ omega[i]))
+    return np.array(estimates)
+
+
+def xdiag(a, omega):
+    """`(k, n)` leave-one-out estimates of the diagonal."""
+    estimates = []
+    for i in range(len(omega)):
+        q, _ = np.linalg.qr(a @ np.delete(omega, i, axis=0).T)
+        rest = a - q @ (q.T @ a)
+        estimates.append(np.diag(a - rest) + omega[i] * (rest @ omega[i]))
+    return np.array(estimates)
+
+
+def stderr(estimates, leave_out):
+    """The standard error of the mean of exchangeable estimates, by the same identity.
+
+    Args:
+        estimates: `(k, ...)`.
+        leave_out: j → the k − 1 estimates without the j-th probe.
+    """
+    k = len(estimates)
+    change = np.zeros((k, *estimates.shape))
+    for j in range(k):
+        others = np.delete(np.arange(k), j)
+        change[others, j] = estimates[others] - leave_out(j)
+    shared = np.sum(change * np.swapaxes(change, 0, 1), axis=(0, 1)) / (k * (k - 1))
+    return np.sqrt(np.var(estimates, axis=0, ddof=1) / k + np.maximum(shared, 0))

@@ -1,0 +1,106 @@
+"""Damped linear solves against dense float64 solutions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import curvax as cx
+
+N = 60
+NOISE = np.random.default_rng(0).normal(size=(N, N))
+Q, _ = np.linalg.qr(NOISE)
+PSD = (Q * np.geomspace(1e-4, 10, N)) @ Q.T
+INDEFINITE = (Q * np.linspace(-3, 10, N)) @ Q.T
+B = np.random.default_rng(1).normal(size=N)
+
+
+def _operator(matrix, dtype=np.float32):
+    a = jnp.asarray(matrix, dtype)
+    return cx.from_matvec(lambda v: jnp.dot(a, v, precision="highest"), jnp.zeros(N, dtype))
+
+
+@pytest.mark.parametrize(
+    "matrix,damping,method",
+    [
+        (PSD, 0.1, "cg"),
+        (PSD, 0.1, "minres"),
+        (INDEFINITE, 0.0, "minres"),
+        (INDEFINITE, 0.37, "minres"),
+    ],
+)
+def test_solution_and_its_residual(matrix, damping, method):
+    result = cx.solve(
+        _operator(matrix), jnp.asarray(B, jnp.float32), damping=damping, method=method
+    )
+    damped = matrix + damping * np.eye(N)
+    x = np.asarray(result.x, np.float64)
+    residual = np.linalg.norm(B - damped @ x) / np.linalg.norm(B)
+    assert result.converged and residual <= 1.5e-5
+    np.testing.assert_allclose(result.relative_residual, residual, rtol=0.2, atol=2e-6)
+    truth = np.linalg.solve(damped, B)
+    # ‖x − x*‖ ≤ ‖r‖ / min |λ|
+    smallest = np.abs(np.linalg.eigvalsh(damped)).min()
+    assert np.linalg.norm(x - truth) <= 1.1 * residual * np.linalg.norm(B) / smallest
+    assert 2 < result.num_matvecs < 200
+
+
+def test_float64_and_pytrees():
+    with jax.enable_x64(True):
+        result = cx.solve(_operator(PSD, np.float64), jnp.asarray(B), damping=1e-2, tol=1e-11)
+        truth = np.linalg.solve(PSD + 1e-2 * np.eye(N), B)
+        np.testing.assert_allclose(result.x, truth, rtol=1e-7, atol=1e-9)
+
+
+def test_natural_gradient_of_a_model():
+    x = jnp.asarray(NOISE[:, :5], jnp.float32)
+    params = {"bias": jnp.zeros(3), "w": 0.3 * jnp.ones((5, 3))}
+    labels = jnp.asarray(np.arange(N) % 3)
+
+    def forward(p, batch):
+        return batch[0] @ p["w"] + p["bias"][None]
+
+    loss = cx.losses.SoftmaxCrossEntropy(lambda batch: batch[1])
+    op = cx.ggn(forward, loss, params, (x, labels))
+    gradient = jax.grad(lambda p: loss(forward(p, (x, labels)), (x, labels))[0])(params)
+    result = cx.solve(op, gradient, damping=1e-2)
+    assert jax.tree.structure(result.x) == jax.tree.structure(params) and result.converged
+    dense = np.asarray(op.product(jnp.eye(18)), np.float64) + 1e-2 * np.eye(18)
+    truth = np.linalg.solve(dense, np.asarray(op.ravel(gradient)))
+    np.testing.assert_allclose(op.ravel(result.x), truth, rtol=1e-2, atol=1e-3)
+
+
+class TestPositiveDefinite:
+    def test_is_measured(self):
+        with pytest.raises(ValueError, match=r"Ritz value is -.*method='minres', or damping above"):
+            cx.solve(_operator(INDEFINITE), jnp.asarray(B, jnp.float32), max_matvecs=40)
+
+    def test_the_damping_named_is_enough(self):
+        cx.solve(_operator(INDEFINITE), jnp.asarray(B, jnp.float32), damping=3.2)
+
+
+@pytest.mark.parametrize("method", ["cg", "minres"])
+def test_too_few_products_are_told(method):
+    with pytest.warns(cx.ConvergenceWarning, match="the relative residual is"):
+        result = cx.solve(
+            _operator(PSD), jnp.asarray(B, jnp.float32), damping=1e-4, max_matvecs=5, method=method
+        )
+    assert not result.converged and result.relative_residual > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options,error,message",
+    [
+        ({"method": "lu"}, ValueError, r"method must be one of \('cg', 'minres'\), got 'lu'"),
+        ({"damping": -1.0}, ValueError, "damping must be finite and not negative"),
+        ({"damping": None}, TypeError, "damping must be a number"),
+        ({"tol": float("inf")}, ValueError, "tol must be finite"),
+        ({"max_matvecs": 0}, ValueError, "max_matvecs must be at least 1"),
+        ({"b": jnp.zeros(N)}, ValueError, "b must be finite and not zero"),
+        ({"b": jnp.full(N, jnp.nan)}, ValueError, "b must be finite and not zero"),
+        ({"b": jnp.ones(3)}, ValueError, "b must have shape"),
+    ],
+)
+def test_bad_input(options, error, message):
+    with pytest.raises(error, match=message):
+        cx.solve(_operator(PSD), **{"b": jnp.ones(N), **options})
