@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import curvax as cx
 
@@ -52,7 +53,7 @@ def _fisher_spectrum(params, batch):
             return jax.nn.logsumexp(z) - z[y[i]]
 
         rows = [jax.grad(one)(wide, i) for i in range(8)]
-        flat = np.stack([np.asarray(jax.flatten_util.ravel_pytree(row)[0]) for row in rows])
+        flat = np.stack([np.asarray(ravel_pytree(row)[0]) for row in rows])
     return np.linalg.eigvalsh(flat @ flat.T / 8)[::-1]
 
 
