@@ -81,7 +81,7 @@ def test_what_is_left_to_rounding(method):
         result = cx.trace(op, method=method, seed=seed, **OPTIONS)
         low, high = result.interval
         assert low <= np.trace(a) <= high
-        assert high - low < 1e-3
+        assert high - low < 1e-3 * np.linalg.norm(a)
 
 
 @pytest.mark.slow
@@ -111,11 +111,11 @@ def _check_diagonal(name, method, distribution):
     assert np.all(np.abs(errors.mean(axis=0)) < 5 * errors.std(axis=0) / np.sqrt(len(SEEDS)))
     ratio = np.sqrt(np.mean(stderr**2, axis=0) / np.mean(errors**2, axis=0))
     assert 0.75 < ratio.min() and ratio.max() < 1.35
-    # Standardised errors are distributed as Student's t is, out to the tails.
-    scores = np.sort((errors / stderr).ravel())
-    for p in (0.005, 0.05, 0.25, 0.75, 0.95, 0.995):
-        found = np.searchsorted(scores, stdtrit(dof, p)) / scores.size
-        assert abs(found - p) < 0.15 * min(p, 1 - p) + 0.01
+    # The sizes of standardised errors are distributed as those of Student's t, out to the tails.
+    scores = np.abs(errors / stderr)
+    for p in (0.3, 0.5, 0.7, 0.9, 0.99):
+        found = np.mean(scores < stdtrit(dof, (1 + p) / 2))
+        assert abs(found - p) < 0.1 * (1 - p) + 0.01
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
@@ -138,12 +138,11 @@ def test_diagonal_of_every_spectrum(name, method, distribution):
     _check_diagonal(name, method, distribution)
 
 
-@pytest.mark.parametrize("method", ["xdiag"])
-def test_diagonal_left_to_rounding(method):
+def test_diagonal_left_to_rounding():
     op, a = _operator("low rank")
     held = []
     for seed in range(20):
-        result = cx.diagonal(op, method=method, seed=seed, **OPTIONS)
+        result = cx.diagonal(op, method="xdiag", seed=seed, **OPTIONS)
         error = np.abs(np.asarray(result.estimate, np.float64) - np.diag(a))
         quantile = stdtrit(result.num_samples - 1, 0.975)
         held.append(np.mean(error <= quantile * np.asarray(result.stderr)))

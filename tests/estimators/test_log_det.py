@@ -1,6 +1,7 @@
 """Log-determinants against eigenvalues in float64."""
 
 import dataclasses
+import math
 import os
 import signal
 import warnings
@@ -13,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from tests.estimators.references import drawn
 
 import curvax as cx
-from curvax.estimators.quadrature import Quadrature, gauss, radau
+from curvax.estimators.quadrature import gauss, radau
 
 EPS = float(np.finfo(np.float32).eps)
 N = 200
@@ -93,7 +94,7 @@ class TestEstimate:
 
 class TestDeflation:
     def test_the_known_part_is_exact(self):
-        a = np.diag(np.concatenate([np.ones(N - 4), [1e3, 300, 200, 100]])).astype(np.float32)
+        a = np.diag(np.concatenate([np.full(N - 4, 2.0), [1e3, 300, 200, 100]])).astype(np.float32)
         pairs = cx.eigsh(a, 4, seed=0, tol=1e-6, max_basis=40)
         result = cx.log_det(a, deflate=pairs, num_runs=2, seed=0)
         np.testing.assert_allclose(result.estimate, truth(a), rtol=0, atol=5 * EPS * N)
@@ -131,8 +132,8 @@ class TestSteps:
                 w -= np.transpose(rows) @ (np.asarray(rows) @ w)
             betas.append(np.linalg.norm(w))
             rows.append(w / betas[-1])
-            above = gauss(np.asarray(alphas), np.asarray(betas))
-            below = radau(above, 0.9e-3)
+            pair = np.asarray(alphas), np.asarray(betas)
+            above, below = gauss(*pair), radau(*pair, 0.9e-3)
             assert below.nodes[0] == pytest.approx(0.9e-3)
             assert below.weights.sum() == pytest.approx(1)
             # Exact for polynomials of degree 2m, as of one more than Gauss quadrature.
@@ -146,8 +147,9 @@ class TestSteps:
         assert np.all(np.diff(gaps) < 0) and gaps[-1] < 1e-2 * gaps[0]
 
     def test_radau_adds_nothing_where_the_space_is_invariant(self):
-        exact = Quadrature(np.asarray([1.0, 2.0]), np.asarray([0.25, 0.75]), np.zeros(2))
-        again = radau(exact, 0.5)
+        pair = np.asarray([1.75, 1.25]), np.asarray([math.sqrt(3) / 4, 0.0])
+        np.testing.assert_allclose(gauss(*pair).nodes, [1, 2])
+        again = radau(*pair, 0.5)
         np.testing.assert_allclose(again.nodes, [0.5, 1, 2])
         np.testing.assert_allclose(again.weights, [0, 0.25, 0.75], atol=1e-15)
 
@@ -185,6 +187,12 @@ class TestDefiniteness:
         damped = cx.log_det(a, damping=0.1 * scale, num_runs=20, seed=0)
         low, high = damped.interval
         assert low < truth(a, 0.1 * scale) < high
+
+    def test_a_zero_eigenvalue_that_rounding_makes_positive_is_refused(self):
+        a = np.diag([0.0, 1.0, 2.0, 3.0]).astype(np.float32)
+        for seed in range(10):
+            with pytest.raises(ValueError, match="must be positive definite"):
+                cx.log_det(a, num_runs=1, seed=seed)
 
     def test_the_zero_matrix(self):
         with pytest.raises(ValueError, match="it has a Ritz value of 0"):

@@ -9,7 +9,13 @@ import numpy as np
 
 from curvax.compiled import Clock
 from curvax.estimators import arguments, resolution
-from curvax.estimators.quadrature import Quadrature, Request, check_request, lanczos_runs
+from curvax.estimators.quadrature import (
+    Quadrature,
+    Request,
+    check_request,
+    gauss,
+    lanczos_runs,
+)
 from curvax.interrupt import InterruptFlag
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
@@ -101,8 +107,9 @@ def spectral_density(
 
     with InterruptFlag() as interrupted, original_errors(op):
         blocks = lanczos_runs(op, request, clock, interrupted, note)
-        each = [quadrature for block in blocks for quadrature in block]
+        coefficients = [pair for block in blocks for pair in block]
         with clock.part("host"):
+            each = [gauss(*pair) for pair in coefficients]
             values = _summarize(op, request, each, chosen)
         return SpectralDensity(
             **values,

@@ -11,6 +11,7 @@ from curvax.estimators import programs
 from curvax.estimators.arguments import check_block
 from curvax.estimators.run import report_nonfinite
 from curvax.interrupt import InterruptFlag
+from curvax.krylov import programs as krylov
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
 
@@ -68,7 +69,7 @@ def exact_diagonal(
         if not finite.all():
             number = first + int(np.flatnonzero(~finite)[0])
             unit = jnp.zeros((1, n), op.dtype).at[0, number].set(1)
-            report_nonfinite(op, programs.multiply(clock, op, unit), number + 1)
+            report_nonfinite(op, krylov.multiply(clock, op, unit), number + 1)
         end = min(begin + rows, n)
         entries[begin:end] = found[begin - first : end - first]
         total += float(np.sum(entries[begin:end], dtype=np.float64))

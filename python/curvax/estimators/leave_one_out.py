@@ -37,10 +37,13 @@ class LeaveOneOut(NamedTuple):
     Attributes:
         single: `(k,)`, est_i.
         double: `(k, k)`, est_ij; the diagonal means nothing.
+        noise: the errors of the products and of their factorisation, in a quadratic form on the
+            probes: the norm of the antisymmetric part of `ΩᵀA Ω`.
     """
 
     single: Matrix
     double: Matrix
+    noise: float
 
 
 def stderr(estimates: LeaveOneOut) -> float:
@@ -130,7 +133,7 @@ def xtrace(
     if invariant:
         form = form * left / length
         form2 = form2 * (left[:, None] + (inverse > 0)) / (length[:, None] + a2**2)
-    return LeaveOneOut(trace - bi + form, trace - bi[:, None] - b22 + form2)
+    return LeaveOneOut(trace - bi + form, trace - bi[:, None] - b22 + form2, _noise(w.T @ r))
 
 
 def xnystrace(
@@ -156,8 +159,8 @@ def xnystrace(
     """
     k, size = len(form), float(np.linalg.norm(factor))
     if size == 0:
-        return LeaveOneOut(np.zeros(k), np.zeros((k, k)))
-    noise = float(np.linalg.norm(form - form.T, 2))
+        return LeaveOneOut(np.zeros(k), np.zeros((k, k)), 0.0)
+    noise = _noise(form)
     form = (form + form.T) / 2
     values = np.linalg.eigvalsh(form)
     if values[0] < -max(1e3 * eps * max(values[-1], size), 10 * noise):
@@ -185,4 +188,8 @@ def xnystrace(
         mi = np.diag(m)
         rest = rest * (n - k + 1) * mi
         rest2 = rest2 * (n - k + 2) * (mi[:, None] - m**2 / mi[None, :])
-    return LeaveOneOut(trace - wi / pi + rest, trace - taken / determinant + rest2)
+    return LeaveOneOut(trace - wi / pi + rest, trace - taken / determinant + rest2, noise)
+
+
+def _noise(form: Matrix) -> float:
+    return float(np.linalg.norm(form - form.T, 2)) / 2

@@ -1,7 +1,7 @@
 """`log_det`: the logarithm of a determinant, with an error bar."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from curvax.estimators.quadrature import (
     Quadrature,
     Request,
     check_request,
+    gauss,
     lanczos_runs,
     mean_and_variance,
     radau,
@@ -82,33 +83,31 @@ def log_det(
     damping = _check_damping(damping)
     clock = Clock("products", "recurrence", "host")
     history: list[TraceProgress] = []
-    each: list[Quadrature] = []
+    runs = _Runs(op, request, damping)
     made = 0
 
-    def note(products: int, runs: int) -> None:
+    def note(products: int, finished: int) -> None:
         nonlocal made
         made = products
 
     with InterruptFlag() as interrupted, original_errors(op):
         for block in lanczos_runs(op, request, clock, interrupted, note):
-            each += block
             with clock.part("host"):
-                found = _estimate(op, request, each, damping)
+                estimate, stderr = runs.add(block)
             most = request.num_runs * request.num_steps
-            progress = TraceProgress(made, found.value, found.stderr, most, None, clock.total())
-            history.append(progress)
-        if found.value - found.low > found.stderr and not interrupted:
+            history.append(TraceProgress(made, estimate, stderr, most, None, clock.total()))
+        excess = estimate - runs.lower_bound()
+        if excess > stderr and not interrupted:
             warn(
-                f"the estimate may be too large by {found.value - found.low:.3g}, more than its "
-                f"standard error of {found.stderr:.3g}: raise num_steps "
-                f"({request.num_steps}) or damping ({damping:g})"
+                f"the estimate may be too large by {excess:.3g}, more than its standard error of "
+                f"{stderr:.3g}: raise num_steps ({request.num_steps}) or damping ({damping:g})"
             )
-        half = found.rounding + float(ndtri(0.975)) * found.stderr
+        half = float(ndtri(0.975)) * stderr + runs.rounding_error()
         return TraceResult(
-            estimate=found.value,
-            stderr=found.stderr,
-            interval=(found.low - half, found.value + half),
-            samples=found.samples,
+            estimate=estimate,
+            stderr=stderr,
+            interval=(estimate - excess - half, estimate + half),
+            samples=runs.samples(),
             method="lanczos",
             distribution="sphere",
             num_matvecs=made,
@@ -121,65 +120,84 @@ def log_det(
         )
 
 
-class _Estimate(NamedTuple):
-    """The estimate from the runs so far.
+class _Runs:
+    """Lanczos runs of `A + damping·I`, and what they say of the trace of its logarithm."""
 
-    Attributes:
-        value: the estimate, by Gauss quadrature.
-        low: that by Gauss-Radau quadrature, a lower bound for the same starts.
-        stderr: over the starts.
-        rounding: what an error of one rounding in every eigenvalue may amount to.
-        samples: one value for each run.
-    """
+    def __init__(self, op: Operator, request: Request, damping: float) -> None:
+        self._damping = damping
+        self._eps = float(jnp.finfo(op.dtype).eps)
+        self._atoms = request.atoms + damping
+        self._dimension = op.shape[0] - len(request.atoms)
+        self._coefficients: list[tuple[Matrix, Matrix]] = []
+        self._each: list[Quadrature] = []
 
-    value: float
-    low: float
-    stderr: float
-    rounding: float
-    samples: Matrix
+    def add(self, block: list[tuple[Matrix, Matrix]]) -> tuple[float, float]:
+        """Take in more runs: the estimate, by Gauss quadrature, and its standard error.
 
+        Raises:
+            ValueError: the operator is seen not to be positive definite.
+        """
+        self._coefficients += [(alphas + self._damping, betas) for alphas, betas in block]
+        self._each += [gauss(*pair) for pair in self._coefficients[len(self._each) :]]
+        self._check_definite()
+        mean, variance = mean_and_variance(self._each, self._log, self._dimension)
+        stderr = self._dimension * math.sqrt(variance / len(self._each))
+        return self._trace(mean), stderr
 
-def _estimate(op: Operator, request: Request, each: list[Quadrature], damping: float) -> _Estimate:
-    """Estimate, or raise where `A + damping·I` is seen not to be positive definite."""
-    eps = float(jnp.finfo(op.dtype).eps)
-    damped = [q._replace(nodes=q.nodes + damping) for q in each]
-    atoms, rest = request.atoms + damping, op.shape[0] - request.known.count
-    scale = max(float(np.abs(x).max(initial=0)) for x in (*(q.nodes for q in damped), atoms))
-    rounding = _ROUNDING * eps * scale
-    lowest = min(float(x.min(initial=np.inf)) for x in (*(q.nodes for q in damped), atoms))
-    if lowest <= rounding:
-        least = damping + max(-1.1 * lowest, 0) + 10 * rounding
-        raise ValueError(
-            f"A + damping·I must be positive definite, but with damping={damping:g} it has a Ritz "
-            f"value of {lowest:.3g}, and so an eigenvalue below that (rounding: {rounding:.1g}): "
-            f"damping={least:.2g}, or more, is needed"
-        )
+    def samples(self) -> Matrix:
+        """One estimate for each run."""
+        means = [float(q.weights @ self._log(q.nodes)) for q in self._each]
+        return np.asarray([self._trace(mean) for mean in means])
 
-    def log(nodes: Matrix) -> Matrix:
-        return np.log(np.maximum(nodes, rounding / 2))
+    def lower_bound(self) -> float:
+        """Of what the estimate, an upper bound for the same starts, would be after all steps."""
+        end = self._lower_end()
+        each = [radau(*pair, end) for pair in self._coefficients]
+        return self._trace(float(np.mean([q.weights @ self._log(q.nodes) for q in each])))
 
-    mean, variance = mean_and_variance(damped, log, rest)
-    end = _lower_end(damped, damping, rounding)
-    lower, _ = mean_and_variance([radau(q, end) for q in damped], log, rest)
-    known = float(np.sum(np.log(atoms)))
-    return _Estimate(
-        value=known + rest * mean,
-        low=known + rest * min(lower, mean),
-        stderr=rest * math.sqrt(variance / len(each)),
-        rounding=eps * scale * rest * float(np.mean([q.weights @ (1 / q.nodes) for q in damped])),
-        samples=known + rest * np.asarray([q.weights @ log(q.nodes) for q in damped]),
-    )
+    def rounding_error(self) -> float:
+        """What an error of one rounding in every eigenvalue may amount to."""
+        inverse = float(np.mean([q.weights @ (1 / q.nodes) for q in self._each]))
+        return self._eps * self._scale * inverse * self._dimension
 
+    def _trace(self, mean: float) -> float:
+        return float(np.sum(np.log(self._atoms))) + self._dimension * mean
 
-def _lower_end(damped: list[Quadrature], damping: float, rounding: float) -> float:
-    """Where the spectrum of `A + damping·I` may begin, for all that the runs have shown.
+    def _log(self, nodes: Matrix) -> Matrix:
+        return np.log(np.maximum(nodes, self._rounding / 2))
 
-    At the least Ritz value less its residual, though not below zero, nor below the damping where
-    no Ritz value is.
-    """
-    lowest = min(float(q.nodes[0]) for q in damped)
-    reached = min(float(q.nodes[0] - q.residuals[0]) for q in damped) - rounding
-    return max(reached, rounding, damping - 2 * rounding if lowest >= damping - rounding else 0.0)
+    @property
+    def _scale(self) -> float:
+        return max(float(np.abs(x).max(initial=0)) for x in self._values())
+
+    @property
+    def _rounding(self) -> float:
+        return _ROUNDING * self._eps * self._scale
+
+    def _values(self) -> list[Matrix]:
+        return [*(q.nodes for q in self._each), self._atoms]
+
+    def _check_definite(self) -> None:
+        lowest = min(float(x.min(initial=np.inf)) for x in self._values())
+        if lowest <= self._rounding:
+            least = self._damping + max(-1.1 * lowest, 0) + 10 * self._rounding
+            raise ValueError(
+                f"A + damping·I must be positive definite, but with damping={self._damping:g} it "
+                f"has a Ritz value of {lowest:.3g}, and so an eigenvalue below that (rounding: "
+                f"{self._rounding:.1g}): damping={least:.2g}, or more, is needed"
+            )
+
+    def _lower_end(self) -> float:
+        """Where the spectrum of `A + damping·I` may begin, for all that the runs have shown.
+
+        At the least Ritz value less its residual, though not below zero, nor, where no Ritz value
+        of A is negative, below the damping.
+        """
+        rounding = self._rounding
+        lowest = min(float(q.nodes[0]) for q in self._each)
+        reached = min(float(q.nodes[0] - q.residuals[0]) for q in self._each) - rounding
+        damped = self._damping - 2 * rounding if lowest >= self._damping - rounding else 0.0
+        return max(reached, rounding, damped)
 
 
 def _check_damping(damping: Any) -> float:

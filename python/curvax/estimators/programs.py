@@ -12,12 +12,6 @@ from curvax.operators.base import Operator
 from curvax.operators.restriction import RestrictedOperator
 
 
-@program()
-def multiply(op: Operator, block: Array) -> Array:
-    """The products of a block of flat vectors, which is kept."""
-    return op.product(block)
-
-
 @program(wide=True)
 def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
     """`zᵀw`, `zᵀz` and `wᵀw` in float64, of rows z and their products w, `(b, n)` each."""

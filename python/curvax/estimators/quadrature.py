@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jax import Array
 
 from curvax.compiled import Clock
@@ -45,9 +46,28 @@ class Quadrature(NamedTuple):
 
 def gauss(alphas: Matrix, betas: Matrix) -> Quadrature:
     """The quadrature of a Lanczos run: αs `(j,)`, and βs `(j,)` with the last coupling."""
-    tridiagonal = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
-    nodes, vectors = np.linalg.eigh(tridiagonal)
+    # The driver with QR iterations, for its orthogonal eigenvectors.
+    nodes, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], lapack_driver="stev")
     return Quadrature(nodes, vectors[0] ** 2, np.abs(betas[-1] * vectors[-1]))
+
+
+def radau(alphas: Matrix, betas: Matrix, end: float) -> Quadrature:
+    """The Gauss-Radau quadrature of a Lanczos run, with one node more at the end of the spectrum.
+
+    Of a function whose derivatives of even order are negative, as of the logarithm, the Gauss
+    quadrature is an upper bound of the integral and, with `end` at or below the whole spectrum,
+    this a lower one (G. Golub and G. Meurant, "Matrices, Moments and Quadrature", 2010, sections
+    6.2 and 6.3).
+
+    Args:
+        alphas: `(j,)`.
+        betas: `(j,)`, with the last coupling.
+        end: below all Ritz values.
+    """
+    # With one more row, T has the eigenvalue `end` for α = end + β² (T − end)⁻¹_jj.
+    nodes, _, residuals = gauss(alphas, betas)
+    last = end + np.sum(residuals**2 / (nodes - end))
+    return gauss(np.append(alphas, last), np.append(betas, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +120,8 @@ def lanczos_runs(
     clock: Clock,
     interrupted: InterruptFlag,
     note: Callable[[int, int], None],
-) -> Iterator[list[Quadrature]]:
-    """The quadratures of all runs, block by block of those that go side by side.
+) -> Iterator[list[tuple[Matrix, Matrix]]]:
+    """The αs and βs of all runs, block by block of those that go side by side.
 
     Three blocks of vectors are held, whatever the number of steps.
 
@@ -129,9 +149,7 @@ def lanczos_runs(
         del recurrence  # its vectors make room for the next starts
         if finished or not runs:
             runs += len(like)
-            with clock.part("host"):
-                quadratures = [gauss(*pair) for pair in coefficients]
-            yield quadratures
+            yield coefficients
 
 
 def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int) -> Array:
@@ -142,30 +160,11 @@ def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int)
     return normalize(clock, block)
 
 
-def radau(q: Quadrature, end: float) -> Quadrature:
-    """The Gauss–Radau quadrature of the same run with a node more, at one end of the spectrum.
-
-    Of a function whose derivatives of even order are negative, as of the logarithm, the Gauss
-    quadrature is an upper bound of the integral and, with `end` at or below the whole spectrum,
-    this a lower one (G. Golub and G. Meurant, "Matrices, Moments and Quadrature", 2010, chapter 6).
-
-    Args:
-        q: the quadrature of a run.
-        end: below all nodes.
-    """
-    # T and one more row, seen from the eigenvectors of T. In a Jacobi matrix with positive βs the
-    # first and the last entries of the eigenvectors have signs that alternate against each other.
-    j = len(q.nodes)
-    arrow = np.diag(np.append(q.nodes, end + np.sum(q.residuals**2 / (q.nodes - end))))
-    arrow[:j, j] = arrow[j, :j] = q.residuals * (-1.0) ** np.arange(j)
-    nodes, vectors = np.linalg.eigh(arrow)
-    return Quadrature(nodes, (np.sqrt(q.weights) @ vectors[:j]) ** 2, np.zeros(j + 1))
-
-
 def mean_and_variance(
     each: list[Quadrature], f: Callable[[Matrix], Matrix], dimension: int
 ) -> tuple[float, float]:
     """The mean of `zᵀf(A)z` over the runs, and its variance over all starts."""
-    mean = float(np.mean([q.weights @ f(q.nodes) for q in each]))
-    square = float(np.mean([q.weights @ (f(q.nodes) - mean) ** 2 for q in each]))
-    return mean, 2 * square / (dimension + 2)
+    values = [f(q.nodes) for q in each]
+    mean = float(np.mean([q.weights @ v for q, v in zip(each, values, strict=True)]))
+    squares = [q.weights @ (v - mean) ** 2 for q, v in zip(each, values, strict=True)]
+    return mean, 2 * float(np.mean(squares)) / (dimension + 2)

@@ -24,8 +24,9 @@ import numpy as np
 from jax import Array, lax
 
 from curvax.compiled import Clock, over_columns, program
-from curvax.estimators.programs import multiply, project_off
+from curvax.estimators.programs import project_off
 from curvax.estimators.run import report_nonfinite
+from curvax.krylov.programs import multiply
 from curvax.operators.base import Operator
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -77,7 +78,9 @@ class Recurrence:
             FloatingPointError: the product is not finite.
         """
         with self.clock.part("products"):
-            product = jax.block_until_ready(multiply(self.clock, self.op, self._current))
+            # Compiled once for this and for `eigsh`, which gives the vectors away.
+            given = jnp.copy(self._current)
+            product = jax.block_until_ready(multiply(self.clock, self.op, given))
         with self.clock.part("recurrence"):
             rest, alpha = subtract(self.clock, product, self._previous, self._current, self._beta)
             if self._deflated is not None:

@@ -14,6 +14,7 @@ from curvax.compiled import Clock
 from curvax.estimators import probes, programs
 from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
 from curvax.interrupt import InterruptFlag
+from curvax.krylov import programs as krylov
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
@@ -125,11 +126,13 @@ class Run:
         block = probes.draw(self.clock, self.op, like, seed, first, distribution)
         return block if off is None else programs.project_off(self.clock, off, block)
 
-    def multiply(self, block: Array) -> Array:
-        """The products of a block, which is kept; finished when this returns."""
+    def multiply(self, block: Array, keep: bool = True) -> Array:
+        """The products of a block, which is consumed unless `keep`; finished when this returns."""
         with self.clock.part("products"):
             self.matvecs += len(block)
-            return jax.block_until_ready(programs.multiply(self.clock, self.op, block))
+            # The program consumes its argument, and is the one that the eigensolver has compiled.
+            given = jnp.copy(block) if keep else block
+            return jax.block_until_ready(krylov.multiply(self.clock, self.op, given))
 
     def forms(self, block: Array, products: Array) -> tuple[Any, Any, Any]:
         """`zᵀw`, `zᵀz` and `wᵀw` of rows and their products, `(b,)` NumPy arrays.
@@ -171,7 +174,13 @@ class Run:
             )
 
     def result(
-        self, method: str, estimate: float, stderr: float, samples: Sequence[float], size: float
+        self,
+        method: str,
+        estimate: float,
+        stderr: float,
+        samples: Sequence[float],
+        size: float,
+        noise: float = 0.0,
     ) -> TraceResult:
         """The result.
 
@@ -180,10 +189,11 @@ class Run:
             estimate: of the unknown part.
             stderr: its standard error.
             samples: whose spread it is.
-            size: the Frobenius norm of the operator, about, which the roundings are relative to.
+            size: the Frobenius norm of the operator, about, which roundings are relative to.
+            noise: errors of the products that were measured.
         """
         s, total = self.settings, self.known.value + estimate
-        rounding = self.known.rounding + ROUNDINGS * self.eps * size
+        rounding = self.known.rounding + ROUNDINGS * self.eps * size + noise
         return TraceResult(
             estimate=total,
             stderr=stderr,

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -114,9 +113,7 @@ class Sketch:
         new = self.size = old + count
         if not self._project:
             return
-        with run.clock.part("products"):
-            run.matvecs += count
-            products = jax.block_until_ready(krylov.multiply(run.clock, run.op, rows))
+        products = run.multiply(rows, keep=False)
         column = np.asarray(programs.inner(run.clock, self.basis, products))[self._known :]
         if not np.isfinite(column).all():
             report_nonfinite(run.op, products, run.matvecs)

@@ -45,11 +45,11 @@ def trace(
 ) -> TraceResult | BlockResults[TraceResult]:
     """Estimate the trace of a symmetric operator.
 
-    Every estimate is unbiased, and its interval holds the truth with probability 0.95 if
-    `num_matvecs` was fixed beforehand; with `until`, which stops at the first standard error that
-    is small enough, a little less often. Where n products suffice, the trace is computed exactly
-    from unit vectors (`method` of the result is then `"exact"`), unless `"hutchinson"` is asked
-    for by name.
+    Every estimate is unbiased, and its interval, which allows for rounding errors too, holds the
+    truth with probability 0.95 if `num_matvecs` was fixed beforehand; with `until`, which stops at
+    the first standard error that is small enough, a little less often. Where n products suffice,
+    the trace is computed exactly from unit vectors (`method` of the result is then `"exact"`),
+    unless `"hutchinson"` is asked for by name.
 
     Args:
         A: a curvax operator, a dense or SciPy sparse symmetric array, anything with `shape`,
@@ -78,8 +78,8 @@ def trace(
             whatever `block_size` is. Drawn if None, and recorded in the result.
         block_size: vectors per product, up to 32. By default 1 on a CPU, else 4. An exact trace
             takes more.
-        callback: called with a `TraceProgress` after each block. For blocks, its estimate is that
-            of their sum.
+        callback: called with a `TraceProgress` after each block. While a sketch grows, its
+            estimate is the plain mean over the probes so far; for blocks, that of their sum.
 
     Returns:
         The estimate, its standard error and interval; after Ctrl-C, of the samples so far (NaN for

@@ -11,6 +11,7 @@ from jax import Array
 from curvax.estimators import leave_one_out, programs
 from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
 from curvax.estimators.exact import exact_diagonal
+from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.run import Run
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
@@ -121,7 +122,13 @@ def exchangeable(run: Run, method: str) -> TraceResult:
         if run.reached(sketch.size, stderr):
             break
     run.warn_if_above(stderr)
-    return run.result(method, mean, stderr, list(estimates.single), sketch.frobenius)
+    return _of_sketch(run, sketch, method, estimates)
+
+
+def _of_sketch(run: Run, sketch: Sketch, method: str, estimates: LeaveOneOut) -> TraceResult:
+    single, stderr = estimates.single, leave_one_out.stderr(estimates)
+    size, noise = sketch.frobenius, estimates.noise
+    return run.result(method, float(single.mean()), stderr, list(single), size, noise)
 
 
 def hutch_plus_plus(run: Run) -> TraceResult:
@@ -143,7 +150,7 @@ def hutch_plus_plus(run: Run) -> TraceResult:
         run.note(mean, stderr)
         if until is None or run.interrupted:
             # There are no samples of the rest, but these products are those of XTrace.
-            return run.result("xtrace", mean, stderr, list(estimates.single), sketch.frobenius)
+            return _of_sketch(run, sketch, "xtrace", estimates)
         needed = run.matvecs + float(np.var(estimates.single, ddof=1)) / until**2
         if needed >= fewest:
             break

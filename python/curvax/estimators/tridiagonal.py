@@ -14,7 +14,7 @@ from curvax.estimators.recurrence import BREAKDOWN, Matrix, Recurrence, normaliz
 from curvax.estimators.run import report_nonfinite
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
-from curvax.krylov.programs import orthonormalize
+from curvax.krylov.programs import multiply, orthonormalize
 from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes
 from curvax.operators.base import Operator
@@ -104,14 +104,14 @@ def _plain(
 def _reorthogonalized(
     op: Operator, start: Array, steps: int, keep: bool, interrupted: InterruptFlag, clock: Clock
 ) -> tuple[Matrix, Matrix, Array | None]:
-    """As `_plain`, with every vector made orthogonal to those before it. Holds these and two."""
+    """As `_plain`, with every vector made orthogonal to those before it. Holds these and one."""
     basis, seed = jnp.zeros((steps, op.shape[0]), op.dtype), np.zeros(2, np.uint32)
     basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
     alphas: list[float] = []
     betas: list[float] = []
     while not interrupted or not alphas:
         used = len(alphas) + 1
-        product = programs.multiply(clock, op, current)
+        product = multiply(clock, op, current)
         if used == steps:
             alpha, beta = _last_coefficients(basis, product, clock)
             # n vectors span everything; else β, if it is nothing but rounding, is zero.
@@ -124,8 +124,7 @@ def _reorthogonalized(
             # A direction that was rounding noise has been replaced by a random one.
             alpha, beta = float(column[used - 1, 0]), 0.0 if info[1] else float(factor[0, 0])
         if not math.isfinite(alpha + beta):
-            again = programs.multiply(clock, op, current)
-            report_nonfinite(op, again, used)
+            report_nonfinite(op, multiply(clock, op, basis[used - 1 : used]), used)
         alphas.append(alpha)
         betas.append(beta)
         if used == steps or beta == 0:

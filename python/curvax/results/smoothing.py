@@ -124,9 +124,9 @@ def _interval(
     flip = mean > 0.5
     square = np.where(flip, 1.0 - 2.0 * mean + square, square)
     mean = np.where(flip, 1.0 - mean, mean)
-    ratio = np.divide(square, mean, out=np.zeros_like(mean), where=mean > 0)
-    # (E g)² ≤ E g² ≤ E g, which cancellation in 1 − g can break.
-    ratio = np.clip(ratio, mean, 1.0)
+    # (E g)² ≤ E g² ≤ E g, which cancellation in 1 − g can break; it leaves noise of small tails.
+    exact = mean > np.where(flip, 1e-12, 0.0)
+    ratio = np.clip(np.divide(square, mean, out=mean.copy(), where=exact), mean, 1.0)
     # (E g − mean)² = k (ratio · E g − (E g)²)
     k = 2.0 * ndtri(0.975) ** 2 / (runs * (dimension + 2))
     half = np.sqrt(np.maximum(k * (ratio * (k * ratio + 4.0 * mean) - 4.0 * mean**2), 0.0))
