@@ -15,6 +15,7 @@ from tests.estimators.references import drawn
 from tests.krylov.spectra import SPECTRA, N, matrix
 
 import curvax as cx
+from curvax.estimators import quadrature
 from curvax.results import SpectralDensity
 
 EPS = float(np.finfo(np.float32).eps)
@@ -319,6 +320,19 @@ class TestCallback:
         assert np.all(np.sum(~np.isnan(result.nodes), axis=1) == steps)
         if steps == 10:
             np.testing.assert_array_equal(result.nodes, whole.nodes[:2])
+        assert_consistent(result, N)
+
+    def test_ctrl_c_before_the_first_product(self, monkeypatch):
+        """One step is made: no result is without a node."""
+
+        def press(*arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            return normalize(*arguments)
+
+        normalize = quadrature.normalize
+        monkeypatch.setattr(quadrature, "normalize", press)
+        result = cx.spectral_density(dense("outliers"), num_runs=3, num_steps=10, seed=0)
+        assert result.interrupted and result.num_matvecs == 1
         assert_consistent(result, N)
 
 

@@ -229,6 +229,11 @@ class TestUntil:
         """Beyond what `num_matvecs` made room for, to an error that samples do not reach."""
         result = _trace(_decaying(), method=method, until=0.05)
         assert result.stderr <= 0.05 and PRODUCTS < result.num_matvecs < 10 * PRODUCTS
+        sketch = len(result.samples)
+        if method == "hutch++":
+            sketch = (result.num_matvecs - len(result.samples)) // 2
+        # At the first look at the standard error the sketch of hutch++ is at 12.
+        assert sketch > (PRODUCTS if method == "xnystrace" else 12)
         # √(2 ‖A‖_F² / s), with ‖A‖_F² = π²/6.
         assert np.sqrt(2 * 1.64 / (10 * PRODUCTS)) > 2 * 0.05
 

@@ -23,7 +23,7 @@ from curvax.results import EigenResult, SpectralDensity
 from curvax.results.smoothing import smoothed_density
 
 # The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
-_FINEST = 1e-13
+_NARROWEST = 1e-13
 
 
 class DensityProgress(NamedTuple):
@@ -138,7 +138,7 @@ def _summarize(
     width = resolution.default_width(distinct, n, eps) if width is None else width
     places = np.append(nodes[~np.isnan(nodes)], atoms)
     largest = float(np.abs(places).max())
-    if width < _FINEST * largest:
+    if width < _NARROWEST * largest:
         raise ValueError(f"width={width:g} is below what float64 resolves at {largest:.3g}")
     outliers = np.append(atoms, resolution.isolated(distinct, n, eps))
     grid = resolution.density_grid(places, width)

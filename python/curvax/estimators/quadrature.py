@@ -134,17 +134,18 @@ def lanczos_runs(
         note: called after every step with the vectors multiplied and the runs finished so far.
     """
     made = runs = 0
-    while runs < request.num_runs and not interrupted:
+    while runs < request.num_runs and not (interrupted and runs):
         like = np.zeros(min(request.block_size, request.num_runs - runs), np.int32)
         start = _starts(clock, op, like, request, runs)
         recurrence = Recurrence(op, start, clock, request.known.vectors)
         del start  # the recurrence needs it for one step
-        finished = False
-        while not finished and not interrupted:
+        while True:
             recurrence.step()
             finished = recurrence.steps == request.num_steps or bool(recurrence.ended.all())
             made += len(like)
             note(made, runs + finished * len(like))
+            if finished or interrupted:
+                break
         coefficients = [recurrence.coefficients(i) for i in range(len(like))]
         del recurrence  # its vectors make room for the next starts
         if finished or not runs:

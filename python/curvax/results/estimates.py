@@ -56,7 +56,8 @@ class TraceResult(Stored):
         block_size: vectors per product.
         seed: the seed of every random number.
         history: one `TraceProgress` per block.
-        seconds: wall time by part: `compile`, `products`, `host` and `total`.
+        seconds: wall time by part: `compile`, `products`, `host` and `total`; for `"lanczos"` also
+            `recurrence`.
         interrupted: whether Ctrl-C ended it.
     """
 
