@@ -2,13 +2,32 @@
 
 import jax.numpy as jnp
 import numpy as np
+from tests.krylov.spectra import N
 
 import curvax as cx
 from curvax.compiled import Clock
 from curvax.estimators import probes
 
+METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
+SKETCHES = METHODS[1:]
+
+# Most tests share these numbers, and so the compiled programs.
+PRODUCTS, BLOCK = 24, 4
+
 # Rows of a seed's sequence that do not go into a sketch.
 INDEPENDENT = 1 << 31
+
+
+def decaying():
+    """Positive definite, eigenvalues 1/i."""
+    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))
+    return (q / np.arange(1, N + 1)) @ q.T
+
+
+def trace(a, **options):
+    """In float32 where `a` is a NumPy array."""
+    a = a.astype(np.float32) if isinstance(a, np.ndarray) else a
+    return cx.trace(a, **{"num_matvecs": PRODUCTS, "block_size": BLOCK, "seed": 0, **options})
 
 
 def drawn(n, count, seed, distribution, first=0, dtype=np.float32):
@@ -47,11 +66,11 @@ def xnystrace(a, omega, scaled):
     for i in range(k):
         others = np.delete(omega, i, axis=0).T
         y = a @ others
-        rest = a - y @ np.linalg.solve(others.T @ y, y.T)
-        q, _ = np.linalg.qr(others)
-        left = omega[i] - q @ (q.T @ omega[i])
+        h, inner = others.T @ y, y.T @ omega[i]
+        left = omega[i] - others @ np.linalg.lstsq(others, omega[i])[0]
         scale = (n - k + 1) / (left @ left) if scaled else 1.0
-        estimates.append(np.trace(a - rest) + scale * (omega[i] @ rest @ omega[i]))
+        form = omega[i] @ a @ omega[i] - inner @ np.linalg.solve(h, inner)
+        estimates.append(np.trace(np.linalg.solve(h, y.T @ y)) + scale * form)
     return np.array(estimates)
 
 

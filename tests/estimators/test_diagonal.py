@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from tests.estimators import references
+from tests.estimators.references import BLOCK, PRODUCTS
 from tests.krylov.spectra import N, matrix
 
 import curvax as cx
@@ -19,7 +20,7 @@ from curvax.results import BlockResults, DiagonalResult
 
 EPS = float(np.finfo(np.float32).eps)
 METHODS = ("hutchinson", "xdiag")
-PRODUCTS, BLOCK = 24, 4
+
 
 methods = pytest.mark.parametrize("method", METHODS)
 
