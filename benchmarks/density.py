@@ -1,6 +1,6 @@
 """Time and memory of a spectral density of the demo GPT's Hessian: equal runs and steps for all.
 
-    python -m benchmarks.density [--runs 10] [--repeats 3] [--json PATH]
+    python -m benchmarks.density [--repeats 3] [--json benchmarks/baselines/density.json]
 
 Each density is a process of its own; the cases take turns. Time, and growth of the peak memory, run
 from the weights in memory to the density on a grid, after compilation and one product. Processor
@@ -9,41 +9,12 @@ all, smoothed with one width, are compared: starts differ, so they agree to a fe
 Needs the extra `bench`. 2 threads.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.processes import Meter, main, medians, run_case
 
-STEPS, POINTS = 80, 10_000
-MEASURED = ("seconds", "processor_seconds", "peak_growth_MB")
-
-Case = Callable[[int, int], dict[str, Any]]
-
-
-class Meter:
-    """What has passed since it was made: seconds, those of all processors, peak resident size."""
-
-    def __init__(self) -> None:
-        self._begin = self._now()
-
-    def read(self) -> dict[str, float]:
-        return {name: value - self._begin[name] for name, value in self._now().items()}
-
-    @staticmethod
-    def _now() -> dict[str, float]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return {
-            "seconds": time.perf_counter(),
-            "processor_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_growth_MB": usage.ru_maxrss * 1024 / 1e6,
-        }
+RUNS, STEPS, POINTS = 10, 80, 10_000
 
 
 def case_curvax(runs: int, seed: int) -> dict[str, Any]:
@@ -59,7 +30,7 @@ def case_curvax(runs: int, seed: int) -> dict[str, Any]:
     result = cx.spectral_density(op, num_runs=runs, num_steps=STEPS, seed=seed)
     return {
         **meter.read(), "parts": result.seconds, "width": result.width,
-        "nodes": result.nodes, "weights": result.weights,
+        "nodes": np.nan_to_num(result.nodes), "weights": np.nan_to_num(result.weights),
     }  # fmt: skip
 
 
@@ -119,19 +90,12 @@ def case_matfree(runs: int, seed: int, reortho: str) -> dict[str, Any]:
     return {**meter.read(), "width": float(width), "nodes": nodes, "weights": weights}
 
 
-CASES: dict[str, Case] = {
+CASES = {
     "curvax": case_curvax,
     "hessian-eigenthings": case_hessian_eigenthings,
     "matfree, reorthogonalised": lambda runs, seed: case_matfree(runs, seed, "full"),
     "matfree, plain": lambda runs, seed: case_matfree(runs, seed, "none"),
 }
-
-
-def _run(case: str, runs: int, seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.density", "--case", case]
-    command += ["--runs", str(runs), "--seed", str(seed)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(json.loads(out.splitlines()[-1]))
 
 
 def _differences(found: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -155,24 +119,18 @@ def _differences(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _compare(runs: int, repeats: int) -> dict[str, Any]:
-    rounds = []
-    for seed in range(repeats):
-        rounds.append({case: _run(case, runs, seed) for case in CASES})
-        for case, run in rounds[-1].items():
-            measured = [round(run[name], 2) for name in MEASURED]
-            print(case, *measured, file=sys.stderr, flush=True)
-    seconds, processor, growth = (
-        {case: float(np.median([found[case][name] for found in rounds])) for case in CASES}
-        for name in MEASURED
-    )
+def compare(repeats: int) -> dict[str, Any]:
+    rounds = [
+        {case: run_case("benchmarks.density", case, RUNS, seed) for case in CASES}
+        for seed in range(repeats)
+    ]
+    found = medians(rounds)
+    seconds, processor, growth = found.values()
     rivals = [case for case in CASES if case != "curvax"]
     return {
-        "runs": runs,
+        "runs": RUNS,
         "steps": STEPS,
-        "median_seconds": seconds,
-        "median_processor_seconds": processor,
-        "median_peak_growth_MB": growth,
+        **found,
         "widths": {case: rounds[0][case]["width"] for case in CASES},
         "largest difference from curvax's density": _differences(rounds[0]),
         "curvax's parts": rounds[0]["curvax"]["parts"],
@@ -188,25 +146,5 @@ def _compare(runs: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.case:
-        found = CASES[args.case](args.runs, args.seed)
-        for name in ("nodes", "weights"):
-            values = np.asarray(found[name], np.float64)
-            found[name] = np.where(np.isnan(values), 0.0, values).tolist()
-        print(json.dumps(found))
-        return
-    from benchmarks.facts import machine_facts, publish
-
-    publish({"machine": machine_facts(), **_compare(args.runs, args.repeats)}, args.json)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, CASES, compare, repeats=3)

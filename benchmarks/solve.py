@@ -9,20 +9,17 @@ solve (for curvax: all of `hessian(...)`, with the primal pass that it runs, and
 compiles). The residuals of all are measured by one referee. Needs the extra `bench`. 2 threads.
 """
 
-import argparse
-import json
-import subprocess
-import sys
+import functools
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.processes import main, run_case
 
 K, TOL = 10, 1e-3
 
 
-def case_curvax(seed: int, products: int) -> dict[str, Any]:
+def case_curvax(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
@@ -52,7 +49,7 @@ def case_curvax(seed: int, products: int) -> dict[str, Any]:
     }
 
 
-def case_hessian_eigenthings(seed: int, products: int) -> dict[str, Any]:
+def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import lanczos
 
@@ -90,7 +87,7 @@ def _jitted_hvp() -> tuple[Any, Any, int]:
     return hvp, (flat, batch), flat.size
 
 
-def case_matfree(seed: int, products: int) -> dict[str, Any]:
+def case_matfree(products: int, seed: int) -> dict[str, Any]:
     import jax
     from matfree import decomp
 
@@ -116,7 +113,7 @@ def case_matfree(seed: int, products: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def case_scipy(seed: int, products: int) -> dict[str, Any]:
+def case_scipy(products: int, seed: int) -> dict[str, Any]:
     """The method of "Hessian analysis with JAX", with its product jitted."""
     import jax
     from scipy.sparse.linalg import LinearOperator, eigsh
@@ -143,12 +140,6 @@ def case_scipy(seed: int, products: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-CASES = {
-    "curvax": case_curvax,
-    "hessian-eigenthings": case_hessian_eigenthings,
-    "matfree": case_matfree,
-    "jax + scipy eigsh": case_scipy,
-}
 FIXED_STEPS = ("hessian-eigenthings", "matfree")
 
 
@@ -167,29 +158,41 @@ def referee(values: Any, vectors: Any) -> float:
     return worst / float(np.abs(np.asarray(values)).max())
 
 
-def _run(case: str, seed: int, products: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.solve", "--case", case]
-    command += ["--seed", str(seed), "--products", str(products)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(json.loads(out.splitlines()[-1]))
+def _case(solve: Any, products: int, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = solve(products, seed)
+    found["residual"] = referee(found["values"], found.pop("vectors"))
+    found["values"] = np.sort(np.asarray(found["values"], np.float64))[::-1].tolist()
+    return found
+
+
+SOLVES = {
+    "curvax": case_curvax,
+    "hessian-eigenthings": case_hessian_eigenthings,
+    "matfree": case_matfree,
+    "jax + scipy eigsh": case_scipy,
+}
+CASES = {name: functools.partial(_case, solve) for name, solve in SOLVES.items()}
+
+
+def _run(case: str, products: int, seed: int) -> dict[str, Any]:
+    return run_case("benchmarks.solve", case, products, seed)
 
 
 def _smallest(case: str, seed: int, low: int = 28, high: int = 40) -> int:
     """The fewest products that reach the residual, by bisection."""
     while low < high:
         middle = (low + high) // 2
-        reached = _run(case, seed, middle)["residual"] <= TOL
+        reached = _run(case, middle, seed)["residual"] <= TOL
         low, high = (low, middle) if reached else (middle + 1, high)
     return low
 
 
-def _compare(repeats: int) -> dict[str, Any]:
+def compare(repeats: int) -> dict[str, Any]:
     steps = {(c, s): _smallest(c, s) for c in FIXED_STEPS for s in range(repeats)}
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
     for seed in range(repeats):
         for case in CASES:
-            runs[case].append(_run(case, seed, steps.get((case, seed), 0)))
-            print(case, runs[case][-1], file=sys.stderr, flush=True)
+            runs[case].append(_run(case, steps.get((case, seed), 0), seed))
     median = {case: float(np.median([r["seconds"] for r in rs])) for case, rs in runs.items()}
     in_all = {
         case: float(np.median([r["seconds"] + r["compile_seconds"] for r in rs]))
@@ -214,25 +217,5 @@ def _compare(repeats: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--products", type=int, default=0)
-    args = parser.parse_args()
-    if args.case:
-        found = CASES[args.case](args.seed, args.products)
-        found["residual"] = referee(found["values"], found.pop("vectors"))
-        found["values"] = np.sort(np.asarray(found["values"], np.float64))[::-1].tolist()
-        print(json.dumps(found))
-        return
-    from benchmarks.facts import machine_facts, publish
-
-    report = {"machine": machine_facts(), **_compare(args.repeats)}
-    publish(report, args.json)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, CASES, compare, repeats=3)

@@ -1,0 +1,142 @@
+"""Time and memory to the trace of the demo GPT's Hessian, at equal measured errors.
+
+    python -m benchmarks.trace [--repeats 16] [--json benchmarks/baselines/trace.json]
+
+Each estimate is a process of its own, with a seed of its own; the cases take turns. The error is
+the root mean square of the distances, over all seeds, to a reference: another estimate, of 1400
+products, whose standard error is stated. Every case has a number of products chosen so that its
+error is that of hessian-eigenthings' default, or, for a rival, above it. Time, and growth of the
+peak memory, run from the weights in memory to the estimate, after compilation and one product.
+Needs the extra `bench`. 2 threads.
+"""
+
+from typing import Any
+
+import numpy as np
+from benchmarks.processes import Meter, main, medians, run_case
+
+REFERENCE_PRODUCTS = 1400
+
+# hessian-eigenthings multiplies 99 vectors by default.
+PRODUCTS = {
+    "curvax": 72,
+    "hessian-eigenthings, hutch++": 99,
+    "hessian-eigenthings, hutchinson": 99,
+    "matfree, xtrace": 72,
+    "matfree, hutchinson": 99,
+}
+
+
+def case_curvax(products: int, seed: int) -> dict[str, Any]:
+    import jax.numpy as jnp
+
+    import curvax as cx
+    from curvax.demo import gpt, load
+
+    params, batch = load()
+    op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
+    cx.trace(op, num_matvecs=products, seed=seed)
+    meter = Meter()
+    result = cx.trace(op, num_matvecs=products, seed=seed)
+    return {
+        **meter.read(), "estimate": result.estimate, "stderr": result.stderr,
+        "method": result.method, "parts": result.seconds,
+    }  # fmt: skip
+
+
+def case_hessian_eigenthings(products: int, seed: int, method: Any) -> dict[str, Any]:
+    import torch
+    from benchmarks.gpt_torch import operator
+    from hessian_eigenthings import trace
+
+    from curvax.demo import load
+
+    op = operator(*load())
+    op.matvec(torch.ones(op.size))
+    meter = Meter()
+    result = trace(op, num_matvecs=products, method=method, seed=seed)
+    return {**meter.read(), "estimate": result.estimate, "stderr": result.stderr}
+
+
+def case_matfree(products: int, seed: int, estimator: str) -> dict[str, Any]:
+    """Its estimators multiply all vectors at once, by `vmap`, unless the product forbids it."""
+    import jax
+    from benchmarks.solve import _jitted_hvp
+    from matfree import stochtrace
+
+    hvp, arguments, n = _jitted_hvp()
+
+    @jax.custom_batching.sequential_vmap
+    def one_by_one(v: Any, *arguments: Any) -> Any:
+        return hvp(v, *arguments)
+
+    like = jax.numpy.ones(n)
+    if estimator == "xtrace":
+        sampler = stochtrace.sampler_sphere(like, num=products // 2)
+        estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
+            stochtrace.leave_one_out_xtrace(), sampler
+        )
+    else:
+        sampler = stochtrace.sampler_signs(like, num=products)
+        estimate = stochtrace.estimator_monte_carlo_mean_and_sem(
+            stochtrace.monte_carlo_trace(), sampler
+        )
+    run = jax.jit(lambda key, *arguments: estimate(one_by_one, key, *arguments))
+    key = jax.random.key(seed)
+    compiled = run.lower(key, *arguments).compile()
+    jax.block_until_ready(jax.jit(hvp)(like, *arguments))
+    meter = Meter()
+    mean, stderr = jax.block_until_ready(compiled(key, *arguments))
+    return {**meter.read(), "estimate": float(mean), "stderr": float(stderr)}
+
+
+CASES = {
+    "curvax": case_curvax,
+    "hessian-eigenthings, hutch++": lambda m, s: case_hessian_eigenthings(m, s, "hutch++"),
+    "hessian-eigenthings, hutchinson": lambda m, s: case_hessian_eigenthings(m, s, "hutchinson"),
+    "matfree, xtrace": lambda m, s: case_matfree(m, s, "xtrace"),
+    "matfree, hutchinson": lambda m, s: case_matfree(m, s, "hutchinson"),
+}
+
+
+def compare(repeats: int) -> dict[str, Any]:
+    reference = run_case("benchmarks.trace", "curvax", REFERENCE_PRODUCTS, 1 << 20)
+    rounds = [
+        {
+            case: run_case("benchmarks.trace", case, number, seed)
+            for case, number in PRODUCTS.items()
+        }
+        for seed in range(repeats)
+    ]
+    errors = {
+        case: float(
+            np.sqrt(np.mean([(r[case]["estimate"] - reference["estimate"]) ** 2 for r in rounds]))
+        )
+        for case in PRODUCTS
+    }
+    found = medians(rounds)
+    seconds, growth = found["median_seconds"], found["median_peak_growth_MB"]
+    # A rival that is less exact than curvax is not slowed down to its error.
+    rivals = [case for case in PRODUCTS if case != "curvax"]
+    return {
+        "reference": {name: reference[name] for name in ("estimate", "stderr")},
+        "products": PRODUCTS,
+        "root_mean_square_error": errors,
+        "mean_stated_error": {
+            case: float(np.mean([r[case]["stderr"] for r in rounds])) for case in PRODUCTS
+        },
+        **found,
+        "ratios": {
+            "fastest rival / curvax (target >= 2)": min(seconds[c] for c in rivals)
+            / seconds["curvax"],
+            "error, curvax / the smallest of the rivals (target <= 1)": errors["curvax"]
+            / min(errors[c] for c in rivals),
+            "peak growth, curvax / smallest of the rivals (target <= 1)": growth["curvax"]
+            / min(growth[c] for c in rivals),
+        },
+        "rounds": rounds,
+    }
+
+
+if __name__ == "__main__":
+    main(__doc__, CASES, compare, repeats=16)
