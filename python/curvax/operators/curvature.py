@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.compiled import CHUNK, over_columns
 from curvax.filters import Filter, leaf_names, select
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
@@ -124,12 +125,16 @@ def _weighted_product(op: Curvature, block: Array) -> Array:
 
 
 def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
+    apply = stack.half.apply
+    if apply is None:
+        return _sum_of_outer_products(op, stack, block)
+
     def one(entry: Any) -> Array:
         batch, residuals, weight = entry
 
         def column(flat: Array) -> Array:
             tangents = jax.tree.leaves(op.space.unravel(flat))
-            out = stack.half.apply(stack.consts, op.leaves, batch, residuals, tangents)
+            out = apply(stack.consts, op.leaves, batch, residuals, tangents)
             return op.space.ravel(jax.tree.unflatten(op.space.treedef, out))
 
         rows = column(block[0])[None] if block.shape[0] == 1 else jax.vmap(column)(block)
@@ -145,6 +150,33 @@ def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
         return total + one(entry), None
 
     return jax.lax.scan(add, jnp.zeros_like(block), entries)[0]
+
+
+def _sum_of_outer_products(op: Curvature, stack: _Stack, block: Array) -> Array:
+    """Of microbatches with matrices `x xᵀ`: all at once, as products of matrices."""
+    assert stack.residuals is not None
+    count = stack.weights.shape[0]
+    rows = [x.reshape(count, -1).astype(op.dtype) for x in stack.residuals]
+    pieces = jnp.split(block, np.cumsum(op.space.sizes)[:-1], axis=1)
+    inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
+    inner = inner * stack.weights.astype(op.dtype)
+    out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
+    return jnp.concatenate(out, axis=1)
+
+
+def _inner(rows: Array, block: Array) -> Array:
+    """`block (b, n)` times the transpose of `rows (N, n)`; no sum of float32 is long."""
+
+    def add(total: Array, first: Array, width: int) -> Array:
+        x, v = (jax.lax.dynamic_slice_in_dim(a, first, width, axis=1) for a in (rows, block))
+        return total + jnp.einsum("bi,ni->bn", v, x, precision="highest")
+
+    n = rows.shape[1]
+    if n <= 4 * CHUNK:
+        return jnp.einsum("bi,ni->bn", block, rows, precision="highest")
+    zeros = jnp.zeros((block.shape[0], rows.shape[0]), block.dtype)
+    result: Array = over_columns(add, zeros, n)
+    return result
 
 
 Kind = TypeVar("Kind", bound=Curvature)

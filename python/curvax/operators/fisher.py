@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,8 +14,10 @@ from jax.tree_util import Partial
 
 from curvax.filters import Filter, leaf_names
 from curvax.losses.checks import FisherKind, check_kind
-from curvax.operators.batches import Numbered
+from curvax.operators.batches import Numbered, leading_sizes
 from curvax.operators.curvature import Curvature, assemble
+from curvax.operators.hoist import hoist
+from curvax.operators.linear_map import LinearHalf
 from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
 
 
@@ -75,6 +77,11 @@ def fisher(
 
     All are positive semidefinite. A product costs as much as one of `ggn`. Nothing is as long as
     samples × parameters: a product holds a microbatch's outputs and activations, and vectors.
+
+    The matrix of a single sample, empirical or with one draw, has rank one. With
+    `microbatch_size=1` the operator therefore keeps the gradient of a sample in place of the
+    activations where it is no longer than they are, as for long sequences: products then cost a
+    pass over those gradients, and no pass through the model.
 
     Args:
         forward: as for `ggn`.
@@ -149,6 +156,25 @@ class FisherMap(OutputsMap):
     kind: FisherKind
     draws: int | None
     seed: int | None
+
+    def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
+        """See `ModelMap`; the shorter of the activations and the gradient of a single sample."""
+        half, consts = super().linearized(leaves, batch)
+        single = leading_sizes(self.data(batch)) == {1} and self.draws in (None, 1)
+        size = sum(leaf.nbytes for leaf in self.taken(leaves))
+        if self.kind == "exact" or not single or size > half.residual_bytes:
+            return half, consts
+        traced, consts = hoist(self._vector, tuple(leaves), batch)
+        return LinearHalf(traced, size, None), consts
+
+    def _vector(
+        self, leaves: Sequence[Array], batch: Any
+    ) -> tuple[Array, Array, tuple[Array, ...]]:
+        """The mean, the weight, and the x of the matrix `x xᵀ` of a single sample."""
+        (mean, weight), chain = self.linear_map(leaves, batch)
+        push, middle, pull = chain.args
+        outputs = jax.eval_shape(push, self.taken(leaves))
+        return mean, weight, tuple(pull(_root(middle, outputs)))
 
     def data(self, batch: Any) -> Any:
         """See `OutputsMap`."""
@@ -243,6 +269,26 @@ def _outer_products(gradients: Any, weight: Array, u: Any) -> Any:
         product = product.reshape(leaf.shape) if leaf.ndim else jnp.sum(product)
         products.append(product.astype(leaf.dtype))
     return jax.tree.unflatten(treedef, products)
+
+
+def _root(product: Callable[[Any], Any], like: Any) -> Any:
+    """The x of a matrix `x xᵀ` that is known by its products with vectors like `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(leaves))
+    start = [
+        jax.random.normal(key, leaf.shape, leaf.dtype)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    # The first product is along x. Scaled, since x to the fourth power may underflow.
+    along = jax.tree.leaves(product(jax.tree.unflatten(treedef, start)))
+    largest = jnp.stack([jnp.max(jnp.abs(a)).astype(_wide(a)) for a in along]).max()
+    along = [jnp.where(largest > 0, a / largest, 0).astype(a.dtype) for a in along]
+    again = jax.tree.leaves(product(jax.tree.unflatten(treedef, along)))
+    square = sum(
+        jnp.sum(a.astype(_wide(a)) * b.astype(_wide(b))) for a, b in zip(along, again, strict=True)
+    )
+    root = [jnp.where(square > 0, b / jnp.sqrt(square), 0).astype(b.dtype) for b in again]
+    return jax.tree.unflatten(treedef, root)
 
 
 def _count_samples(outputs: Any, batch: Any) -> int:

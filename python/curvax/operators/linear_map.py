@@ -29,12 +29,13 @@ class LinearHalf:
     Attributes:
         primal: `(consts, leaves, batch) -> (mean, weight, residuals)`.
         residual_bytes: bytes of the residuals of one microbatch; 0 if they are recomputed.
-        apply: `(consts, leaves, batch, residuals, tangents) -> products`, lists of leaves.
+        apply: `(consts, leaves, batch, residuals, tangents) -> products`, lists of leaves. None if
+            the matrix is `x xᵀ` and the residuals are x, as long as the tangents.
     """
 
     primal: Callable[..., Any]
     residual_bytes: int
-    apply: Callable[..., list[Array]]
+    apply: Callable[..., list[Array]] | None
 
 
 @dataclasses.dataclass(frozen=True)
