@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from benchmarks.processes import Meter, main, medians, run_case
 
-RUNS, STEPS, POINTS = 10, 80, 10_000
+RUNS, STEPS, POINTS = 3, 80, 10_000
 
 
 def case_curvax(runs: int, seed: int) -> dict[str, Any]:

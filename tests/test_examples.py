@@ -25,6 +25,11 @@ def test_sharpness(monkeypatch, capsys):
 
 
 def test_every_example_is_tested():
-    names = ("test_examples.py", "test_demo.py", "krylov/test_llm.py", "estimators/test_llm_layers.py")
+    names = (
+        "test_examples.py",
+        "test_demo.py",
+        "krylov/test_llm.py",
+        "estimators/test_llm_layers.py",
+    )
     tests = "".join((Path(__file__).parent / name).read_text() for name in names)
     assert all(example.name in tests for example in EXAMPLES.glob("*.py"))

@@ -215,11 +215,13 @@ def _trace_blocks(
         run = Run(whole, settings, interrupted, Clock("products", "host"), Known(whole, None))
         return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
     # Independent of each other, so that the errors of a sum add up as squares.
-    seeds = np.random.SeedSequence(request.seed).generate_state(len(blocks))
+    states = np.random.SeedSequence(request.seed).generate_state(len(blocks))
+    seeds = dict(zip(blocks, states, strict=True))
     results: dict[str, TraceResult] = {}
-    for seed, (name, op) in zip(seeds, blocks.items(), strict=True):
-        own = dataclasses.replace(request, seed=int(seed))
+    for name, op in blocks.alike():
+        own = dataclasses.replace(request, seed=int(seeds[name]))
         results[name] = _trace(op, own, None, interrupted)
         if interrupted:
             break
+    results = blocks.ordered(results)
     return BlockResults(results, {name: sizes[name] for name in results})

@@ -140,19 +140,19 @@ def eigsh(  # type: ignore[misc]
 def _over_blocks(
     blocks: Blocks, k: Any, which: str, v0: Any, options: dict[str, Any]
 ) -> BlockResults[EigenResult]:
-    """Block after block: those of equal structure run the same compiled programs."""
     if v0 is not None and not isinstance(v0, BlockResults):
         raise TypeError(
             "v0, for the blocks of an operator, must be the BlockResults of an earlier call or "
             f"None, got {type(v0).__name__}"
         )
     results = {}
-    for name, op in blocks.items():
+    for name, op in blocks.alike():
         wanted = min(k, op.shape[0]) if isinstance(k, int) else k
         start = None if v0 is None else v0[name]
         results[name] = solve_pairs(op, wanted, which, start, options)
         if results[name].interrupted:
             break
+    results = blocks.ordered(results)
     return BlockResults(results, {name: blocks[name].shape[0] for name in results})
 
 

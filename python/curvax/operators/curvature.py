@@ -159,7 +159,7 @@ def _sum_of_outer_products(op: Curvature, stack: _Stack, block: Array) -> Array:
     rows = [x.reshape(count, -1).astype(op.dtype) for x in stack.residuals]
     pieces = jnp.split(block, np.cumsum(op.space.sizes)[:-1], axis=1)
     inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
-    inner = inner * stack.weights.astype(op.dtype)
+    inner = inner * stack.weights.astype(op.dtype)[None]
     out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
     return jnp.concatenate(out, axis=1)
 

@@ -280,15 +280,19 @@ def _root(product: Callable[[Any], Any], like: Any) -> Any:
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     # The first product is along x. Scaled, since x to the fourth power may underflow.
-    along = jax.tree.leaves(product(jax.tree.unflatten(treedef, start)))
-    largest = jnp.stack([jnp.max(jnp.abs(a)).astype(_wide(a)) for a in along]).max()
-    along = [jnp.where(largest > 0, a / largest, 0).astype(a.dtype) for a in along]
-    again = jax.tree.leaves(product(jax.tree.unflatten(treedef, along)))
-    square = sum(
-        jnp.sum(a.astype(_wide(a)) * b.astype(_wide(b))) for a, b in zip(along, again, strict=True)
-    )
-    root = [jnp.where(square > 0, b / jnp.sqrt(square), 0).astype(b.dtype) for b in again]
-    return jax.tree.unflatten(treedef, root)
+    along = [
+        a.astype(_wide(a)) for a in jax.tree.leaves(product(jax.tree.unflatten(treedef, start)))
+    ]
+    largest = jnp.stack([jnp.max(jnp.abs(a)) for a in along]).max()
+    along = [jnp.where(largest > 0, a / largest, 0) for a in along]
+    given = [a.astype(leaf.dtype) for a, leaf in zip(along, leaves, strict=True)]
+    again = [
+        b.astype(_wide(b)) for b in jax.tree.leaves(product(jax.tree.unflatten(treedef, given)))
+    ]
+    square = sum(jnp.sum(a * b) for a, b in zip(along, again, strict=True))
+    root = [jnp.where(square > 0, b / jnp.sqrt(square), 0) for b in again]
+    narrow = [x.astype(leaf.dtype) for x, leaf in zip(root, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, narrow)
 
 
 def _count_samples(outputs: Any, batch: Any) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +117,17 @@ class Blocks(Mapping[str, RestrictedOperator]):
     def __len__(self) -> int:
         """The number of blocks."""
         return len(self._blocks)
+
+    def alike(self) -> Iterator[tuple[str, RestrictedOperator]]:
+        """The items, those of one structure in a row, so that the few programs kept serve them."""
+        first: dict[VectorSpace, int] = {}
+        for op in self.values():
+            first.setdefault(op.space, len(first))
+        return iter(sorted(self.items(), key=lambda item: first[item[1].space]))
+
+    def ordered(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """What was found for some blocks, in the order of the blocks."""
+        return {name: results[name] for name in self if name in results}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {op.shape[0]}" for name, op in self.items())
