@@ -6,9 +6,9 @@ Each solve is a process of its own; the cases take turns. A sample is a sequence
 the smallest number of products with which its own method reaches the residual, found beforehand;
 the residuals of all are measured by one referee. Time, and growth of the peak memory, run from the
 weights in memory to the eigenpairs, after compilation and one product. curvax runs with its
-defaults, and with microbatches of one sample, of which it keeps the gradients. matfree has no Fisher
-matrix: its product is what one writes in JAX, a forward and a reverse pass, jitted. Needs the extra
-`bench`. 2 threads.
+defaults, and with microbatches of one sample, of which it keeps the gradients. matfree has no
+Fisher matrix: its product is what one writes in JAX, a forward and a reverse pass, jitted. Needs
+the extra `bench`. 2 threads.
 """
 
 from typing import Any
@@ -18,22 +18,34 @@ from benchmarks.processes import Meter, main, medians, run_case
 
 K, TOL = 10, 1e-3
 
+# Sequences, and so the rank: with fewer steps than one more, no rival reached the residual.
+RANK = 16
 
-def case_curvax(products: int, seed: int, microbatch_size: int | None) -> dict[str, Any]:
+
+def _operator(microbatch_size: int | None) -> tuple[Any, Any, Any]:
+    """The operator, its parameters and its batch."""
     import jax.numpy as jnp
 
     import curvax as cx
     from curvax.demo import gpt, load
 
     params, batch = load()
+    batch = jnp.asarray(batch)
     loss = cx.losses.SoftmaxCrossEntropy(labels=lambda batch: batch[:, 1:])
     op = cx.fisher(
         lambda p, batch: gpt.forward(p, batch[:, :-1]),
         loss,
         params,
-        jnp.asarray(batch),
+        batch,
         microbatch_size=microbatch_size,
     )
+    return op, params, batch
+
+
+def case_curvax(products: int, seed: int, microbatch_size: int | None) -> dict[str, Any]:
+    import curvax as cx
+
+    op, params, _ = _operator(microbatch_size)
     cx.eigsh(op, K, tol=TOL, seed=seed)
     meter = Meter()
     op = op.at(params)  # what the operator keeps is computed again
@@ -154,8 +166,27 @@ def _run(case: str, products: int, seed: int) -> dict[str, Any]:
 
 
 def _smallest(case: str, seed: int) -> int:
-    """The fewest products that reach the residual: past the rank they may no longer."""
-    return next(m for m in range(14, 41) if _run(case, m, seed)["residual"] <= TOL)
+    """The fewest products that reach the residual: past the rank, and no further."""
+    return next(m for m in range(RANK + 1, 41) if _run(case, m, seed)["residual"] <= TOL)
+
+
+def product_seconds() -> dict[str, float]:
+    """One product of each kind, and one gradient, in turn."""
+    import jax
+    from benchmarks.programs import median_seconds
+
+    from curvax.demo import gpt
+    from curvax.operators.base import compiled_product
+
+    (plain, params, batch), (kept, *_) = _operator(None), _operator(1)
+    v = jax.random.normal(jax.random.key(0), (1, plain.shape[0]))
+    gradient = jax.jit(jax.grad(gpt.loss))
+    programs = {
+        "gradient": lambda: jax.block_until_ready(gradient(params, batch)),
+        "product": lambda: jax.block_until_ready(compiled_product(plain, v)),
+        "product, gradients kept": lambda: jax.block_until_ready(compiled_product(kept, v)),
+    }
+    return median_seconds(programs, repeats=9)
 
 
 def compare(repeats: int) -> dict[str, Any]:
@@ -170,6 +201,7 @@ def compare(repeats: int) -> dict[str, Any]:
     fastest, leanest = (min(x[c] for c in rivals) for x in (seconds, growth))
     return {
         **found,
+        "median_product_seconds": product_seconds(),
         "ratios": {
             case: {
                 "fastest rival / curvax (target >= 2)": fastest / seconds[case],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import resource
 import subprocess
@@ -21,22 +23,36 @@ MEASURED = ("seconds", "processor_seconds", "peak_growth_MB")
 
 
 class Meter:
-    """What has passed since it was made: seconds, those of all processors, peak resident size."""
+    """What has passed since it was made: seconds, those of all processors, growth of the memory.
+
+    That is the peak of the resident size, less the size at the beginning. What was freed before is
+    given back to the system first, and earlier peaks are forgotten: they hide nothing.
+    """
 
     def __init__(self) -> None:
-        self._begin = self._now()
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self._resident = _status("VmRSS")
+        self._begin = self._times()
 
     def read(self) -> dict[str, float]:
-        return {name: value - self._begin[name] for name, value in self._now().items()}
+        passed = {name: value - self._begin[name] for name, value in self._times().items()}
+        return {**passed, "peak_growth_MB": _status("VmHWM") - self._resident}
 
     @staticmethod
-    def _now() -> dict[str, float]:
+    def _times() -> dict[str, float]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "seconds": time.perf_counter(),
             "processor_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_growth_MB": usage.ru_maxrss * 1024 / 1e6,
         }
+
+
+def _status(name: str) -> float:
+    """A size in MB from what the system says of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
 def run_case(module: str, case: str, number: int, seed: int) -> dict[str, Any]:

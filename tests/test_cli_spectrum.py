@@ -37,7 +37,9 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, given, env={"COLUMNS": "80", "FORCE_COLOR": None})
 
 
-@pytest.mark.parametrize("operator,which", [("hessian", "BE"), ("ggn", "LM")])
+@pytest.mark.parametrize(
+    "operator,which", [pytest.param("hessian", "BE", marks=pytest.mark.slow), ("ggn", "LM")]
+)
 def test_a_solve(operator, which, tiny, tmp_path):
     options = ["-k", 2, "--tokens", 24, "--tol", 0.05, "--operator", operator, "--which", which]
     outcome = run(*options, "--out", tmp_path)

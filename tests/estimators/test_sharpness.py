@@ -124,6 +124,7 @@ def default_promotion():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 def test_on_the_shipped_gpt():
     """At the last rate of its training: at most half of the products of solves from scratch."""

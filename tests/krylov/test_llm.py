@@ -68,7 +68,8 @@ def truth(params, tokens, gauss_newton):
         return np.linalg.eigvalsh(np.asarray(matrix))
 
 
-@pytest.mark.parametrize("name", [pytest.param("hessian", marks=pytest.mark.slow), "ggn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
 def test_tiny(name, default_promotion):
     params, tokens = tiny_problem()
     if name == "hessian":

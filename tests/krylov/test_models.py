@@ -81,7 +81,9 @@ def digits():
     return params, (x, y), (dense + dense.T) / 2
 
 
-@pytest.mark.parametrize("k, which", [(10, "LM"), (6, "SA"), ((9, 4), "BE")])
+@pytest.mark.parametrize(
+    "k, which", [(10, "LM"), (6, "SA"), pytest.param((9, 4), "BE", marks=pytest.mark.slow)]
+)
 def test_digits_classifier(digits, k, which):
     params, batch, dense = digits
     op = cx.hessian(_classifier_loss, params, batch, microbatch_size=180)
@@ -102,7 +104,7 @@ def test_digits_classifier(digits, k, which):
     assert result.eigenvectors["hidden"]["w"].shape == (len(expected), 64, 32)
 
 
-@pytest.mark.parametrize("rows", [None, 15])
+@pytest.mark.parametrize("rows", [pytest.param(None, marks=pytest.mark.slow), 15])
 def test_digits_in_float16(digits, rows):
     """Half of the memory of the basis, and eigenvalues to a millionth of themselves."""
     params, batch, dense = digits

@@ -80,7 +80,7 @@ def dense(op):
     return np.asarray(op.product(jnp.eye(op.shape[0], dtype=op.dtype)), np.float64)
 
 
-@pytest.mark.parametrize("linearize", [True, False])
+@pytest.mark.parametrize("linearize", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_loss_as_in_t5x(linearize, problem):
     pairs = [
         (

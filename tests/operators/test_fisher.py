@@ -166,7 +166,7 @@ def test_empirical_with_options(case, params, rng):
     assert_is(cx.fisher(forward, loss, params, batch), want)
 
 
-@pytest.mark.parametrize("case", ["any loss", "no logits"])
+@pytest.mark.parametrize("case", [pytest.param("any loss", marks=pytest.mark.slow), "no logits"])
 def test_ragged_batches_subsets_and_blocks(case, params, rng):
     forward, loss = CASES[case]
     batches = [
@@ -280,6 +280,7 @@ def test_exact_is_the_gauss_newton_matrix(case, params, rng):
     assert np.abs(other - want).max() > 1e-3 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_exact_of_a_transformer():
     """The head is the transposed embedding, so that it is a parameter twice."""
     rest = {"context": 8, "norm_eps": 1e-5, "rope_theta": 100.0}
@@ -331,7 +332,10 @@ MC_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", MC_CASES)
+@pytest.mark.parametrize(
+    "case",
+    [x if x == "fused object" else pytest.param(x, marks=pytest.mark.slow) for x in MC_CASES],
+)
 def test_draws_are_unbiased(case, params, rng):
     """The error of 4096 draws is that of 16, divided by 16; see also `test_fisher_products.py`."""
     forward, loss = MC_CASES[case]
@@ -348,7 +352,7 @@ def test_draws_are_unbiased(case, params, rng):
     assert few >= 1e-2 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("case", ["no logits", "sample"])
+@pytest.mark.parametrize("case", ["no logits", pytest.param("sample", marks=pytest.mark.slow)])
 def test_draws_depend_on_the_seed_and_the_sample_alone(case, params, rng):
     forward, loss = MC_CASES[case]
     # Two equal batches: their labels are to be drawn independently.

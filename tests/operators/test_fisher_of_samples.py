@@ -28,7 +28,15 @@ def _gradients_kept(op, samples=SAMPLES):
     return op.residual_bytes == samples * op.shape[0] * op.dtype.itemsize
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(x, marks=pytest.mark.slow)
+        if x in ("fused function", "no logits, no bias")
+        else x
+        for x in CASES
+    ],
+)
 def test_is_the_sum_over_samples(case, params, rng):  # noqa: F811
     """Masked labels, one sample without any, and weights, where the loss knows of them."""
     forward, loss = CASES[case]
