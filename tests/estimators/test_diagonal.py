@@ -218,6 +218,16 @@ class TestExactCases:
         assert np.all(np.abs(difference - 1e-9) < tolerance)
 
 
+def test_one_probe_shows_no_spread():
+    a = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
+
+    def press(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = cx.diagonal(a + a.T, method="xdiag", block_size=1, seed=0, callback=press)
+    assert result.interrupted and np.isinf(result.stderr).all()
+
+
 class TestStatistics:
     @methods
     def test_block_size_changes_nothing_but_roundings(self, method):

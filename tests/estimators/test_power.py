@@ -111,6 +111,27 @@ class TestResampling:
         with pytest.raises(IndexError, match="from 0 to 5, got 6"):
             op.microbatch(6)
 
+    def test_leaves_out_microbatches_without_a_label(self):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 8)), jnp.float32)
+        mask = jnp.ones(30).at[10:20].set(0)
+
+        def loss(w, batch):
+            x, mask = batch
+            return jnp.sum(mask * (x @ w) ** 2) / jnp.sum(mask), jnp.sum(mask)
+
+        op = cx.hessian(loss, jnp.ones(8), (x, mask), microbatch_size=10)
+        np.testing.assert_array_equal(op.microbatch_weights, [10, 0, 10])
+        with pytest.raises(ValueError, match="microbatch 1 has the weight 0"):
+            op.microbatch(1)
+        result = cx.power_iteration(op, resample=True, max_matvecs=30, seed=0)
+        assert np.isfinite(result.eigenvalues).all()
+
+    def test_gives_no_values_to_deflate(self):
+        op = self._problem()
+        result = cx.power_iteration(op, 2, resample=True, max_matvecs=30, seed=0)
+        with pytest.raises(ValueError, match="deflate must hold values of this operator"):
+            cx.trace(op, num_matvecs=4, method="hutchinson", deflate=result)
+
     def test_needs_batches(self):
         with pytest.raises(TypeError, match="resample needs an operator with microbatches"):
             cx.power_iteration(_operator(np.eye(3)), resample=True)
@@ -134,6 +155,15 @@ class TestResampling:
 def test_bad_input(options, error, message):
     with pytest.raises(error, match=message):
         cx.power_iteration(_operator(np.eye(3)), **options)
+
+
+def test_nothing_is_claimed_of_the_next_eigenvalue():
+    """With a gap that is not known the residual is all that is known of the error."""
+    op = _operator(np.diag([3.0, 2.9, 1.0]))
+    with pytest.warns(cx.ConvergenceWarning):
+        result = cx.power_iteration(op, max_matvecs=3, tol=1e-6, seed=0)
+    np.testing.assert_array_equal(result.estimated_errors, result.residuals)
+    assert result.residuals[0] > 1e-3
 
 
 def test_products_that_are_not_finite():

@@ -71,6 +71,13 @@ class TestOtherParameters:
         with pytest.raises(ValueError, match=message):
             cx.hessian(_loss, PARAMS, (X, Y)).at(params)
 
+    def test_what_is_part_of_the_program_stays(self):
+        op = cx.hessian(_loss, {**PARAMS, "name": "mlp"}, (X, Y), where=cx.match_names("v"))
+        with pytest.raises(ValueError, match="leaf 0 of params is not an array.*'mlp', got 'cnn'"):
+            op.at({**PARAMS, "name": "cnn"})
+        with pytest.raises(ValueError, match=r"must have shape \(16,\), got \(\)"):
+            cx.hessian(_loss, PARAMS, (X, Y)).at({**PARAMS, "v": 3.0})
+
     def test_a_loss_that_is_not_finite(self):
         op = cx.hessian(_loss, PARAMS, (X, Y))
         with pytest.raises(FloatingPointError, match="the loss is nan"):

@@ -104,3 +104,10 @@ def test_too_few_products_are_told(method):
 def test_bad_input(options, error, message):
     with pytest.raises(error, match=message):
         cx.solve(_operator(PSD), **{"b": jnp.ones(N), **options})
+
+
+def test_a_tuple_of_unequal_leaves():
+    like = (jnp.ones((4, 3)), jnp.ones(3))
+    op = cx.identity(like)
+    result = cx.solve(op, like, damping=1.0)
+    np.testing.assert_allclose(op.ravel(result.x), np.full(15, 0.5), rtol=1e-3)

@@ -95,6 +95,14 @@ class TestExactCases:
         result = trace(np.zeros((N, N)), method=method)
         assert result.estimate == 0 and result.stderr == 0 and result.interval == (0, 0)
 
+    def test_an_exact_trace_allows_for_what_cancels(self):
+        """Products of size 1 with entries of the diagonal that are zero but for rounding."""
+        a = np.full((N, N), 1 / N)
+        np.fill_diagonal(a, 0)
+        result = cx.trace(a.astype(np.float32), num_matvecs=N)
+        low, high = result.interval
+        assert result.estimate == 0 and 0 < high - low < 1e-4
+
     def test_signs_are_exact_on_diagonal_operators(self):
         values = jnp.asarray(SPECTRA["outliers"], jnp.float32)
         result = trace(cx.from_matvec(lambda v: values * v, N), method="hutchinson")

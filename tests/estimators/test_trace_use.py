@@ -14,6 +14,7 @@ from tests.estimators.references import BLOCK, METHODS, PRODUCTS, SKETCHES, deca
 from tests.krylov.spectra import N, matrix
 
 import curvax as cx
+from curvax.interrupt import InterruptFlag
 from curvax.results import BlockResults
 
 EPS = float(np.finfo(np.float32).eps)
@@ -100,6 +101,15 @@ class TestInterrupt:
         assert result.method == ("xtrace" if method == "hutch++" else method)
         assert abs(result.estimate - np.trace(a)) < 5 * result.stderr
         assert np.isfinite(result.stderr) and result.history[-1].matvecs == 8
+
+    @methods
+    def test_before_the_first_block(self, method, monkeypatch):
+        """One block is made: there is no result of nothing."""
+        monkeypatch.setattr(InterruptFlag, "__bool__", lambda self: True)
+        result = trace(decaying(), method=method)
+        assert result.interrupted and result.num_matvecs == BLOCK
+        diagonal = cx.diagonal(decaying().astype(np.float32), block_size=BLOCK, seed=0)
+        assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.stderr).all()
 
     def test_of_a_single_sample(self):
         result = trace(decaying(), method="xtrace", callback=_Press(1), block_size=1)

@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,6 +77,35 @@ def test_every_shape_compiles_once(monkeypatch):
     assert list(results)[:3] == ["embed", "layers.0.b", "layers.0.w"]
     compiling = [name for name, result in results.items() if result.seconds["compile"] > 0]
     assert compiling == ["embed", "layers.0.b", "layers.0.w"]
+
+
+@pytest.mark.parametrize(
+    "k, options",
+    [(np.int64(5), {}), ((3, 2), {"which": "BE"}), (4, {"block_size": 4})],
+)
+def test_what_small_blocks_have_less_of(k, options):
+    results = cx.eigsh(_operator().blocks(2), k, seed=0, **options)
+    expected = np.sort(_truth("embed", 3))[::-1]
+    np.testing.assert_allclose(results["embed"].eigenvalues, expected, rtol=1e-4, atol=1e-6)
+    assert len(results["layers.1"].eigenvalues) == (5 if k != 4 else 4)
+
+
+def test_a_warm_start_from_an_interrupted_call():
+    blocks = _operator().blocks(2)
+    first = cx.eigsh(blocks, 2, seed=0)
+    part = BlockResults({"layers.0": first["layers.0"]}, {"layers.0": 400})
+    again = cx.eigsh(blocks, 2, v0=part, seed=0)
+    assert again.all_converged and list(again) == list(blocks)
+
+
+def test_an_error_names_its_block():
+    def product(v):
+        return {**v, "layers": [v["layers"][0], jax.tree.map(lambda x: x / 0, v["layers"][1])]}
+
+    like = {"embed": jnp.ones(3), "layers": [{"w": jnp.ones(70)}] * 2}
+    with pytest.raises(FloatingPointError) as caught:
+        cx.eigsh(cx.from_matvec(product, like).blocks(2), 1, seed=0)
+    assert "in the block 'layers.1'" in caught.value.__notes__
 
 
 def test_warm_start():

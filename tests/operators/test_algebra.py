@@ -181,6 +181,13 @@ class TestProjection:
         truth = truth[np.argsort(-np.abs(truth))][3:6]
         np.testing.assert_allclose(rest.eigenvalues, np.sort(truth)[::-1], rtol=1e-4)
 
+    def test_vectors_whose_squares_underflow(self):
+        v = jnp.asarray([[1e-25, 1e-25, 0, 0]], jnp.float32)
+        rest = cx.identity(jnp.zeros(4)).project_off(v)
+        expected = np.eye(4)
+        expected[:2, :2] = [[0.5, -0.5], [-0.5, 0.5]]
+        np.testing.assert_allclose(rest.product(jnp.eye(4)), expected, atol=1e-6)
+
     def test_one_vector_of_a_pytree(self):
         like = {"a": jnp.ones((4, 5)), "b": jnp.ones(3)}
         op = _operator(np.float32(A), like).project_off(like)

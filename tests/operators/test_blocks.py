@@ -166,6 +166,7 @@ class TestBlocks:
             (lambda name: None, (), ValueError, "by returns None for every leaf: .*embed"),
             (lambda name: 3, (), TypeError, "by must return a string or None, got 3"),
             ({"a": cx.match_names("atn")}, (), ValueError, r"by\['a'\] selects no parameter"),
+            ({}, (), ValueError, "by, a dict of filters, must have at least one"),
             ({"a": "attn"}, (), TypeError, r"by\['a'\] must be a predicate"),
             (1, "layers", ValueError, "stacked names 'layers', but no leaf is in it"),
         ],
@@ -173,6 +174,12 @@ class TestBlocks:
     def test_bad_input(self, by, stacked, error, message):
         with pytest.raises(error, match=message):
             _operator(LISTED, _matrix()).blocks(by, stacked=stacked)
+
+    def test_a_block_without_a_parameter(self):
+        op = cx.identity({"empty": jnp.ones((0, 3)), "w": jnp.ones(2)})
+        with pytest.raises(ValueError, match="by makes a block 'empty' without a parameter"):
+            op.blocks(1)
+        assert list(op.blocks(lambda name: name if name == "w" else None)) == ["w"]
 
     def test_a_stacked_scalar(self):
         op = cx.identity({"layers": {"scale": jnp.ones(()), "w": jnp.ones((2, 3))}})

@@ -154,3 +154,18 @@ class TestNumBatches:
     def test_bad_input(self, count, error):
         with pytest.raises(error, match="num_batches must be"):
             cx.hessian(_loss, _params(), [(X, Y)], num_batches=count)
+
+
+def test_steps_out_of_the_domain_are_not_taken():
+    """Beyond 1e-3 the first logarithm is of a negative number."""
+
+    def loss(p, _):
+        return -jnp.sum(jnp.log(p))
+
+    p = jnp.asarray([1e-3, 1.0, 1.0])
+    op = cx.hessian(loss, p, jnp.zeros(1), method="finite_difference")
+    v = jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    error = np.abs(np.asarray(op.product(v)) - np.diag(1 / np.asarray(p) ** 2)).max()
+    # NaN where no step is good: an error of 0 was claimed once.
+    assert not op.relative_error == 0
+    assert np.isnan(op.relative_error) or error <= 10 * float(op.relative_error) * 1e6

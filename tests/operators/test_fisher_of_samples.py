@@ -158,3 +158,20 @@ def test_long_parameters_are_summed_in_pieces(rng):
     expected = sum(r * r.sum() for r in rows) / 2
     got = np.asarray(op.product(v)[0], np.float64)
     assert np.linalg.norm(got - expected) <= 32 * EPS * np.linalg.norm(expected)
+
+
+def test_a_gradient_that_is_not_finite_is_not_lost(rng):
+    """The first sample is fitted exactly, where the norm has no gradient."""
+
+    def forward(p, batch):
+        return batch[0] @ p["w"]
+
+    def loss(outputs, batch):
+        return jnp.linalg.norm(outputs - batch[1])
+
+    x = jnp.asarray(rng.normal(size=(SAMPLES, 200, 5)), jnp.float32)
+    y = jnp.asarray(rng.normal(size=(SAMPLES, 200, 3)), jnp.float32).at[0].set(0)
+    op = cx.fisher(forward, loss, {"w": jnp.zeros((5, 3))}, (x, y), microbatch_size=1)
+    assert _gradients_kept(op)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        cx.eigsh(op, 2, seed=0)

@@ -111,7 +111,8 @@ def check_block(asked: Any, n: int) -> int:
         raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
     block = check_count("block_size", asked, low=1)
     if block > min(MAX_BLOCK, n):
-        raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, got {block}")
+        why = f"n = {n}" if n < MAX_BLOCK else "what the kernels take"
+        raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, {why}, got {block}")
     return block
 
 

@@ -19,7 +19,7 @@ from curvax.estimators.quadrature import (
 from curvax.interrupt import InterruptFlag
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
-from curvax.results import EigenResult, SpectralDensity
+from curvax.results import EigenResult, SpectralDensity, warn
 from curvax.results.smoothing import smoothed_density
 
 # The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
@@ -134,13 +134,18 @@ def _summarize(
     for i, quadrature in enumerate(each):
         nodes[i, : len(quadrature.nodes)] = quadrature.nodes
         weights[i, : len(quadrature.nodes)] = quadrature.weights
-    distinct = resolution.without_ghosts(each, n, eps)
-    width = resolution.default_width(distinct, n, eps) if width is None else width
+    rest = n - len(atoms)  # the eigenvalues that the runs saw
+    distinct = resolution.without_ghosts(each, rest, eps)
     places = np.append(nodes[~np.isnan(nodes)], atoms)
     largest = float(np.abs(places).max())
-    if width < _NARROWEST * largest:
-        raise ValueError(f"width={width:g} is below what float64 resolves at {largest:.3g}")
-    outliers = np.append(atoms, resolution.isolated(distinct, n, eps))
+    narrowest = _NARROWEST * largest
+    if width is not None and width < narrowest:
+        warn(
+            f"width={width:.3g} is below what float64 resolves beside {largest:.3g}; "
+            f"{narrowest:.3g} was applied"
+        )
+    width = max(narrowest, width or resolution.default_width(distinct, rest, eps))
+    outliers = np.append(atoms, resolution.isolated(distinct, rest, eps))
     grid = resolution.density_grid(places, width)
     density, lower, upper = smoothed_density(grid, nodes, weights, atoms, n, width)
     return {

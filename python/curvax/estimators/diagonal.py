@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,11 @@ METHODS = ("hutchinson", "xdiag", "exact")
 _FEWEST = {"hutchinson": 2, "xdiag": 4, "exact": 1}
 
 
+@overload
+def diagonal(A: Blocks, **options: Any) -> BlockResults[DiagonalResult]: ...
+
+
+@overload
 def diagonal(
     A: Any,
     *,
@@ -36,7 +41,20 @@ def diagonal(
     seed: int | None = None,
     block_size: int | Literal["auto"] = "auto",
     callback: Callable[[TraceProgress], Any] | None = None,
-) -> DiagonalResult | BlockResults[DiagonalResult]:
+) -> DiagonalResult: ...
+
+
+# The first overload stands for the same keywords.
+def diagonal(  # type: ignore[misc]
+    A: Any,
+    *,
+    method: Literal["hutchinson", "xdiag", "exact"] = "hutchinson",
+    num_matvecs: int = 100,
+    distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
+    seed: int | None = None,
+    block_size: int | Literal["auto"] = "auto",
+    callback: Callable[[TraceProgress], Any] | None = None,
+) -> Any:
     """Find or estimate the diagonal of a symmetric operator.
 
     Args:
@@ -110,7 +128,8 @@ def _exact(run: Run) -> tuple[Array, Array, int]:
         run.note(total, 0.0 if count == run.op.shape[0] else math.inf)
 
     rows = run.settings.block
-    entries = jnp.asarray(exact_diagonal(run.op, rows, run.clock, run.interrupted, note))
+    found, _ = exact_diagonal(run.op, rows, run.clock, run.interrupted, note)
+    entries = jnp.asarray(found)
     return entries, jnp.where(jnp.isnan(entries), jnp.nan, jnp.zeros_like(entries)), run.matvecs
 
 
@@ -122,7 +141,7 @@ def _hutchinson(run: Run) -> tuple[Array, Array, int]:
     """
     state = jnp.zeros((3, run.op.shape[0]), run.op.dtype)
     traces: list[float] = []
-    while run.left > 0 and not run.interrupted:
+    while run.left > 0 and not (run.interrupted and traces):
         block = run.probes(len(traces), min(run.settings.block, run.left), None)
         products = run.multiply(block)
         zw, _, _ = run.forms(block, products)
@@ -153,7 +172,7 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
         kept = programs.store(run.clock, kept, products, first)
 
     sketch = Sketch(run, size, project=True, keep=keep)
-    while sketch.size < size and not run.interrupted:
+    while sketch.size < size and not (run.interrupted and sketch.size):
         sketch.extend(min(run.settings.block, size - sketch.size))
         run.note(*mean_stderr(sketch.hutchinson))
     basis, k = sketch.basis, sketch.size

@@ -1,5 +1,6 @@
 """The diagonal by n products of unit vectors."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def exact_diagonal(
     clock: Clock,
     interrupted: InterruptFlag,
     note: Callable[[int, float], None],
-) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], float]:
     """The diagonal of an operator.
 
     Args:
@@ -51,29 +52,30 @@ def exact_diagonal(
         note: called after each product with the number of entries known, and their sum.
 
     Returns:
-        `(n,)`, NaN where an interrupt came first.
+        `(n,)`, NaN where an interrupt came first; the Frobenius norm of the rows that were made.
 
     Raises:
         FloatingPointError: a product is not finite.
     """
     n, like = op.shape[0], jnp.zeros(rows, jnp.int32)
     entries = np.full(n, np.nan, op.dtype)
-    total = 0.0
+    total, size = 0.0, 0.0
     for begin in range(0, n, rows):
         # The last chunk overlaps the one before: one program serves all.
         first = min(begin, n - rows)
         with clock.part("products"):
-            found, finite = (
+            found, norms = (
                 np.asarray(x) for x in programs.unit_entries(clock, op, like, np.int32(first))
             )
-        if not finite.all():
-            number = first + int(np.flatnonzero(~finite)[0])
+        if not np.isfinite(norms).all():
+            number = first + int(np.flatnonzero(~np.isfinite(norms))[0])
             unit = jnp.zeros((1, n), op.dtype).at[0, number].set(1)
             report_nonfinite(op, krylov.multiply(clock, op, unit), number + 1)
         end = min(begin + rows, n)
+        size = math.hypot(size, *norms[begin - first : end - first].tolist())
         entries[begin:end] = found[begin - first : end - first]
         total += float(np.sum(entries[begin:end], dtype=np.float64))
         note(end, total)
         if interrupted:
             break
-    return entries
+    return entries, size

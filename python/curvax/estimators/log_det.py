@@ -180,7 +180,7 @@ class _Runs:
     def _check_definite(self) -> None:
         lowest = min(float(x.min(initial=np.inf)) for x in self._values())
         if lowest <= self._rounding:
-            least = self._damping + max(-1.1 * lowest, 0) + 10 * self._rounding
+            least = self._damping + max(-1.1 * lowest, 0) + 10 * self._rounding or 1e-3
             raise ValueError(
                 f"A + damping·I must be positive definite, but with damping={self._damping:g} it "
                 f"has a Ritz value of {lowest:.3g}, and so an eigenvalue below that (rounding: "

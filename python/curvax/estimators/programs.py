@@ -108,18 +108,25 @@ def store(rows: Array, block: Array, first: Array) -> Array:
     return lax.dynamic_update_slice_in_dim(rows, block, first, axis=0)
 
 
+def _norms(rows: Array) -> Array:
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    largest = jnp.max(jnp.abs(rows), axis=1)
+    scale = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    return scale * jnp.linalg.norm(rows / scale[:, None], axis=1)
+
+
 @program()
 def unit_entries(op: Operator, like: Array, first: Array) -> tuple[Array, Array]:
     """Entries of the diagonal from the index `first` on, as many as `like` is long.
 
     Returns:
-        The entries, and whether all of each product is finite.
+        The entries, and the norm of each product.
     """
     b, n = like.shape[0], op.shape[0]
     places = first + jnp.arange(b, dtype=first.dtype)
     block = jnp.zeros((b, n), op.dtype).at[jnp.arange(b), places].set(1)
     products = op.product(block)
-    return products[jnp.arange(b), places], jnp.all(jnp.isfinite(products), axis=1)
+    return products[jnp.arange(b), places], _norms(products)
 
 
 @program(donate=(0,), wide=True)
@@ -217,6 +224,8 @@ def leave_one_out_diagonal(
         eps = float(jnp.finfo(basis.dtype).eps)
         rounding = (2 * eps) ** 2 * jnp.sum(q * q, axis=0) * jnp.sum(z * z, axis=0)
         variance = spread / k + jnp.maximum(shared, 0) + rounding
+        if k == 1 < n:  # one sample shows no spread
+            variance = jnp.full_like(variance, jnp.inf)
         return jnp.sum(q * z, axis=0) + mean, jnp.sqrt(variance)
 
     def fill(out: tuple[Array, Array], first: Array, width: int) -> tuple[Array, Array]:

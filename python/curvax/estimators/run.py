@@ -76,6 +76,11 @@ def _flat(op: Operator, result: Any) -> Array:
         )
     if result.eigenvectors is None:
         raise ValueError("deflate has no eigenvectors: solve with return_eigenvectors=True")
+    if not result.certified:
+        raise ValueError(
+            "deflate must hold values of this operator, but these are means over microbatches: "
+            "solve with eigsh, or power_iteration without resample"
+        )
     flat = op.space.ravel(result.eigenvectors, batch_axes=1, what="deflate.eigenvectors")
     if len(flat) >= op.shape[0]:
         raise ValueError(

@@ -1,5 +1,6 @@
 """The sharpness of a loss, followed through training."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.estimators.arguments import reject_tracers
 from curvax.krylov import programs
 from curvax.krylov.eigsh import solve_pairs
 from curvax.krylov.programs import solve_clock
@@ -45,6 +47,7 @@ def sharpness(
         J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
         stability" (ICLR 2021), which follows this number.
     """
+    reject_tracers("sharpness", A, previous)
     op = as_operator(A)
     options = {
         "tol": tol,
@@ -62,7 +65,12 @@ def sharpness(
     if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
-    return _still_good(op, start, tol, seed) or solve_pairs(op, 1, "LA", start, options)
+    good = _still_good(op, start, tol, seed)
+    if good is not None:
+        return good
+    result = solve_pairs(op, 1, "LA", start, options)
+    made = result.num_matvecs
+    return dataclasses.replace(result, num_matvecs=Matvecs(made.solve, made.verification + 1))
 
 
 def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResult | None:

@@ -14,7 +14,7 @@ from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
 from curvax.krylov.arguments import check_integer
 from curvax.operators.algebra import identity
-from curvax.operators.base import Operator
+from curvax.operators.base import Operator, is_array
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import SolveResult, warn
 
@@ -45,7 +45,8 @@ def solve(
         method: `"cg"` for positive definite `A + damping·I`, as a damped GGN or Fisher;
             `"minres"` for any, as a Hessian with negative eigenvalues (Paige and Saunders 1975).
         tol: allowed `‖b − (A + damping·I) x‖ / ‖b‖`.
-        max_matvecs: the most products; by default `min(10 n, 1000)`.
+        max_matvecs: the most products of the iteration, whose result is measured by a few more; by
+            default `min(10 n, 1000)`.
 
     Returns:
         The solution with its measured residual; a `ConvergenceWarning` if that is above `tol`.
@@ -94,7 +95,8 @@ def solve(
 
 
 def _flat(op: Operator, b: Any) -> Array:
-    flat = b if np.shape(b) == (op.shape[0],) else op.space.ravel(b, what="b")
+    is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
+    flat = b if is_flat else op.space.ravel(b, what="b")
     flat = jnp.asarray(flat, op.dtype)
     if not bool(jnp.isfinite(flat).all()) or not bool(jnp.any(flat != 0)):
         raise ValueError("b must be finite and not zero")
@@ -126,7 +128,10 @@ def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tup
 
 @jax.jit
 def _relative_residual(op: Operator, b: Array, x: Array) -> Array:
-    return jnp.linalg.norm(b - op.product(x[None])[0]) / jnp.linalg.norm(b)
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    largest = jnp.max(jnp.abs(b))
+    rest = (b - op.product(x[None])[0]) / largest
+    return jnp.linalg.norm(rest) / jnp.linalg.norm(b / largest)
 
 
 def _check_definite(op: Operator, b: Array, damping: float) -> None:
@@ -135,7 +140,7 @@ def _check_definite(op: Operator, b: Array, damping: float) -> None:
     Raises:
         ValueError: it has one.
     """
-    recurrence = lanczos_tridiagonal(op, min(_CHECKED, op.shape[0]), v0=b, reorthogonalize=True)
+    recurrence = lanczos_tridiagonal(op, min(_CHECKED, op.shape[0]), v0=b, reorthogonalize=False)
     values = eigvalsh_tridiagonal(recurrence.alphas, recurrence.betas)
     if values[0] < -100 * np.finfo(op.dtype).eps * np.abs(values).max():
         raise ValueError(

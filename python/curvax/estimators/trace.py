@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -30,6 +30,11 @@ _FEWEST = {"auto": 4, "hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2
 _PATIENCE = 10
 
 
+@overload
+def trace(A: Blocks, **options: Any) -> BlockResults[TraceResult]: ...
+
+
+@overload
 def trace(
     A: Any,
     *,
@@ -42,14 +47,30 @@ def trace(
     seed: int | None = None,
     block_size: int | Literal["auto"] = "auto",
     callback: Callable[[TraceProgress], Any] | None = None,
-) -> TraceResult | BlockResults[TraceResult]:
+) -> TraceResult: ...
+
+
+# The first overload stands for the same keywords.
+def trace(  # type: ignore[misc]
+    A: Any,
+    *,
+    method: Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"] = "auto",
+    num_matvecs: int = 100,
+    distribution: Literal["auto", "rademacher", "gaussian", "sphere"] = "auto",
+    until: float | None = None,
+    max_matvecs: int | None = None,
+    deflate: EigenResult | None = None,
+    seed: int | None = None,
+    block_size: int | Literal["auto"] = "auto",
+    callback: Callable[[TraceProgress], Any] | None = None,
+) -> Any:
     """Estimate the trace of a symmetric operator.
 
     Every estimate is unbiased, and its interval, which allows for rounding errors too, holds the
     truth with probability 0.95 if `num_matvecs` was fixed beforehand; with `until`, which stops at
-    the first standard error that is small enough, a little less often. Where n products suffice,
-    the trace is computed exactly from unit vectors (`method` of the result is then `"exact"`),
-    unless `"hutchinson"` is asked for by name.
+    the first standard error that is small enough, a little less often. Where `num_matvecs` is n or
+    more, the trace is computed exactly from unit vectors (`method` of the result is then
+    `"exact"`), unless `"hutchinson"` is asked for by name.
 
     Args:
         A: a curvax operator, a dense or SciPy sparse symmetric array, anything with `shape`,
@@ -83,8 +104,8 @@ def trace(
 
     Returns:
         The estimate, its standard error and interval; after Ctrl-C, of the samples so far (NaN for
-        an exact trace). For blocks, these by name, of those that were reached; products that serve
-        several blocks are counted in each.
+        an exact trace; by XTrace's formula where Hutch++ has no samples yet). For blocks, these by
+        name, of those that were reached; products that serve several blocks are counted in each.
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.

@@ -37,10 +37,9 @@ def exact(run: Run) -> TraceResult:
         run.note(total, 0.0 if count == run.op.shape[0] else math.inf)
 
     rows = run.settings.block
-    entries = exact_diagonal(run.op, rows, run.clock, run.interrupted, note).astype(np.float64)
+    entries, size = exact_diagonal(run.op, rows, run.clock, run.interrupted, note)
     stderr = math.inf if run.interrupted else 0.0
-    size = float(np.linalg.norm(entries))
-    return run.result("exact", float(entries.sum()), stderr, (), size)
+    return run.result("exact", float(np.sum(entries, dtype=np.float64)), stderr, (), size)
 
 
 def hutchinson(run: Run) -> TraceResult:
@@ -178,7 +177,7 @@ def _grow(run: Run, sketch: Sketch, size: int) -> Iterator[None]:
     # Whole blocks: for another number of vectors the operator's product is compiled again.
     block = run.settings.block
     check = size if run.settings.until is None else min(size, block * -(-FEWEST_SAMPLES // block))
-    while sketch.size < size and not run.interrupted:
+    while sketch.size < size and not (run.interrupted and sketch.size):
         count = min(block, size - sketch.size)
         if sketch.size + count > sketch.capacity:
             sketch.reserve(min(size, 2 * sketch.capacity + count))

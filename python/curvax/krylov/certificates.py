@@ -105,8 +105,9 @@ def estimate_errors(values: Matrix, residuals: Matrix, others: Any) -> Matrix:
     distance = np.abs(values[:, None] - everything[None, :])
     distance[range(len(values)), range(len(values))] = np.inf
     gap = distance.min(axis=1)
+    # Where no other value is known, nothing is known of the gap.
     with np.errstate(divide="ignore", invalid="ignore"):
-        quadratic = np.where(gap > 0, residuals**2 / gap, np.inf)
+        quadratic = np.where((gap > 0) & np.isfinite(gap), residuals**2 / gap, np.inf)
     return np.minimum(residuals, quadratic)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
@@ -145,15 +146,31 @@ def _over_blocks(
             "v0, for the blocks of an operator, must be the BlockResults of an earlier call or "
             f"None, got {type(v0).__name__}"
         )
-    results = {}
-    for name, op in blocks.alike():
-        wanted = min(k, op.shape[0]) if isinstance(k, int) else k
-        start = None if v0 is None else v0[name]
-        results[name] = solve_pairs(op, wanted, which, start, options)
-        if results[name].interrupted:
-            break
+    results: dict[str, EigenResult] = {}
+    with InterruptFlag() as interrupted:
+        for name, op in blocks.alike():
+            start = None if v0 is None else v0.get(name)
+            try:
+                results[name] = solve_pairs(op, *_fitted(op.shape[0], k, which, start, options))
+            except Exception as error:
+                error.add_note(f"in the block {name!r}")
+                raise
+            if interrupted or results[name].interrupted:
+                break
     results = blocks.ordered(results)
     return BlockResults(results, {name: blocks[name].shape[0] for name in results})
+
+
+def _fitted(n: int, k: Any, which: str, start: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of `solve_pairs` for a block of n parameters: of a small one, all pairs."""
+    if isinstance(k, (int, np.integer)):
+        k = min(int(k), n)
+    elif isinstance(k, tuple) and all(isinstance(x, (int, np.integer)) for x in k) and sum(k) > n:
+        k, which = n, "LM"
+    block = options["block_size"]
+    if isinstance(block, (int, np.integer)) and block > n:
+        options = {**options, "block_size": n}
+    return k, which, start, options
 
 
 def solve_pairs(

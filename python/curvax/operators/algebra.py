@@ -175,17 +175,17 @@ def _flat_block(op: Operator, vectors: Any) -> Array:
 def orthonormal_rows(block: Array) -> Array:
     """An orthonormal basis of the rows of `block (k, n)`, as many as are independent.
 
-    By the Gram matrix in float64, twice: the first pass leaves an error of eps times the condition.
+    By the eigenvectors of the Gram matrix, twice: the first pass leaves an error of eps times the
+    condition.
 
     Raises:
         ValueError: a row that is zero or not finite, or rows that are dependent.
     """
-    norms = jnp.linalg.norm(block, axis=1)
+    rows, norms = _unit_rows(block)
     if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
         raise ValueError("vectors must be finite and not zero")
-    rows = block / norms[:, None]
     for _ in range(2):
-        gram = np.asarray(jnp.matmul(rows, rows.T, precision="highest"), np.float64)
+        gram = np.asarray(_gram(rows), np.float64)
         values, basis = np.linalg.eigh(gram)
         if values[0] < 100 * np.finfo(rows.dtype).eps * len(gram):
             raise ValueError(
@@ -195,6 +195,20 @@ def orthonormal_rows(block: Array) -> Array:
         mix = (basis / np.sqrt(values)) @ basis.T
         rows = jnp.matmul(jnp.asarray(mix, rows.dtype), rows, precision="highest")
     return rows
+
+
+@jax.jit
+def _unit_rows(block: Array) -> tuple[Array, Array]:
+    """The rows divided by their norms, and those."""
+    # Scaled first: the squares of small or large entries leave the range of float32.
+    scaled = block / jnp.max(jnp.abs(block), axis=1, keepdims=True)
+    norms = jnp.linalg.norm(scaled, axis=1)
+    return scaled / norms[:, None], norms
+
+
+@jax.jit
+def _gram(rows: Array) -> Array:
+    return jnp.matmul(rows, rows.T, precision="highest")
 
 
 def _check_same(first: VectorSpace, second: VectorSpace) -> None:

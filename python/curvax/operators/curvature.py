@@ -33,6 +33,19 @@ class _Stack:
     half: LinearHalf = dataclasses.field(metadata={"static": True})
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Structure:
+    """Of `params`. Static: hashed by identity, as what is no array need not have a hash.
+
+    Attributes:
+        treedef: as JAX flattens it.
+        constants: the leaves that are not arrays, by their positions.
+    """
+
+    treedef: Any
+    constants: dict[int, Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Curvature(Operator):
     """Second derivatives of the weighted mean loss over all batches, at fixed parameters.
@@ -47,13 +60,17 @@ class Curvature(Operator):
     loss: Array
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
-    # The structure of `params`, and the positions of the leaves that are not arrays.
-    structure: tuple[Any, tuple[int, ...]] = dataclasses.field(metadata={"static": True})
+    structure: "_Structure" = dataclasses.field(metadata={"static": True})
 
     @property
     def num_microbatches(self) -> int:
         """Microbatches that the mean is over."""
         return sum(stack.weights.shape[0] for stack in self.stacks)
+
+    @property
+    def microbatch_weights(self) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+        """`(num_microbatches,)` their weights, of sum `weight`."""
+        return np.concatenate([np.asarray(stack.weights) for stack in self.stacks])
 
     @property
     def residual_bytes(self) -> int:
@@ -72,21 +89,27 @@ class Curvature(Operator):
         each has its own linearisation residuals: let go of the one before.
 
         Args:
-            params: as they were given, with other numbers.
+            params: as they were given, with other numbers in the arrays.
 
         Raises:
-            ValueError: another structure or other shapes.
+            ValueError: another structure, other shapes, or another leaf that is not an array.
             FloatingPointError: the loss is not finite.
         """
-        treedef, constants = self.structure
+        treedef, constants = self.structure.treedef, self.structure.constants
         given, other = jax.tree.flatten(params)
         if other != treedef:
             raise ValueError(f"params must have the structure {treedef}, got {other}")
+        for i, constant in constants.items():
+            if given[i] != constant:
+                raise ValueError(
+                    f"leaf {i} of params is not an array, and so part of the program: it must stay "
+                    f"{constant!r}, got {given[i]!r}; make it an array, or build the operator anew"
+                )
         arrays = [leaf for i, leaf in enumerate(given) if i not in constants]
         for i, (old, new) in enumerate(zip(self.leaves, arrays, strict=True)):
             if np.shape(new) != old.shape:
                 raise ValueError(
-                    f"array {i} of params must have shape {old.shape}, got {new.shape}"
+                    f"array {i} of params must have shape {old.shape}, got {np.shape(new)}"
                 )
         pairs = zip(arrays, self.leaves, strict=True)
         leaves = tuple(jnp.asarray(new, old.dtype) for new, old in pairs)
@@ -106,13 +129,21 @@ class Curvature(Operator):
     def microbatch(self, index: int) -> Self:
         """The operator of one microbatch alone, by its place among `num_microbatches`.
 
+        Its attribute `loss` remains the mean over all.
+
         Raises:
             IndexError: there is none at that place.
+            ValueError: its weight is 0.
         """
         place = index
         for stack in self.stacks:
             count = stack.weights.shape[0]
             if 0 <= place < count:
+                if self.microbatch_weights[index] == 0:
+                    raise ValueError(
+                        f"microbatch {index} has the weight 0, and so no mean: choose one of those "
+                        "with a weight in op.microbatch_weights"
+                    )
                 one = stack if count == 1 else _entry(stack, place)
                 return dataclasses.replace(self, stacks=(one,), weight=jnp.sum(one.weights))
             place -= count
@@ -224,7 +255,7 @@ def assemble(
     weight = _weight(stacks)
     if not isinstance(weight, jax.core.Tracer) and not weight > 0:
         raise ValueError(f"the weights that loss returned must have a positive sum, got {weight}")
-    structure = (jax.tree.structure(params), tuple(constants))
+    structure = _Structure(jax.tree.structure(params), constants)
     return kind(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space, structure)
 
 

@@ -140,7 +140,9 @@ def tuned(op: DifferenceHessian) -> DifferenceHessian:
             product = compiled_product(op.with_step(step), vector)
             if i:
                 change, size = jnp.linalg.norm(product - last), jnp.linalg.norm(last)
-                errors[i - 1] = max(errors[i - 1], float(change / size) if size > 0 else 0.0)
+                # NaN, as where a step leaves the domain of the loss, is the worst of errors.
+                error = 0.0 if size == 0 else float(change / size)
+                errors[i - 1] = np.maximum(errors[i - 1], error)
             last = product
     best = int(np.argmin(np.where(np.isnan(errors), np.inf, errors)))
     return dataclasses.replace(op.with_step(steps[best]), relative_error=np.float32(errors[best]))

@@ -75,10 +75,9 @@ def fisher(
     labels' weights count once. In the totals of a loss of one's own they count twice: return the
     weight of the labels, as their number, rather than that of importance.
 
-    All are positive semidefinite. A product costs as much as one of `ggn`. Nothing is as long as
-    samples × parameters: a product holds a microbatch's outputs and activations, and vectors.
-
-    The matrix of a single sample, empirical or with one draw, has rank one. With
+    All are positive semidefinite. A product costs as much as one of `ggn`, and holds a
+    microbatch's outputs and activations, and vectors: nothing as long as samples × parameters, but
+    for one case. The matrix of a single sample, empirical or with one draw, has rank one. With
     `microbatch_size=1` the operator therefore keeps the gradient of a sample in place of the
     activations where it is no longer than they are, as for long sequences: products then cost a
     pass over those gradients, and no pass through the model.
@@ -174,7 +173,9 @@ class FisherMap(OutputsMap):
         (mean, weight), chain = self.linear_map(leaves, batch)
         push, middle, pull = chain.args
         outputs = jax.eval_shape(push, self.taken(leaves))
-        return mean, weight, tuple(pull(_root(middle, outputs)))
+        x = pull(_root(middle, outputs))
+        # A sample without any label has weight 0, and often the mean 0/0.
+        return mean, weight, tuple(jnp.where(weight > 0, leaf, jnp.zeros_like(leaf)) for leaf in x)
 
     def data(self, batch: Any) -> Any:
         """See `OutputsMap`."""
@@ -283,14 +284,15 @@ def _root(product: Callable[[Any], Any], like: Any) -> Any:
     along = [
         a.astype(_wide(a)) for a in jax.tree.leaves(product(jax.tree.unflatten(treedef, start)))
     ]
-    largest = jnp.stack([jnp.max(jnp.abs(a)) for a in along]).max()
-    along = [jnp.where(largest > 0, a / largest, 0) for a in along]
+    # What is not finite stays so: the products show it.
+    largest = jnp.stack([jnp.max(jnp.abs(a), initial=0) for a in along]).max()
+    along = [a / jnp.where(largest == 0, 1, largest) for a in along]
     given = [a.astype(leaf.dtype) for a, leaf in zip(along, leaves, strict=True)]
     again = [
         b.astype(_wide(b)) for b in jax.tree.leaves(product(jax.tree.unflatten(treedef, given)))
     ]
     square = sum(jnp.sum(a * b) for a, b in zip(along, again, strict=True))
-    root = [jnp.where(square > 0, b / jnp.sqrt(square), 0) for b in again]
+    root = [b / jnp.sqrt(jnp.where(square == 0, 1, square)) for b in again]
     narrow = [x.astype(leaf.dtype) for x, leaf in zip(root, leaves, strict=True)]
     return jax.tree.unflatten(treedef, narrow)
 

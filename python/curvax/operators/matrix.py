@@ -16,6 +16,7 @@ from scipy.sparse.linalg import aslinearoperator
 from curvax.filters import leaf_names
 from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
 from curvax.operators.hoist import Hoisted, hoist
+from curvax.operators.restriction import Blocks
 
 
 @jax.tree_util.register_dataclass
@@ -177,6 +178,11 @@ def as_operator(A: Any) -> Operator:
         return _from_dense(jnp.asarray(A) if isinstance(A, list) else A)
     if scipy.sparse.issparse(A):
         A = aslinearoperator(A)
+    if isinstance(A, Blocks):
+        raise TypeError(
+            "A must be one operator, got the blocks of one: call for each of them, as in "
+            "{name: function(block) for name, block in A.items()}"
+        )
     if not all(hasattr(A, name) for name in ("shape", "dtype", "matvec")):
         raise TypeError(
             "A must be a curvax operator, a square array, or have shape, dtype and matvec; got "

@@ -147,6 +147,9 @@ def blocks(op: Operator, by: By, stacked: str | Sequence[str]) -> Blocks:
             "by must be a depth, a function (name) -> group or None, or a dict of filters, got "
             f"{by!r}"
         )
+    for name, group in groups.items():
+        if not any(math.prod(piece.shape) for piece in group):
+            raise ValueError(f"by makes a block {name!r} without a parameter: return None for it")
     return Blocks(op, groups)
 
 
@@ -196,6 +199,8 @@ def _by_names(
 def _by_filters(
     pieces: Sequence[Piece], by: Mapping[str, Callable[[str, object], bool]]
 ) -> dict[str, list[Piece]]:
+    if not by:
+        raise ValueError("by, a dict of filters, must have at least one, got {}")
     names = [piece.name for piece in pieces]
     shapes = [jax.ShapeDtypeStruct(piece.shape, jnp.float32) for piece in pieces]
     groups = {}

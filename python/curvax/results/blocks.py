@@ -66,7 +66,10 @@ class BlockResults(Stored, Mapping[str, _R]):
 
     @property
     def num_matvecs(self) -> int:
-        """Vectors multiplied, over all blocks, those of verification too."""
+        """Vectors multiplied, over all blocks, those of verification too.
+
+        Where products served several blocks at once, they count in each.
+        """
         return sum(
             result.num_matvecs.total if isinstance(result, EigenResult) else result.num_matvecs
             for result in self.values()

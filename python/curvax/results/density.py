@@ -16,7 +16,7 @@ _MAX_OUTLIERS = 20
 _BISECTIONS = 60
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SpectralDensity(Stored):
     """The density of an operator's eigenvalues, by stochastic Lanczos quadrature.
 

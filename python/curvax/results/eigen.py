@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EigenResult(Stored):
     """Eigenpairs of a symmetric operator, and what is proved of them.
 

@@ -35,7 +35,7 @@ class TraceProgress(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TraceResult(Stored):
     """A trace, or the log-determinant, with its error bar.
 
@@ -91,7 +91,7 @@ class TraceResult(Stored):
         return aligned(header, [row]) + ("\ninterrupted" if self.interrupted else "")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DiagonalResult(Stored):
     """The diagonal of an operator, with a standard error for every entry.
 
@@ -147,7 +147,7 @@ class DiagonalResult(Stored):
         return aligned(header, rows, named=True) + note
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LanczosTridiagonal(Stored):
     """The plain Lanczos recurrence: `A Qᵀ = Qᵀ T + last_beta q eᵀ`, with T tridiagonal.
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from curvax.results.stored import Stored
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SolveResult(Stored):
     """The solution of `(A + damping·I) x = b`.
 

@@ -27,7 +27,7 @@ _FORMAT = 1
 _FACTS = "facts"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
     """A result that can be written to files, read back and drawn."""
 
