@@ -99,14 +99,14 @@ def check_until(until: Any) -> float | None:
 def check_block(asked: Any, n: int) -> int:
     """Vectors per product.
 
-    By default 1 on a CPU, where a larger block makes no product cheaper, else 4.
+    By default 2 on a CPU, where a larger block makes no product cheaper, else 4.
 
     Raises:
         TypeError: neither an integer nor `"auto"`.
         ValueError: not positive, or too large.
     """
     if isinstance(asked, str) and asked == "auto":
-        return min(n, 1 if jax.default_backend() == "cpu" else 4)
+        return min(n, 2 if jax.default_backend() == "cpu" else 4)
     if asked is None or isinstance(asked, str):
         raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
     block = check_count("block_size", asked, low=1)

@@ -70,7 +70,7 @@ def spectral_density(
             they then resolve more.
         seed: seed of the starts. Run i depends on the seed and on i alone, to rounding whatever
             `block_size` is. Drawn if None, and recorded in the result.
-        block_size: runs side by side, as one product of a block, up to 32. By default 1 on a CPU,
+        block_size: runs side by side, as one product of a block, up to 32. By default 2 on a CPU,
             else 4.
         callback: called with a `DensityProgress` after each step.
 

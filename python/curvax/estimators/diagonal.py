@@ -70,7 +70,7 @@ def diagonal(  # type: ignore[misc]
             sphere of radius √n); `"xdiag"` takes the first alone.
         seed: seed of all random numbers; the same seed gives the same estimate, to rounding
             whatever `block_size` is. Drawn if None, and recorded in the result.
-        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4; for `"exact"` up
+        block_size: vectors per product, up to 32. By default 2 on a CPU, else 4; for `"exact"` up
             to 64, by size and memory.
         callback: called with a `TraceProgress` after each block of products. Its estimate is that
             of the trace; for `"exact"`, the sum of the entries known.

@@ -97,7 +97,7 @@ def trace(  # type: ignore[misc]
             vectors need not have converged.
         seed: seed of all random numbers; the same seed gives the same estimate, to rounding
             whatever `block_size` is. Drawn if None, and recorded in the result.
-        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4. An exact trace
+        block_size: vectors per product, up to 32. By default 2 on a CPU, else 4. An exact trace
             takes more.
         callback: called with a `TraceProgress` after each block. While a sketch grows, its
             estimate is the plain mean over the probes so far; for blocks, that of their sum.
