@@ -313,7 +313,7 @@ class TestCallback:
             if progress.matvecs == at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        options = {"num_runs": 5, "num_steps": 10, "seed": 0}
+        options = {"num_runs": 5, "num_steps": 10, "seed": 0, "block_size": 1}
         whole = cx.spectral_density(dense("outliers"), **options)
         result = cx.spectral_density(dense("outliers"), **options, callback=press)
         assert result.interrupted and not whole.interrupted
@@ -332,7 +332,9 @@ class TestCallback:
 
         normalize = quadrature.normalize
         monkeypatch.setattr(quadrature, "normalize", press)
-        result = cx.spectral_density(dense("outliers"), num_runs=3, num_steps=10, seed=0)
+        result = cx.spectral_density(
+            dense("outliers"), num_runs=3, num_steps=10, seed=0, block_size=1
+        )
         assert result.interrupted and result.num_matvecs == 1
         assert_consistent(result, N)
 

@@ -225,7 +225,7 @@ def test_ctrl_c_keeps_the_finished_runs(at, runs, steps):
         return a @ v
 
     op = LinearOperator((N, N), matvec=matvec, dtype=np.float32)
-    result = cx.log_det(op, num_runs=5, num_steps=10, seed=0)
+    result = cx.log_det(op, num_runs=5, num_steps=10, seed=0, block_size=1)
     assert result.interrupted and len(result.samples) == runs and result.num_matvecs == at
     whole = cx.log_det(a, num_runs=runs, num_steps=steps, seed=0)
     np.testing.assert_allclose(result.samples, whole.samples, rtol=0, atol=1e-4 * N)
@@ -233,7 +233,7 @@ def test_ctrl_c_keeps_the_finished_runs(at, runs, steps):
 
 def test_not_finite():
     with pytest.raises(FloatingPointError, match=r"product 1 of the operator is not finite"):
-        cx.log_det(cx.from_matvec(lambda v: v * jnp.inf, 5))
+        cx.log_det(cx.from_matvec(lambda v: v * jnp.inf, 5), block_size=1)
 
 
 def test_unconverged_pairs():
@@ -257,7 +257,7 @@ def test_traced():
         ({"num_runs": 0}, ValueError, "num_runs must be at least 1, got 0"),
         ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
         ({"num_steps": True}, TypeError, "num_steps must be an integer"),
-        ({"block_size": 99}, ValueError, "block_size must be at most 4"),
+        ({"block_size": 99}, ValueError, "block_size must be at most n = 4, got 99"),
         ({"seed": -3}, ValueError, "seed"),
         ({"deflate": 3}, TypeError, "deflate must be an EigenResult"),
     ],

@@ -111,8 +111,8 @@ def check_block(asked: Any, n: int) -> int:
         raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
     block = check_count("block_size", asked, low=1)
     if block > min(MAX_BLOCK, n):
-        why = f"n = {n}" if n < MAX_BLOCK else "what the kernels take"
-        raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, {why}, got {block}")
+        why = "n = " if n < MAX_BLOCK else ""
+        raise ValueError(f"block_size must be at most {why}{min(MAX_BLOCK, n)}, got {block}")
     return block
 
 
