@@ -82,7 +82,12 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    "k, which", [(10, "LM"), (6, "SA"), pytest.param((9, 4), "BE", marks=pytest.mark.slow)]
+    "k, which",
+    [
+        (10, "LM"),
+        pytest.param(6, "SA", marks=pytest.mark.slow),
+        pytest.param((9, 4), "BE", marks=pytest.mark.slow),
+    ],
 )
 def test_digits_classifier(digits, k, which):
     params, batch, dense = digits

@@ -75,7 +75,10 @@ MODES = {
 
 # Both kinds go through the same rules: for one of them, those that differ from the others little.
 QUICK = "value grad jvp_grad grad_jvp linearize jit vmap_tangents checkpoint scan".split()
-CASES = [pytest.param(mode, "linear") for mode in MODES] + [
+NESTED = ("vmap_vmap", "scan_checkpoint", "scan_grad_grad")  # of modes that are tested alone
+CASES = [
+    pytest.param(mode, "linear", marks=pytest.mark.slow if mode in NESTED else ()) for mode in MODES
+] + [
     pytest.param(mode, "softmax", marks=() if mode in QUICK else pytest.mark.slow) for mode in MODES
 ]
 

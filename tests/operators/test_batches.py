@@ -9,6 +9,9 @@ from tests.operators.test_ggn import labels_of, logits, problem  # noqa: F401
 import curvax as cx
 from curvax import losses
 
+# Two stand for the others by default.
+KINDS = ("hessian", "fisher, mc")
+
 # Relative to the norm: what float32 sums in another order may differ by.
 SAME = 1e-6
 
@@ -36,6 +39,12 @@ OPERATORS = {
 }
 
 
+kinds = pytest.mark.parametrize(
+    "kind",
+    [x if x in KINDS else pytest.param(x, marks=pytest.mark.slow) for x in OPERATORS],
+)
+
+
 def _cut(batch, *sizes):
     """The first batches, of these sizes."""
     borders = np.cumsum([0, *sizes])
@@ -51,7 +60,7 @@ def _difference(op, expected):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@kinds
 @pytest.mark.parametrize("sizes, microbatch", [((7, 13), None), ((20,), 6), ((11, 9), 4)])
 def test_ragged_batches_of_masked_labels(kind, sizes, microbatch, problem):  # noqa: F811
     """One label of the first batch is ignored: a mean of the batches' means would be wrong."""
@@ -63,7 +72,7 @@ def test_ragged_batches_of_masked_labels(kind, sizes, microbatch, problem):  # n
     assert op.weight == whole.weight == 19
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@kinds
 def test_num_batches(kind, problem):  # noqa: F811
     """The first two of three, and no more is read."""
     params, batch = problem
@@ -81,7 +90,7 @@ def test_num_batches(kind, problem):  # noqa: F811
     assert _difference(op, OPERATORS[kind](params, batch)) > 0.01
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@kinds
 def test_unused_parameters_give_zero_rows(kind, problem):  # noqa: F811
     params, batch = problem
     unused = {"between": jnp.ones(3), **params, "last": jnp.ones((2, 2))}

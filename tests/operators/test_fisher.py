@@ -157,7 +157,9 @@ def test_empirical_is_the_sum_over_samples(case, shape, linearize, microbatch_si
     assert (op.kind, op.num_samples, op.seed) == ("empirical", None, None)
 
 
-@pytest.mark.parametrize("case", ["fused object", "no logits"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("fused object", marks=pytest.mark.slow), "no logits"]
+)
 def test_empirical_with_options(case, params, rng):
     forward, loss = CASES[case]
     batch = make_batch(rng, 5, 3)
@@ -389,6 +391,7 @@ def test_a_drawn_seed_is_recorded(params, rng):
     np.testing.assert_array_equal(dense(op), dense(again))
 
 
+@pytest.mark.slow
 def test_mlp_of_low_rank(rng):
     """Rank 8 and ten eigenvalues wanted: the missing ones are zeros, at any scale."""
     sizes = [(20, 32), (32,), (32, 3), (3,)]

@@ -52,7 +52,7 @@ def test_is_the_sum_over_samples(case, params, rng):  # noqa: F811
     assert_is(op, want)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, pytest.param(1e6, marks=pytest.mark.slow)])
 def test_scales(scale, params, rng):  # noqa: F811
     """Entries of the size of the square: the root of a product is taken without underflow."""
     x = jnp.asarray(rng.normal(size=(SAMPLES, 200, 5)), jnp.float32)
@@ -72,7 +72,9 @@ def test_scales(scale, params, rng):  # noqa: F811
     assert np.abs(a - b).max() <= 16 * EPS * np.linalg.norm(b, 2)
 
 
-@pytest.mark.parametrize("outputs", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "outputs", ["float32", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)]
+)
 def test_other_dtypes(outputs, params, rng):  # noqa: F811
     """Parameters in bfloat16, with outputs in float32 and in bfloat16; all in float64."""
     batch = make_batch(rng, SAMPLES, LENGTH)
