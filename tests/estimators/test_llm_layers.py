@@ -1,5 +1,6 @@
 """Attention against MLP blocks of SmolLM2, through the example."""
 
+import jax
 import numpy as np
 import pytest
 from tests.test_examples import run
@@ -7,17 +8,25 @@ from tests.test_examples import run
 import curvax as cx
 
 
+@pytest.fixture
+def default_promotion():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.mark.llm
+@pytest.mark.usefixtures("default_promotion")
 def test_smollm2_layers(monkeypatch, tmp_path, capsys):
     arguments = ("--probes", "6", "--layers", "0", "29", "--tol", "0.1", "--out", str(tmp_path))
     run("smollm2_layers.py", *arguments, monkeypatch=monkeypatch)
     print(capsys.readouterr().out)
     traces, values = (cx.load(tmp_path / f"{name}.npz") for name in ("traces", "eigenvalues"))
-    names = [f"layers.{i}.{kind}" for i in range(30) for kind in ("attn", "mlp")]
+    # In the order of the stacked arrays.
+    names = [f"layers.{i}.{kind}" for kind in ("attn", "mlp") for i in range(30)]
     assert list(traces) == names
     # Attention: query and output 576², key and value 576 × 192; MLP: three of 576 × 1536.
-    assert [traces.sizes[name] for name in names[:2]] == [884_736, 2_654_208]
-    assert list(values) == [names[i] for i in (0, 1, 58, 59)]
+    assert [traces.sizes[names[i]] for i in (0, 30)] == [884_736, 2_654_208]
+    assert list(values) == [names[i] for i in (0, 29, 30, 59)]
     for name, result in values.items():
         top = float(result.eigenvalues[0])
         # Of a positive semidefinite block: at most the trace, and at least its mean.
