@@ -60,7 +60,7 @@ class Curvature(Operator):
     loss: Array
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
-    structure: "_Structure" = dataclasses.field(metadata={"static": True})
+    structure: _Structure = dataclasses.field(metadata={"static": True})
 
     @property
     def num_microbatches(self) -> int:
