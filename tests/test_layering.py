@@ -14,7 +14,7 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("filters", "memory", "compiled", "interrupt"),
+    ("checks", "filters", "memory", "compiled", "interrupt"),
     ("results",),
     ("_native",),
     ("ops",),

@@ -120,6 +120,10 @@ _MODULES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # JAX is imported at the first use: the command line must answer Ctrl-C before that.
     if name == "losses":

@@ -228,6 +228,22 @@ def test_one_probe_shows_no_spread():
     assert result.interrupted and np.isinf(result.stderr).all()
 
 
+class TestExactWhereItIsCheaper:
+    A = np.random.default_rng(4).normal(size=(20, 20)).astype(np.float32)
+
+    @pytest.mark.parametrize("method", ["auto", "xdiag"])
+    def test_with_n_products(self, method):
+        a = self.A + self.A.T
+        result = cx.diagonal(a, method=method, num_matvecs=20, seed=0)
+        assert result.method == "exact" and result.num_matvecs == 20
+        np.testing.assert_array_equal(result.estimate, np.diag(a))
+
+    def test_not_with_fewer_or_by_name(self):
+        a = self.A + self.A.T
+        assert cx.diagonal(a, num_matvecs=19, seed=0).method == "hutchinson"
+        assert cx.diagonal(a, method="hutchinson", num_matvecs=20, seed=0).method == "hutchinson"
+
+
 class TestStatistics:
     @methods
     def test_block_size_changes_nothing_but_roundings(self, method):
@@ -258,13 +274,15 @@ class TestStatistics:
     @methods
     def test_interrupt_keeps_the_probes_so_far(self, method):
         def press(progress):
-            if progress.matvecs == 8:
+            if progress.matvecs == PRODUCTS:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        result = _diagonal(matrix("outliers"), method=method, callback=press)
-        same = _diagonal(matrix("outliers"), method=method, num_matvecs=8)
-        assert result.interrupted and result.num_matvecs == 8 and not same.interrupted
-        assert result.num_samples == same.num_samples == (8 if method == "hutchinson" else 4)
+        options = {"method": method, "num_matvecs": 2 * PRODUCTS}
+        result = _diagonal(matrix("outliers"), callback=press, **options)
+        same = _diagonal(matrix("outliers"), method=method)
+        assert result.interrupted and result.num_matvecs == PRODUCTS and not same.interrupted
+        assert result.num_samples == same.num_samples
+        assert result.num_samples == PRODUCTS // (1 if method == "hutchinson" else 2)
         np.testing.assert_allclose(result.estimate, same.estimate, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(result.stderr, same.stderr, rtol=1e-4, atol=1e-5)
 
@@ -315,18 +333,15 @@ class TestBadInput:
             (
                 {"method": "xtrace"},
                 ValueError,
-                r"method must be one of \('hutchinson', 'xdiag', 'e",
+                r"method must be one of \('auto', 'hutchinson', 'xdiag', 'e",
             ),
             ({"method": None}, TypeError, "method must be one of"),
+            ({"num_matvecs": 0}, ValueError, "num_matvecs must be at least 1, got 0"),
+            ({"num_matvecs": 1}, ValueError, "at least 2, got 1, with method='h"),
             (
-                {"num_matvecs": 0},
+                {"num_matvecs": 19, "method": "xdiag"},
                 ValueError,
-                "num_matvecs must be at least 2, got 0 with method='h",
-            ),
-            (
-                {"num_matvecs": 3, "method": "xdiag"},
-                ValueError,
-                "at least 4, got 3 with method='xd",
+                "at least 20, got 19, with method='xd",
             ),
             ({"num_matvecs": "many"}, TypeError, "num_matvecs must be an integer"),
             ({"distribution": "auto"}, ValueError, r"distribution must be one of \('rademacher'"),

@@ -163,9 +163,51 @@ def test_steps_out_of_the_domain_are_not_taken():
         return -jnp.sum(jnp.log(p))
 
     p = jnp.asarray([1e-3, 1.0, 1.0])
-    op = cx.hessian(loss, p, jnp.zeros(1), method="finite_difference")
+    with pytest.warns(UserWarning, match="products are off by"):
+        op = cx.hessian(loss, p, jnp.zeros(1), method="finite_difference")
     v = jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
     error = np.abs(np.asarray(op.product(v)) - np.diag(1 / np.asarray(p) ** 2)).max()
     # NaN where no step is good: an error of 0 was claimed once.
     assert not op.relative_error == 0
     assert np.isnan(op.relative_error) or error <= 10 * float(op.relative_error) * 1e6
+
+
+class TestParametersOfDifferentSizes:
+    """No step serves all: one that moves the largest enough moves the smallest too far."""
+
+    @staticmethod
+    def _pair(ratio):
+        sizes = np.float32([1 / ratio, 1, ratio])
+        x = _data(0, 50, 3)
+
+        def loss(p, batch):
+            return jnp.mean((jnp.tanh(batch @ (p / sizes)) - 0.3) ** 2)
+
+        p = jnp.asarray(0.2 * sizes)
+        difference = cx.hessian(loss, p, x, method="finite_difference")
+        return _dense(difference), _dense(cx.hessian(loss, p, x)), difference.relative_error
+
+    @pytest.mark.parametrize("ratio", [30.0, 100.0, 1000.0])
+    def test_are_told_of(self, ratio):
+        with pytest.warns(UserWarning, match="parameters of very different sizes"):
+            differences, exact, error = self._pair(ratio)
+        true = np.abs(differences - exact).max() / np.abs(exact).max()
+        assert true > 0.05 and error > true / 10
+
+    def test_of_like_sizes_pass(self):
+        differences, exact, error = self._pair(3.0)
+        assert error < 2e-2
+        assert np.abs(differences - exact).max() < 2e-2 * np.abs(exact).max()
+
+
+class TestWithStep:
+    def test_forgets_the_error(self):
+        op = _differences()
+        assert np.isnan(op.with_step(op.relative_step).relative_error)
+
+    @pytest.mark.parametrize(
+        "step,error", [(0.0, ValueError), (-1, ValueError), (np.nan, ValueError), ("1", TypeError)]
+    )
+    def test_bad_input(self, step, error):
+        with pytest.raises(error, match="relative_step must be"):
+            _differences().with_step(step)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from curvax.krylov.arguments import check_integer
+from curvax.checks import check_count, check_integer, check_number
 from curvax.ops.block_ortho import MAX_BLOCK
 
 # A requested standard error is not believed to be reached on fewer samples than this.
@@ -48,21 +48,6 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     return value
 
 
-def check_count(name: str, value: Any, low: int, why: str = "") -> int:
-    """`value`, an integer of at least `low`, which is not optional.
-
-    Raises:
-        TypeError: not an integer.
-        ValueError: too small.
-    """
-    if value is None:
-        raise TypeError(f"{name} must be an integer, got None")
-    try:
-        return int(check_integer(name, value, low=low) or 0)
-    except ValueError as error:
-        raise ValueError(f"{error}{why}") from None
-
-
 def check_seed(seed: Any) -> int:
     """The seed, drawn if it is None."""
     given = check_integer("seed", seed, low=0)
@@ -89,24 +74,20 @@ def check_until(until: Any) -> float | None:
     """
     if until is None:
         return None
-    if isinstance(until, (bool, str)) or not isinstance(until, (int, float, np.number)):
-        raise TypeError(f"until must be a number, the standard error asked for, got {until!r}")
-    if not (math.isfinite(until) and until > 0):
-        raise ValueError(f"until, a standard error, must be positive and finite, got {until!r}")
-    return float(until)
+    return check_number("until, a standard error,", until, positive=True)
 
 
 def check_block(asked: Any, n: int) -> int:
     """Vectors per product.
 
-    By default 2 on a CPU, where a larger block makes no product cheaper, else 4.
+    By default 1 on a CPU, where a larger block takes memory and saves little or no time, else 4.
 
     Raises:
         TypeError: neither an integer nor `"auto"`.
         ValueError: not positive, or too large.
     """
     if isinstance(asked, str) and asked == "auto":
-        return min(n, 2 if jax.default_backend() == "cpu" else 4)
+        return min(n, 1 if jax.default_backend() == "cpu" else 4)
     if asked is None or isinstance(asked, str):
         raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
     block = check_count("block_size", asked, low=1)

@@ -1,12 +1,12 @@
 """`spectral_density`: the density of an operator's eigenvalues, with a confidence band."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.checks import check_count, check_number
 from curvax.compiled import Clock
 from curvax.estimators import arguments, resolution
 from curvax.estimators.quadrature import (
@@ -58,7 +58,7 @@ def spectral_density(
         A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
             `dtype` and `matvec`.
         num_runs: random starts. The band narrows with the root of their number, times n.
-        num_steps: Lanczos steps of each run, at most n. Twice as many resolve twice as much.
+        num_steps: Lanczos steps of each run, from 2 to n. Twice as many resolve twice as much.
         width: standard deviation of the Gaussian, in units of the eigenvalues. By default it is
             that which the quadrature resolves: 0.75 of the distance between neighbouring nodes
             that 99 % of the mass does not exceed, where nodes that are single eigenvalues by their
@@ -70,7 +70,7 @@ def spectral_density(
             they then resolve more.
         seed: seed of the starts. Run i depends on the seed and on i alone, to rounding whatever
             `block_size` is. Drawn if None, and recorded in the result.
-        block_size: runs side by side, as one product of a block, up to 32. By default 2 on a CPU,
+        block_size: runs side by side, as one product of a block, up to 32. By default 1 on a CPU,
             else 4.
         callback: called with a `DensityProgress` after each step.
 
@@ -82,7 +82,8 @@ def spectral_density(
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
-        ValueError: an argument out of range, or `deflate` holds pairs that have not converged.
+        ValueError: an argument out of range, an operator measured not to be symmetric, or
+            `deflate` holds pairs that have not converged, or are measured to be another operator's.
         FloatingPointError: a product is not finite.
 
     References:
@@ -92,10 +93,11 @@ def spectral_density(
     """
     arguments.reject_tracers("spectral_density", A, deflate)
     op = as_operator(A)
-    request = check_request(op, num_runs, num_steps, deflate, seed, block_size)
-    chosen = _check_width(width)
+    chosen = None if width is None else check_number("width", width, positive=True)
     arguments.check_callback(callback)
     clock = Clock("products", "recurrence", "host")
+    check_count("num_steps", num_steps, low=2)
+    request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
     made = 0
 
     def note(products: int, runs: int) -> None:
@@ -116,7 +118,7 @@ def spectral_density(
             num_parameters=op.shape[0],
             num_steps=request.num_steps,
             num_deflated=request.known.count,
-            num_matvecs=made,
+            num_matvecs=made + request.known.matvecs,
             block_size=request.block_size,
             seed=request.seed,
             seconds={**clock.seconds, "total": clock.total()},
@@ -159,13 +161,3 @@ def _summarize(
         "atoms": atoms,
         "outliers": np.sort(outliers)[::-1],
     }
-
-
-def _check_width(width: Any) -> float | None:
-    if width is None:
-        return None
-    if isinstance(width, (bool, str)) or not isinstance(width, (int, float, np.number)):
-        raise TypeError(f"width must be a number, got {width!r}")
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width must be positive and finite, got {width!r}")
-    return float(width)

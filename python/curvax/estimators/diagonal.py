@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import check_count
 from curvax.compiled import Clock
 from curvax.estimators import arguments, leave_one_out, probes, programs
-from curvax.estimators.arguments import mean_stderr
+from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
 from curvax.estimators.exact import chunk_size, exact_diagonal
 from curvax.estimators.run import Known, Run, Settings
-from curvax.estimators.sketch import Sketch, check_symmetry
+from curvax.estimators.sketch import Sketch
+from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
 from curvax.memory import available_bytes
@@ -22,9 +24,10 @@ from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks, RestrictedOperator
 from curvax.results import BlockResults, DiagonalResult, TraceProgress
 
-METHODS = ("hutchinson", "xdiag", "exact")
+METHODS = ("auto", "hutchinson", "xdiag", "exact")
 
-_FEWEST = {"hutchinson": 2, "xdiag": 4, "exact": 1}
+# The fewest products that give a standard error to be believed.
+_FEWEST = {"hutchinson": 2, "xdiag": 2 * FEWEST_SAMPLES, "exact": 1}
 
 
 @overload
@@ -35,7 +38,7 @@ def diagonal(A: Blocks, **options: Any) -> BlockResults[DiagonalResult]: ...
 def diagonal(
     A: Any,
     *,
-    method: Literal["hutchinson", "xdiag", "exact"] = "hutchinson",
+    method: Literal["auto", "hutchinson", "xdiag", "exact"] = "auto",
     num_matvecs: int = 100,
     distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
     seed: int | None = None,
@@ -48,7 +51,7 @@ def diagonal(
 def diagonal(  # type: ignore[misc]
     A: Any,
     *,
-    method: Literal["hutchinson", "xdiag", "exact"] = "hutchinson",
+    method: Literal["auto", "hutchinson", "xdiag", "exact"] = "auto",
     num_matvecs: int = 100,
     distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
     seed: int | None = None,
@@ -64,13 +67,14 @@ def diagonal(  # type: ignore[misc]
         method: `"hutchinson"` (Bekas, Kokiopoulou and Saad) fits `A z ≈ d ∘ z` to the probes z; it
             holds three vectors, and two for each of a block. `"xdiag"` (Epperly, Tropp and Webber,
             section 2.4) first captures the large eigenvalues; it holds as many vectors as products.
-            `"exact"` multiplies all n unit vectors, as many at a time as memory allows.
+            `"exact"` multiplies all n unit vectors, as many at a time as memory allows. `"auto"` is
+            `"exact"` where `num_matvecs` is n or more, as is `"xdiag"` then, else `"hutchinson"`.
         num_matvecs: how many vectors to multiply; not used by `"exact"`.
         distribution: of the probes: `"rademacher"` (±1), `"gaussian"` or `"sphere"` (uniform on the
             sphere of radius √n); `"xdiag"` takes the first alone.
         seed: seed of all random numbers; the same seed gives the same estimate, to rounding
             whatever `block_size` is. Drawn if None, and recorded in the result.
-        block_size: vectors per product, up to 32. By default 2 on a CPU, else 4; for `"exact"` up
+        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4; for `"exact"` up
             to 64, by size and memory.
         callback: called with a `TraceProgress` after each block of products. Its estimate is that
             of the trace; for `"exact"`, the sum of the entries known.
@@ -83,8 +87,7 @@ def diagonal(  # type: ignore[misc]
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
-        ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
-            symmetric.
+        ValueError: an argument out of range, or an operator measured not to be symmetric.
         FloatingPointError: a product is not finite.
         MemoryError: the vectors of `"xdiag"` do not fit in the free memory.
 
@@ -99,9 +102,12 @@ def diagonal(  # type: ignore[misc]
     n = op.shape[0]
     arguments.check_choice("method", method, METHODS)
     arguments.check_choice("distribution", distribution, probes.DISTRIBUTIONS)
-    count = arguments.check_count(
-        "num_matvecs", num_matvecs, _FEWEST[method], f" with method={method!r}"
-    )
+    count = check_count("num_matvecs", num_matvecs, low=1)
+    if count >= n and method in ("auto", "xdiag"):
+        method = "exact"
+    elif method == "auto":
+        method = "hutchinson"
+    check_count("num_matvecs", count, _FEWEST[method], f", with method={method!r}")
     if method == "xdiag" and distribution != "rademacher":
         raise ValueError(
             "method='xdiag' divides by the squares of the probes: distribution must be "
@@ -115,7 +121,7 @@ def diagonal(  # type: ignore[misc]
         block = chunk_size(op, clock) if block_size == "auto" else block
     with InterruptFlag() as interrupted, original_errors(op):
         settings = Settings(count, count, distribution, None, drawn, block, callback)
-        run = Run(op, settings, interrupted, clock, Known(op, None))
+        run = Run(op, settings, interrupted, clock, Known())
         found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](run)
     return _deliver(A if isinstance(A, Blocks) else op, run, method, *found)
 
@@ -145,6 +151,7 @@ def _hutchinson(run: Run) -> tuple[Array, Array, int]:
         block = run.probes(len(traces), min(run.settings.block, run.left), None)
         products = run.multiply(block)
         zw, _, _ = run.forms(block, products)
+        run.check_symmetry(block, products)
         state = programs.regress(run.clock, state, block, products)
         traces += list(zw)
         run.note(*mean_stderr(traces))
@@ -178,7 +185,7 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
     basis, k = sketch.basis, sketch.size
     if k < size:
         basis, kept = basis[:k], kept[:k]
-    check_symmetry(np.asarray(programs.inner(run.clock, basis, kept)))
+    check_form(np.asarray(programs.inner(run.clock, basis, kept)), sketch.frobenius)
     taken = leave_one_out.directions(sketch.factor)
     small = (
         taken.vectors,

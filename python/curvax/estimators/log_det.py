@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from curvax.checks import check_number
 from curvax.compiled import Clock
 from curvax.estimators import arguments
 from curvax.estimators.quadrature import (
@@ -54,7 +55,7 @@ def log_det(
             they are, and only the rest is estimated.
         seed: seed of the starts. Run i depends on the seed and on i alone, to rounding whatever
             `block_size` is. Drawn if None, and recorded in the result.
-        block_size: runs side by side, as one product of a block, up to 32. By default 2 on a CPU,
+        block_size: runs side by side, as one product of a block, up to 32. By default 1 on a CPU,
             else 4.
 
     Returns:
@@ -67,9 +68,10 @@ def log_det(
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
-        ValueError: an argument out of range; `deflate` holds pairs that have not converged; a
-            Ritz value, so an eigenvalue below it, says that `A + damping·I` is not positive
-            definite to rounding.
+        ValueError: an argument out of range; an operator measured not to be symmetric; `deflate`
+            holds pairs that have not converged, or are measured to be another operator's; a Ritz
+            value, so an eigenvalue below it, says that `A + damping·I` is not positive definite to
+            rounding.
         FloatingPointError: a product is not finite.
 
     References:
@@ -79,9 +81,9 @@ def log_det(
     """
     arguments.reject_tracers("log_det", A, deflate)
     op = as_operator(A)
-    request = check_request(op, num_runs, num_steps, deflate, seed, block_size)
-    damping = _check_damping(damping)
+    damping = check_number("damping", damping)
     clock = Clock("products", "recurrence", "host")
+    request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
     history: list[TraceProgress] = []
     runs = _Runs(op, request, damping)
     made = 0
@@ -110,7 +112,7 @@ def log_det(
             samples=runs.samples(),
             method="lanczos",
             distribution="sphere",
-            num_matvecs=made,
+            num_matvecs=made + request.known.matvecs,
             num_deflated=request.known.count,
             block_size=request.block_size,
             seed=request.seed,
@@ -198,11 +200,3 @@ class _Runs:
         reached = min(float(q.nodes[0] - q.residuals[0]) for q in self._each) - rounding
         damped = self._damping - 2 * rounding if lowest >= self._damping - rounding else 0.0
         return max(reached, rounding, damped)
-
-
-def _check_damping(damping: Any) -> float:
-    if isinstance(damping, (bool, str)) or not isinstance(damping, (int, float, np.number)):
-        raise TypeError(f"damping must be a number, got {damping!r}")
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"damping must be finite and not negative, got {damping!r}")
-    return float(damping)

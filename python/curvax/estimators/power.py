@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import check_count, check_integer, check_number
 from curvax.compiled import program
-from curvax.estimators.arguments import check_callback, check_count, reject_tracers
+from curvax.estimators.arguments import check_callback, reject_tracers
+from curvax.estimators.run import report_nonfinite
+from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
-from curvax.krylov.arguments import check_integer
 from curvax.krylov.programs import solve_clock
 from curvax.operators.algebra import project
 from curvax.operators.base import Operator
@@ -65,7 +67,8 @@ def power_iteration(
 
     Raises:
         TypeError: an argument of a wrong type, or `resample` without a curvature of a loss.
-        ValueError: an argument out of range, or `resample` of an operator with one microbatch.
+        ValueError: an argument out of range, `resample` of an operator with one microbatch, or an
+            operator measured not to be symmetric.
         FloatingPointError: a product is not finite.
     """
     reject_tracers("power_iteration", A)
@@ -76,11 +79,7 @@ def power_iteration(
     limit = check_integer("max_matvecs", max_matvecs, low=2 * k) or 1000 * k
     if resample:
         _check_resampled(op)
-    for name, value in (("tol", tol), ("momentum", momentum)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
     drawn = check_integer("seed", seed, low=0)
     seed = secrets.randbits(32) if drawn is None else drawn
     with original_errors(op), InterruptFlag() as interrupted:
@@ -142,17 +141,16 @@ class _Power:
         )
         v, before = start_pair(self.clock, self.found, start)
         quotients = []
+        expected: tuple[float, float] | None = None
         for made in range(share):
             product = self._multiply(v)
             following, scaled, small = step(
                 self.clock, self.found, v, before, product, np.float64(self.momentum)
             )
-            quotient, residual = (float(x) for x in small)
-            if not np.isfinite(quotient):
-                raise FloatingPointError(
-                    f"product {self.matvecs} of the operator is not finite, or overflowed: check "
-                    "the operator, or lower momentum"
-                )
+            quotient, residual, *inner = (float(x) for x in small)
+            self._check(product, quotient)
+            if not self.resample:
+                expected = self._check_symmetric(expected, *inner)
             quotients.append(quotient)
             scale = max([abs(quotient), *map(abs, self.values)])
             self._note(i, residual / scale if scale > 0 else 0.0, scale)
@@ -174,6 +172,25 @@ class _Power:
         with self.clock.part("products"):
             self.matvecs += 1
             return jax.block_until_ready(programs.multiply(self.clock, op, jnp.copy(v)))
+
+    def _check(self, product: Array, quotient: float) -> None:
+        if np.isfinite(quotient):
+            return
+        if not bool(jnp.isfinite(product).all()):
+            report_nonfinite(self.op, product, self.matvecs)
+        raise FloatingPointError(
+            f"the iteration overflowed at product {self.matvecs}: lower momentum"
+        )
+
+    def _check_symmetric(
+        self, expected: tuple[float, float] | None, back: float, forth: float, norm: float
+    ) -> tuple[float, float]:
+        """Compare what `step` returned with what it returned before; what to expect next."""
+        if expected is not None:
+            forward, scale = expected
+            sizes = map(abs, (forward, back * scale, *self.values))
+            check_symmetry(abs(back * scale - forward), max(sizes))
+        return forth, norm
 
     def _note(self, done: int, residual: float, largest: float) -> None:
         progress = Progress(
@@ -239,7 +256,13 @@ def start_pair(found: Array, block: Array) -> tuple[Array, Array]:
 
 @program(wide=True)
 def step(found: Array, v: Array, before: Array, product: Array, momentum: Array) -> Any:
-    """The next vector, the present one scaled alike, and `(λ, ‖A v − λ v‖)` in float64."""
+    """A step.
+
+    Returns:
+        The next vector v⁺; the present one scaled alike, by 1/s; and `λ, ‖A v − λ v‖, <A v, v⁻>,
+        <A v, v⁺>, s` in float64, of which the third of a step, times s of the step before, is the
+        fourth of that if A is symmetric.
+    """
     x, w = v.astype(jnp.float64), product.astype(jnp.float64)
     square = jnp.sum(x * x)
     quotient = jnp.sum(x * w) / square
@@ -251,7 +274,9 @@ def step(found: Array, v: Array, before: Array, product: Array, momentum: Array)
     # A product of zero: the operator has nothing left, and v is an eigenvector of eigenvalue 0.
     norm = jnp.where(norm > 0, norm, 1)
     following = jnp.where(jnp.any(following != 0), following / norm, v)
-    return following, v / norm, jnp.stack([quotient, residual])
+    back, forth = (jnp.sum(u.astype(jnp.float64) * w) for u in (before, following))
+    small = jnp.stack([quotient, residual, back, forth, norm.astype(jnp.float64)])
+    return following, v / norm, small
 
 
 @program(donate=(0,))

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from curvax.compiled import Program, over_columns, program
 from curvax.estimators import probes
-from curvax.operators.base import Operator
+from curvax.operators.base import Operator, checked_product
 from curvax.operators.restriction import RestrictedOperator
 
 
@@ -125,7 +125,7 @@ def unit_entries(op: Operator, like: Array, first: Array) -> tuple[Array, Array]
     b, n = like.shape[0], op.shape[0]
     places = first + jnp.arange(b, dtype=first.dtype)
     block = jnp.zeros((b, n), op.dtype).at[jnp.arange(b), places].set(1)
-    products = op.product(block)
+    products = checked_product(op, block)
     return products[jnp.arange(b), places], _norms(products)
 
 

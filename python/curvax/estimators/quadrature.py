@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 from jax import Array
 
+from curvax.checks import check_count
 from curvax.compiled import Clock
 from curvax.estimators import arguments
 from curvax.estimators.probes import draw
@@ -92,19 +93,25 @@ class Request:
 
 
 def check_request(
-    op: Operator, num_runs: Any, num_steps: Any, deflate: Any, seed: Any, block_size: Any
+    op: Operator,
+    num_runs: Any,
+    num_steps: Any,
+    deflate: Any,
+    seed: Any,
+    block_size: Any,
+    clock: Clock,
 ) -> Request:
-    """Check arguments.
+    """Check arguments, and by a product the pairs to leave out.
 
     Raises:
         TypeError: one of a wrong type.
-        ValueError: one out of range, or pairs to leave out that have not converged.
+        ValueError: one out of range, or pairs that have not converged or are not the operator's.
     """
-    runs = arguments.check_count("num_runs", num_runs, low=1)
-    steps = arguments.check_count("num_steps", num_steps, low=1)
+    runs = check_count("num_runs", num_runs, low=1)
+    steps = check_count("num_steps", num_steps, low=1)
     block = min(arguments.check_block(block_size, op.shape[0]), runs)
     seed = arguments.check_seed(seed)
-    known = Known(op, deflate)
+    known = Known.of(op, deflate, block, clock)
     if deflate is not None and not deflate.all_converged:
         raise ValueError(
             f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "

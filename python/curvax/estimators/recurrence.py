@@ -26,6 +26,7 @@ from jax import Array, lax
 from curvax.compiled import Clock, over_columns, program
 from curvax.estimators.programs import project_off
 from curvax.estimators.run import report_nonfinite
+from curvax.estimators.symmetry import check_symmetry
 from curvax.krylov.programs import multiply
 from curvax.operators.base import Operator
 
@@ -74,25 +75,35 @@ class Recurrence:
     def step(self) -> None:
         """Multiply the current vectors and go on by one.
 
+        The product's component along the previous vector is the last β if the operator is
+        symmetric.
+
         Raises:
             FloatingPointError: the product is not finite.
+            ValueError: the operator is not symmetric.
         """
         with self.clock.part("products"):
             # Compiled once for this and for `eigsh`, which gives the vectors away.
             given = jnp.copy(self._current)
             product = jax.block_until_ready(multiply(self.clock, self.op, given))
+        before = self._beta
         with self.clock.part("recurrence"):
-            rest, alpha = subtract(self.clock, product, self._previous, self._current, self._beta)
+            rest, alpha, back = subtract(
+                self.clock, product, self._previous, self._current, self._beta
+            )
             if self._deflated is not None:
                 rest = project_off(self.clock, self._deflated, rest)
             following, *small = advance(self.clock, rest, alpha, self._scale)
             self._beta, self._scale = (np.asarray(x) for x in small)
-            alpha = np.asarray(alpha)
+            alpha, back = np.asarray(alpha), np.asarray(back)
         self._previous, self._current = self._current, following
         if not np.isfinite(alpha + self._beta).all():
             # The product, overwritten, is made once more.
             again = multiply(self.clock, self.op, self._previous)
             report_nonfinite(self.op, again, (self.steps + 1) * len(alpha))
+        if self.steps:
+            for difference, scale in zip(np.abs(back - before), self._scale, strict=True):
+                check_symmetry(float(difference), float(scale))
         self.steps += 1
         self.ended = self.ended | (self._beta == 0)
         self._alphas.append(alpha)
@@ -116,7 +127,9 @@ class Recurrence:
 
 
 @program(donate=(0,), wide=True)
-def subtract(product: Array, previous: Array, current: Array, beta: Array) -> tuple[Array, Array]:
+def subtract(
+    product: Array, previous: Array, current: Array, beta: Array
+) -> tuple[Array, Array, Array]:
     """The product less its components along the current and the previous vector.
 
     Args:
@@ -126,15 +139,16 @@ def subtract(product: Array, previous: Array, current: Array, beta: Array) -> tu
         beta: `(b,)` float64, what couples the two.
 
     Returns:
-        The rest, in the memory of the product, and α `(b,)`, a sum in float64.
+        The rest, in the memory of the product; α `(b,)`, a sum in float64; and likewise the
+        product's component along the previous vector.
     """
     n, zeros = product.shape[1], jnp.zeros_like(beta)
 
     def inner(sums: Any, first: Array, width: int) -> Any:
         w, p, q = (_columns(x, first, width) for x in (product, previous, current))
-        return sums[0] + _dot(w, q), sums[1] + _dot(p, q)
+        return sums[0] + _dot(w, q), sums[1] + _dot(p, q), sums[2] + _dot(w, p)
 
-    along, overlap = over_columns(inner, (zeros, zeros), n)
+    along, overlap, back = over_columns(inner, (zeros, zeros, zeros), n)
     alpha = along - beta * overlap
     # In float64 this would cost more than the rest of the step.
     narrow_alpha, narrow_beta = (x[:, None].astype(product.dtype) for x in (alpha, beta))
@@ -144,7 +158,7 @@ def subtract(product: Array, previous: Array, current: Array, beta: Array) -> tu
         piece = w - (narrow_beta * p + narrow_alpha * q)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, product, n), alpha
+    return over_columns(fill, product, n), alpha, back
 
 
 @program(donate=(0,), wide=True)

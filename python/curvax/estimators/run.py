@@ -13,11 +13,15 @@ from jax import Array
 from curvax.compiled import Clock
 from curvax.estimators import probes, programs
 from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
+from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+
+# Roundings of a product, in units of eps times the largest eigenvalue, that pairs are checked to.
+_PAIRS_ROUNDING = 1e3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Settings:
     callback: Callable[[TraceProgress], Any] | None
 
 
+@dataclasses.dataclass(frozen=True)
 class Known:
     """The part of a trace that a solve's pairs give.
 
@@ -54,19 +59,32 @@ class Known:
         count: d.
         value: the sum of the Rayleigh quotients.
         rounding: what their own inexactness may amount to.
+        matvecs: products made to check them.
     """
 
-    def __init__(self, op: Operator, result: EigenResult | None) -> None:
-        self.vectors: Array | None = None
-        self.count, self.value, self.rounding = 0, 0.0, 0.0
+    vectors: Array | None = None
+    count: int = 0
+    value: float = 0.0
+    rounding: float = 0.0
+    matvecs: int = 0
+
+    @classmethod
+    def of(cls, op: Operator, result: EigenResult | None, block: int, clock: Clock) -> "Known":
+        """Take pairs from a result, checked by one product of a block.
+
+        Raises:
+            TypeError: not an `EigenResult`.
+            ValueError: no vectors, too many, values not certified, or pairs of another operator.
+        """
         if result is None:
-            return
-        self.vectors = orthonormal_rows(_flat(op, result))
-        self.count = len(self.vectors)
-        self.value = float(np.sum(result.eigenvalues))
-        eps = float(jnp.finfo(op.dtype).eps)
-        self.rounding = ROUNDINGS * eps * float(np.linalg.norm(result.eigenvalues))
-        self.rounding += result.orthogonality * float(np.sum(np.abs(result.eigenvalues)))
+            return cls()
+        flat = _flat(op, result)
+        _check_pairs(op, result, flat, block, clock)
+        rounding = ROUNDINGS * float(jnp.finfo(op.dtype).eps)
+        rounding *= float(np.linalg.norm(result.eigenvalues))
+        rounding += result.orthogonality * float(np.sum(np.abs(result.eigenvalues)))
+        total = float(np.sum(result.eigenvalues))
+        return cls(orthonormal_rows(flat), len(flat), total, rounding, block)
 
 
 def _flat(op: Operator, result: Any) -> Array:
@@ -90,6 +108,31 @@ def _flat(op: Operator, result: Any) -> Array:
     return flat
 
 
+def _check_pairs(
+    op: Operator, result: EigenResult, vectors: Array, block: int, clock: Clock
+) -> None:
+    """Multiply combinations of pairs, of random signs, to see that they are this operator's.
+
+    Raises:
+        ValueError: a product is further from what the values say than the residuals allow.
+    """
+    values = np.asarray(result.eigenvalues, np.float64)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (block, len(values)))
+    mix, mixed = (jnp.asarray(rows, op.dtype) for rows in (signs, signs * values))
+    products = krylov.multiply(clock, op, krylov.combine(clock, vectors, mix))
+    expected = krylov.combine(clock, vectors, mixed)
+    rest = float(np.asarray(krylov.squared_distance(clock, products, expected))) ** 0.5
+    size = float(np.abs(values).max())
+    noise = _PAIRS_ROUNDING * float(jnp.finfo(op.dtype).eps) * size * math.sqrt(len(values))
+    allowed = math.sqrt(block) * (3 * float(np.sum(result.residuals)) + noise)
+    if not rest <= allowed:
+        raise ValueError(
+            f"deflate must hold pairs of this very operator: ‖A x − Σ λᵢ xᵢ‖ is {rest:.2g} for "
+            f"x = Σ ± xᵢ, where their residuals allow {allowed:.2g}; solve again for other "
+            "parameters, batches or filters"
+        )
+
+
 class Run:
     """What the methods share."""
 
@@ -108,6 +151,8 @@ class Run:
         self.known = known
         self.matvecs = 0
         self.history: list[TraceProgress] = []
+        self._held: list[tuple[Array, Array]] = []
+        self._checked = False
 
     @property
     def left(self) -> int:
@@ -149,6 +194,24 @@ class Run:
         if not np.isfinite(ww).all():
             report_nonfinite(self.op, products, self.matvecs)
         return zw, zz, ww
+
+    def check_symmetry(self, block: Array, products: Array) -> None:
+        """Check the operator on the first two probes; blocks of one are kept until the second.
+
+        Raises:
+            ValueError: the operator is not symmetric.
+        """
+        if self._checked:
+            return
+        self._held.append((block, products))
+        z, w = (jnp.concatenate(rows) for rows in zip(*self._held, strict=True))
+        if len(z) < 2:
+            return
+        form = np.asarray(programs.inner(self.clock, z[:2], w[:2]))
+        # A form of random vectors may vanish, where the product does not.
+        size = float(jnp.linalg.norm(z[0]) * jnp.linalg.norm(w[0])) / self.op.shape[0] ** 0.5
+        check_form(form, size)
+        self._held, self._checked = [], True
 
     def note(self, estimate: float, stderr: float) -> None:
         """Record the state after a block of products, and call back."""
@@ -206,7 +269,7 @@ class Run:
             samples=np.asarray(samples, np.float64),
             method=method,
             distribution=s.distribution,
-            num_matvecs=self.matvecs,
+            num_matvecs=self.matvecs + self.known.matvecs,
             num_deflated=self.known.count,
             block_size=s.block,
             seed=s.seed,

@@ -22,8 +22,8 @@ from jax import Array
 from curvax.estimators import leave_one_out, probes, programs
 from curvax.estimators.leave_one_out import LeaveOneOut, Matrix
 from curvax.estimators.run import Run, report_nonfinite
+from curvax.estimators.symmetry import check_form
 from curvax.krylov import programs as krylov
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Sketch:
         with self.run.clock.part("host"):
             overlaps = self.overlaps()
             form, n = overlaps.basis.T @ self.factor, self.run.dimension
-            check_symmetry(form, self.frobenius)
+            check_form(form, self.frobenius)
             invariant = self.run.settings.distribution != "rademacher"
             if not self._project:
                 eps = self.run.eps
@@ -164,21 +164,3 @@ class Sketch:
             return leave_one_out.xtrace(
                 self.projected, self.factor, overlaps.basis, squares, n, invariant
             )
-
-
-def check_symmetry(form: Matrix, size: float = 0.0) -> None:
-    """Check what should be the quadratic form of a symmetric operator on some vectors.
-
-    Args:
-        form: `(k, k)`.
-        size: of the operator, where its form may vanish on the vectors.
-
-    Raises:
-        ValueError: it is not symmetric.
-    """
-    scale, difference = np.abs(form).max(), np.abs(form - form.T).max()
-    if difference > ASYMMETRY_LIMIT * max(scale, size):
-        raise ValueError(
-            f"A must be symmetric: |uᵀAv − vᵀAu| is {difference / scale:.2g} of the largest "
-            "uᵀAv between vectors of the sketch; method='hutchinson' does without that"
-        )

@@ -10,11 +10,12 @@ from jax import Array
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
+from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
+from curvax.estimators.run import report_nonfinite
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
-from curvax.krylov.arguments import check_integer
 from curvax.operators.algebra import identity
-from curvax.operators.base import Operator, is_array
+from curvax.operators.base import Operator, checked_product, is_array
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import SolveResult, warn
 
@@ -53,31 +54,26 @@ def solve(
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an argument out of range, b zero or not finite, or `"cg"` where
-            `A + damping·I` is measured not to be positive definite.
-        FloatingPointError: the solution is not finite.
+        ValueError: an argument out of range, b zero or not finite; or, where the residual stays
+            above `tol`, an operator measured not to be symmetric or, for `"cg"`, `A + damping·I`
+            measured not to be positive definite.
+        FloatingPointError: a product or the solution is not finite.
     """
     reject_tracers("solve", A, b)
     op, begun = as_operator(A), time.perf_counter()
     check_choice("method", method, tuple(_SOLVERS))
-    for name, value in (("damping", damping), ("tol", tol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    damping, tol = check_number("damping", damping), check_number("tol", tol)
     limit = check_integer("max_matvecs", max_matvecs, low=1) or min(10 * op.shape[0], 1000)
     rhs = _flat(op, b)
-    damped = op + float(damping) * identity(op)
+    damped = op + damping * identity(op)
     with original_errors(op):
-        x, made = _iterate(_SOLVERS[method], damped, rhs, float(tol), limit)
+        x, made = _iterate(_SOLVERS[method], damped, rhs, tol, limit)
         residual = float(_relative_residual(damped, rhs, x))
-    if method == "cg" and residual > tol:
-        _check_definite(damped, rhs, damping)
+    made += 1
     if not np.isfinite(residual):
-        raise FloatingPointError(
-            "the solution is not finite: check that the products of A are, and raise damping"
-        )
+        raise FloatingPointError("the solution is not finite, the products of A are: raise damping")
     if residual > tol:
+        made += _check_operator(damped, rhs, damping, method, made)
         warn(
             f"the relative residual is {residual:.2g} after {made} products, above tol={tol:g}: "
             "raise max_matvecs or damping"
@@ -86,10 +82,10 @@ def solve(
         x=op.unravel(x),
         relative_residual=residual,
         converged=residual <= tol,
-        tol=float(tol),
-        damping=float(damping),
+        tol=tol,
+        damping=damping,
         method=method,
-        num_matvecs=made + 1,
+        num_matvecs=made,
         seconds=time.perf_counter() - begun,
     )
 
@@ -111,7 +107,10 @@ def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tup
     def product(v: Any) -> Any:
         nonlocal made
         made += 1
-        return scipy_operator.matvec(v)
+        result = scipy_operator.matvec(v)
+        if not np.isfinite(result).all():
+            report_nonfinite(op, jnp.asarray(result)[None], made)
+        return result
 
     rhs = np.asarray(b, np.float64)
     matrix = LinearOperator(op.shape, product, dtype=np.float64)
@@ -130,20 +129,24 @@ def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tup
 def _relative_residual(op: Operator, b: Array, x: Array) -> Array:
     # Scaled first: the squares of small or large entries leave the range of float32.
     largest = jnp.max(jnp.abs(b))
-    rest = (b - op.product(x[None])[0]) / largest
+    rest = (b - checked_product(op, x[None])[0]) / largest
     return jnp.linalg.norm(rest) / jnp.linalg.norm(b / largest)
 
 
-def _check_definite(op: Operator, b: Array, damping: float) -> None:
-    """Refuse an operator that has a negative Ritz value in the Krylov space of conjugate gradients.
+def _check_operator(op: Operator, b: Array, damping: float, method: str, made: int) -> int:
+    """Refuse an operator that the method, which failed, is not for; the products that this took.
+
+    That is one not symmetric, or, for conjugate gradients, with a negative Ritz value in their
+    Krylov space. It takes no more products than the `made` of the solve.
 
     Raises:
-        ValueError: it has one.
+        ValueError: it is one.
     """
-    recurrence = lanczos_tridiagonal(op, min(_CHECKED, op.shape[0]), v0=b, reorthogonalize=False)
+    recurrence = lanczos_tridiagonal(op, min(_CHECKED, made, op.shape[0]), v0=b)
     values = eigvalsh_tridiagonal(recurrence.alphas, recurrence.betas)
-    if values[0] < -100 * np.finfo(op.dtype).eps * np.abs(values).max():
+    if method == "cg" and values[0] < -100 * np.finfo(op.dtype).eps * np.abs(values).max():
         raise ValueError(
             f"method='cg' needs a positive definite A + damping*I, but a Ritz value is "
             f"{values[0]:.3g}: take method='minres', or damping above {damping - values[0]:.3g}"
         )
+    return recurrence.num_matvecs

@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from curvax.checks import check_count, check_integer
 from curvax.compiled import Clock
 from curvax.estimators import arguments, trace_methods
 from curvax.estimators.exact import chunk_size
@@ -13,7 +14,6 @@ from curvax.estimators.probes import DISTRIBUTIONS
 from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.trace_methods import SKETCH_PART
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.arguments import check_integer
 from curvax.krylov.plan import readable
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
@@ -93,11 +93,11 @@ def trace(  # type: ignore[misc]
             until `max_matvecs`; a sketch grows.
         max_matvecs: the most products with `until`; by default `10 · num_matvecs`.
         deflate: what `eigsh` returned for this operator. The trace on the span of its vectors is
-            the sum of its values, and only the rest is estimated, at no further product. The
-            vectors need not have converged.
+            the sum of its values, and only the rest is estimated. The vectors need not have
+            converged; one product more, of a block, checks that they are this operator's.
         seed: seed of all random numbers; the same seed gives the same estimate, to rounding
             whatever `block_size` is. Drawn if None, and recorded in the result.
-        block_size: vectors per product, up to 32. By default 2 on a CPU, else 4. An exact trace
+        block_size: vectors per product, up to 32. By default 1 on a CPU, else 4. An exact trace
             takes more.
         callback: called with a `TraceProgress` after each block. While a sketch grows, its
             estimate is the plain mean over the probes so far; for blocks, that of their sum.
@@ -110,7 +110,8 @@ def trace(  # type: ignore[misc]
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: an argument out of range; an operator measured not to be symmetric, or, for
-            `"xnystrace"`, not to be positive semidefinite.
+            `"xnystrace"`, not to be positive semidefinite; `deflate` holds pairs that are measured
+            to be another operator's.
         FloatingPointError: a product is not finite.
         MemoryError: the sketch of a method asked for by name does not fit in the free memory.
 
@@ -127,7 +128,7 @@ def trace(  # type: ignore[misc]
     op = as_operator(whole)
     request = _Request(
         method=arguments.check_choice("method", method, METHODS),
-        num_matvecs=arguments.check_count("num_matvecs", num_matvecs, low=1),
+        num_matvecs=check_count("num_matvecs", num_matvecs, low=1),
         distribution=arguments.check_choice("distribution", distribution, ("auto", *DISTRIBUTIONS)),
         until=arguments.check_until(until),
         max_matvecs=check_integer("max_matvecs", max_matvecs, low=1),
@@ -190,7 +191,6 @@ def _trace(
     op: Operator, request: _Request, deflate: EigenResult | None, interrupted: InterruptFlag
 ) -> TraceResult:
     n, clock = op.shape[0], Clock("products", "host")
-    known = Known(op, deflate)
     if n <= request.num_matvecs and request.method != "hutchinson":
         settings = Settings(
             planned=n,
@@ -201,7 +201,8 @@ def _trace(
             block=chunk_size(op, clock),
             callback=request.callback,
         )
-        return trace_methods.exact(Run(op, settings, interrupted, clock, Known(op, None)))
+        return trace_methods.exact(Run(op, settings, interrupted, clock, Known()))
+    known = Known.of(op, deflate, request.block, clock)
     vectors = {
         name: request.num_matvecs // part + known.count for name, part in SKETCH_PART.items()
     }
@@ -233,7 +234,7 @@ def _trace_blocks(
     sizes = {name: op.shape[0] for name, op in blocks.items()}
     if request.method == "hutchinson" or (request.method == "auto" and not exact):
         settings = request.settle("hutchinson", whole.shape[0])
-        run = Run(whole, settings, interrupted, Clock("products", "host"), Known(whole, None))
+        run = Run(whole, settings, interrupted, Clock("products", "host"), Known())
         return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
     # Independent of each other, so that the errors of a sum add up as squares.
     states = np.random.SeedSequence(request.seed).generate_state(len(blocks))

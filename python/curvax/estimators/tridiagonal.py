@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import check_count, check_flag
 from curvax.compiled import Clock
 from curvax.estimators import arguments, programs
 from curvax.estimators.probes import draw
 from curvax.estimators.recurrence import BREAKDOWN, Matrix, Recurrence, normalize
 from curvax.estimators.run import report_nonfinite
+from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
 from curvax.krylov.programs import multiply, orthonormalize
@@ -52,7 +54,8 @@ def lanczos_tridiagonal(
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
-        ValueError: `num_steps` below 1, or a `v0` that is not one finite vector other than zero.
+        ValueError: `num_steps` below 1, a `v0` that is not one finite vector other than zero, or an
+            operator measured, from the second step on, not to be symmetric.
         FloatingPointError: a product is not finite.
         MemoryError: the vectors to be kept do not fit in the free memory.
 
@@ -63,9 +66,9 @@ def lanczos_tridiagonal(
     """
     arguments.reject_tracers("lanczos_tridiagonal", A, v0)
     op = as_operator(A)
-    steps = min(arguments.check_count("num_steps", num_steps, low=1), op.shape[0])
-    keep = _check_flag("return_basis", return_basis)
-    full = _check_flag("reorthogonalize", reorthogonalize)
+    steps = min(check_count("num_steps", num_steps, low=1), op.shape[0])
+    keep = check_flag("return_basis", return_basis)
+    full = check_flag("reorthogonalize", reorthogonalize)
     drawn = arguments.check_seed(seed)
     clock = Clock("products", "recurrence", "host")
     start = _start(op, v0, drawn, clock)
@@ -123,6 +126,9 @@ def _reorthogonalized(
             column, factor, info = (np.asarray(x) for x in small)
             # A direction that was rounding noise has been replaced by a random one.
             alpha, beta = float(column[used - 1, 0]), 0.0 if info[1] else float(factor[0, 0])
+            if betas:
+                largest = max(abs(alpha), *map(abs, alphas), *betas)
+                check_symmetry(abs(float(column[used - 2, 0]) - betas[-1]), largest)
         if not math.isfinite(alpha + beta):
             report_nonfinite(op, multiply(clock, op, basis[used - 1 : used]), used)
         alphas.append(alpha)
@@ -156,12 +162,6 @@ def _start(op: Operator, v0: Any, seed: int, clock: Clock) -> Array:
         if len(vectors) != 1:
             raise ValueError(f"v0 must be one vector, got a block of {len(vectors)}")
     return normalize(clock, vectors)
-
-
-def _check_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def _check_memory(op: Operator, steps: int) -> None:

@@ -1,13 +1,13 @@
 """The arguments of `eigsh` and `plan`, checked; what depends on memory is left open."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.checks import check_flag, check_integer, check_number
 from curvax.krylov.selection import Wanted, parse_wanted
 from curvax.operators.base import Operator
 from curvax.ops.block_ortho import MAX_BLOCK
@@ -51,15 +51,11 @@ class Request:
 def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -> Request:
     """Check the arguments of `eigsh`; see there for what they mean and what is raised."""
     wanted = parse_wanted(k, which, op.shape[0])
-    tol = _check_tol(options["tol"])
+    tol = check_number("tol", options["tol"])
     if options["certify"] not in CERTIFICATES:
         raise ValueError(f"certify must be one of {CERTIFICATES}, got {options['certify']!r}")
     if options["callback"] is not None and not callable(options["callback"]):
         raise TypeError(f"callback must be callable, got {options['callback']!r}")
-    if not isinstance(options["return_eigenvectors"], (bool, np.bool_)):
-        raise TypeError(
-            f"return_eigenvectors must be True or False, got {options['return_eigenvectors']!r}"
-        )
     return Request(
         wanted=wanted,
         tol=tol,
@@ -70,32 +66,8 @@ def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -
         basis_dtype=_check_basis_dtype(options["basis_dtype"], op.dtype),
         certify=options["certify"],
         callback=options["callback"],
-        return_eigenvectors=bool(options["return_eigenvectors"]),
+        return_eigenvectors=check_flag("return_eigenvectors", options["return_eigenvectors"]),
     )
-
-
-def check_integer(name: str, value: Any, low: int) -> int | None:
-    """`value`, an integer of at least `low`, or None.
-
-    Raises:
-        TypeError: neither an integer nor None.
-        ValueError: too small.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return int(value)
-
-
-def _check_tol(tol: Any) -> float:
-    if isinstance(tol, (bool, str)) or not isinstance(tol, (int, float, np.number)):
-        raise TypeError(f"tol must be a number, got {tol!r}")
-    if not (math.isfinite(tol) and tol >= 0):
-        raise ValueError(f"tol must be finite and not negative, got {tol!r}")
-    return float(tol)
 
 
 def _check_block_size(asked: Any, n: int) -> int | str:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.checks import check_integer
 from curvax.compiled import Clock
 from curvax.krylov import storage
-from curvax.krylov.arguments import Request, check_arguments, check_integer
+from curvax.krylov.arguments import Request, check_arguments
 from curvax.krylov.forecast import (
     Bytes,
     forecast_bytes,

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from curvax.compiled import Clock, over_columns, program
 from curvax.krylov import storage
-from curvax.operators.base import Operator
+from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 
 
@@ -39,7 +39,7 @@ def load(basis: Array, start: Array, like: Array) -> Array:
 @program(donate=(1,))
 def multiply(op: Operator, block: Array) -> Array:
     """The products of a donated block of flat vectors."""
-    return op.product(block)
+    return checked_product(op, block)
 
 
 @program(donate=(0, 1), wide=True)
@@ -110,7 +110,7 @@ def gram(basis: Array, like: Array) -> Array:
 
 @program()
 def combine(basis: Array, weights: Array) -> Array:
-    """`weights @ vectors`, of shape `(1, n)`; rows of weight zero may hold any finite numbers."""
+    """`weights @ vectors`, `(b, n)`; rows of weight zero may hold any finite numbers."""
     m, n = basis.shape
 
     def fill(out: Array, first: Array, width: int) -> Array:
@@ -118,12 +118,12 @@ def combine(basis: Array, weights: Array) -> Array:
         piece = jnp.matmul(weights, x, precision="highest")
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, jnp.zeros((1, n), weights.dtype), n)
+    return over_columns(fill, jnp.zeros((weights.shape[0], n), weights.dtype), n)
 
 
 @program(wide=True)
 def squared_distance(a: Array, b: Array) -> Array:
-    """`‖a − b‖²` in float64 of two arrays `(1, n)`."""
+    """`‖a − b‖²` in float64 of two arrays `(b, n)`."""
 
     def add(total: Array, first: Array, width: int) -> Array:
         pieces = (lax.dynamic_slice_in_dim(x, first, width, axis=1) for x in (a, b))

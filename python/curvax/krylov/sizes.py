@@ -5,9 +5,9 @@ import time
 import jax
 import jax.numpy as jnp
 
+from curvax.checks import check_integer
 from curvax.compiled import Clock
 from curvax.krylov import programs
-from curvax.krylov.arguments import check_integer
 from curvax.operators.base import Operator
 
 

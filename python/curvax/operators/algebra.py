@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
+from curvax.operators.base import (
+    Operator,
+    VectorSpace,
+    check_float_dtype,
+    checked_product,
+    is_array,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +42,7 @@ class SumOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         pairs = zip(self.coefficients, self.terms, strict=True)
-        total: Array = sum(c.astype(self.dtype) * term.product(block) for c, term in pairs)  # type: ignore[assignment]
+        total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
         return total
 
 
@@ -52,7 +58,7 @@ class CongruentOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         d = self.diagonal[None]
-        return d * self.inner.product(d * block)
+        return d * checked_product(self.inner, d * block)
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +72,7 @@ class ProjectedOperator(Operator):
 
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
-        return project(self.vectors, self.inner.product(project(self.vectors, block)))
+        return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
 
 
 def project(vectors: Array, block: Array) -> Array:
@@ -136,9 +142,11 @@ def scale(factor: Any, op: Operator) -> SumOperator:
             f"an operator is multiplied by one number, got shape {np.shape(factor)}: for a "
             "diagonal matrix on both sides use A.congruence(d), for a product with a vector A @ v"
         )
-    if not isinstance(factor, jax.core.Tracer) and not np.isfinite(factor):
-        raise ValueError(f"an operator is multiplied by a finite number, got {factor}")
     c = jnp.asarray(factor, op.dtype)
+    if not isinstance(c, jax.core.Tracer) and not jnp.isfinite(c):
+        raise ValueError(
+            f"an operator is multiplied by a number that is finite in {op.dtype}, got {factor}"
+        )
     if isinstance(op, SumOperator):
         return SumOperator(op.terms, tuple(c * own for own in op.coefficients), op.space)
     return SumOperator((op,), (c,), op.space)

@@ -31,6 +31,10 @@ class VectorSpace:
     names: tuple[str, ...]
     dtype: np.dtype[Any]
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
+
     @classmethod
     def of(cls, tree: Any, dtype: Any) -> "VectorSpace":
         """The space of the vectors that look like `tree`, a pytree of things with a shape."""
@@ -146,14 +150,26 @@ class Operator(abc.ABC):
 
     def matvec(self, vector: Any) -> Any:
         """Multiply one vector; the result has its structure."""
+        check_operator(self)
         return self.unravel(compiled_product(self, self.ravel(vector)[None])[0])
 
     def matmat(self, block: Any) -> Any:
         """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""
+        check_operator(self)
         return self.unravel(compiled_product(self, self.space.ravel(block, batch_axes=1)))
 
     def __matmul__(self, vector: Any) -> Any:
-        """Multiply a vector or a block, told apart by the number of axes of the first leaf."""
+        """Multiply a vector or a block, told apart by the number of axes of the first leaf.
+
+        Raises:
+            TypeError: `vector` is an operator.
+            ValueError: another structure, or leaves of other shapes.
+        """
+        if isinstance(vector, Operator):
+            raise TypeError(
+                "the product of two operators is not symmetric, and so none: multiply a vector by "
+                "both, A @ (B @ v), or use A.congruence(d) for a diagonal matrix on both sides"
+            )
         return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
 
     def __add__(self, other: Any) -> "Operator":
@@ -164,6 +180,10 @@ class Operator(abc.ABC):
             ValueError: operators on different vectors.
         """
         return _algebra().add((self, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __radd__(self, other: Any) -> "Operator":
+        """`0 + A`, with which Python's `sum` of operators begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: Any) -> "Operator":
         """`A − B`; see `__add__`."""
@@ -278,7 +298,45 @@ def _algebra() -> Any:
 @jax.jit
 def compiled_product(op: Operator, block: Array) -> Array:
     """`op.product`, compiled; the operator's arrays are arguments."""
-    return op.product(block)
+    return checked_product(op, block)
+
+
+def checked_product(op: Operator, block: Array) -> Array:
+    """`op.product(block)`, which in an operator of one's own may be anything.
+
+    Raises:
+        TypeError: no array of the operator's dtype.
+        ValueError: another shape than that of `block`.
+    """
+    products, name = op.product(block), type(op).__name__
+    if not isinstance(products, Array) or products.dtype != op.dtype:
+        got = getattr(products, "dtype", type(products).__name__)
+        raise TypeError(f"{name}.product must return an array of {op.dtype}, got {got}")
+    if products.shape != block.shape:
+        raise ValueError(
+            f"{name}.product must return the shape of its argument, (b, n) = {block.shape}, got "
+            f"{products.shape}"
+        )
+    return products
+
+
+def check_operator(op: Operator) -> None:
+    """Check what an operator of one's own must have, beside the method `product`.
+
+    Raises:
+        TypeError: it has no `space`, or is no pytree.
+    """
+    name = type(op).__name__
+    if not isinstance(getattr(op, "space", None), VectorSpace):
+        raise TypeError(
+            f"{name}.space must be a VectorSpace, such as "
+            "VectorSpace.of(params, jnp.float32), or the space of another operator"
+        )
+    if jax.tree_util.all_leaves([op]):
+        raise TypeError(
+            f"{name} must be a pytree, as JAX passes it to compiled functions: decorate it with "
+            "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True, eq=False)"
+        )
 
 
 def is_array(value: Any) -> bool:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.checks import check_integer
+
 
 class Numbered(NamedTuple):
     """A batch whose samples are numbered, whatever microbatches they are split into.
@@ -45,13 +47,8 @@ def stack_batches(
         ValueError: no batch, an empty batch, leading axes that differ within a batch (when
             microbatches or numbers are asked for), or `microbatch_size` or `num_batches` below 1.
     """
-    for name, count in (("microbatch_size", microbatch_size), ("num_batches", num_batches)):
-        if count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {count!r}")
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
+    num_batches = check_integer("num_batches", num_batches, low=1)
     listed = list(itertools.islice(_each(batches), num_batches))
     if not listed:
         raise ValueError("batches must hold at least one batch, got an empty list or generator")

@@ -19,13 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import check_number
 from curvax.operators.base import compiled_product
 from curvax.operators.gradient import GradientMap, Hessian
 from curvax.operators.hoist import hoist
 from curvax.operators.linear_map import LinearHalf
+from curvax.results import warn
 
 # The steps tried, in units of eps^(1/3): powers of two with these exponents.
 _EXPONENTS = range(-4, 4)
+
+# Errors of a product above this part of it are told of.
+_LARGE_ERROR = 0.1
 
 
 @jax.tree_util.register_dataclass
@@ -34,9 +39,12 @@ class DifferenceHessian(Hessian):
     """The Hessian by central differences of the gradient.
 
     Attributes:
-        relative_error: the largest `‖D(h) v − D(2h) v‖ / ‖D(h) v‖` of a random v and of its
-            product, with the step h that was chosen: an estimate of the error of a product, from
-            above where truncation rules. NaN where the operator is made under `jit`.
+        relative_error: an estimate of the error of a product, with the step h that was chosen: the
+            largest of `‖D(h) v − D(2h) v‖ / ‖D(h) v‖` for a random v and for its product, from
+            above where truncation rules; and of `|uᵀD(h) v − vᵀD(h) u|`, relative, for the same v
+            and a u whose entries are as large as those of the parameters. The latter shows a step
+            that is small beside some parameters, and too large for others. NaN where the operator
+            is made under `jit`, and with another step or other parameters than at first.
     """
 
     relative_error: Any = np.float32("nan")
@@ -52,12 +60,19 @@ class DifferenceHessian(Hessian):
         return dataclasses.replace(super().at(params), relative_error=np.float32("nan"))
 
     def with_step(self, relative_step: Any) -> "DifferenceHessian":
-        """The same with another step; nothing is compiled again."""
+        """The same with another step, of an error that is not known; nothing is compiled again.
+
+        Raises:
+            TypeError: not a number.
+            ValueError: not positive, or not finite.
+        """
+        if not isinstance(relative_step, Array):
+            relative_step = check_number("relative_step", relative_step, positive=True)
         step = jnp.asarray(relative_step, self.relative_step.dtype)
         stacks = tuple(
             dataclasses.replace(stack, consts=(*stack.consts[:2], step)) for stack in self.stacks
         )
-        return dataclasses.replace(self, stacks=stacks)
+        return dataclasses.replace(self, stacks=stacks, relative_error=np.float32("nan"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +139,13 @@ def _step(params: Sequence[Array], tangents: Sequence[Array], relative: Array) -
     return jnp.where(square > 0, h, 1)
 
 
-def tuned(op: DifferenceHessian) -> DifferenceHessian:
-    """The operator with the step, of several, at which doubling it changes a product least."""
+def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
+    """The operator with the step, of several, at which doubling it changes a product least.
+
+    Args:
+        op: with some step.
+        params: the leaves that it differentiates by.
+    """
     if isinstance(op.loss, jax.core.Tracer):
         return op
     steps = [2.0**e * float(op.relative_step) for e in _EXPONENTS]
@@ -145,4 +165,29 @@ def tuned(op: DifferenceHessian) -> DifferenceHessian:
                 errors[i - 1] = np.maximum(errors[i - 1], error)
             last = product
     best = int(np.argmin(np.where(np.isnan(errors), np.inf, errors)))
-    return dataclasses.replace(op.with_step(steps[best]), relative_error=np.float32(errors[best]))
+    chosen = op.with_step(steps[best])
+    theta = op.space.ravel(jax.tree.unflatten(op.space.treedef, params))[None]
+    error = float(np.maximum(errors[best], _asymmetry(chosen, theta, start)))
+    if not error <= _LARGE_ERROR:
+        warn(
+            f"finite differences: products are off by {error:.2g} of their length, as measured. A "
+            "loss with kinks, or parameters of very different sizes: take method='autodiff', or "
+            "parameters of like sizes by where=, or scale them"
+        )
+    return dataclasses.replace(chosen, relative_error=np.float32(error))
+
+
+def _asymmetry(op: DifferenceHessian, theta: Array, v: Array) -> float:
+    """`|uᵀD v − vᵀD u|` of a random u that is the same part of all parameters, relative.
+
+    A step along u is small beside each of them; along v, beside the largest alone.
+    """
+    u = theta * jax.random.normal(jax.random.key(1), theta.shape, theta.dtype)
+    if not bool(jnp.any(u != 0)):
+        return 0.0
+    du, dv = (compiled_product(op, w) for w in (u, v))
+    forth, back = float(jnp.vdot(u, dv)), float(jnp.vdot(v, du))
+    # Random vectors may have next to no inner product.
+    usual = [float(jnp.linalg.norm(a) * jnp.linalg.norm(b)) for a, b in ((u, dv), (v, du))]
+    scale = max(abs(forth), abs(back), min(usual) / op.shape[0] ** 0.5)
+    return abs(forth - back) / scale if scale != 0 else 0.0

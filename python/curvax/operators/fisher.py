@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from curvax.checks import check_count
 from curvax.filters import Filter, leaf_names
 from curvax.losses.checks import FisherKind, check_kind
 from curvax.operators.batches import Numbered, leading_sizes
@@ -127,10 +127,7 @@ def _check_draws(kind: str, num_samples: Any, seed: Any) -> tuple[int | None, in
     for name, value, low in (("num_samples", num_samples, 1), ("seed", seed, 0)):
         if value is None and name == "seed":
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+        check_count(name, value, low)
         if kind != "mc" and (name == "seed" or value != 1):
             raise ValueError(f"{name} is for kind='mc' only, got {value} with kind={kind!r}")
     if kind != "mc":

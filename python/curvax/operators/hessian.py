@@ -4,7 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
-from curvax.filters import Filter
+import jax
+
+from curvax.filters import Filter, select
 from curvax.operators.curvature import assemble
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
 from curvax.operators.gradient import GradientMap, Hessian
@@ -46,7 +48,8 @@ def hessian(
             microbatches as fit in 40 % of the free memory.
         method: `"autodiff"` is exact. `"finite_difference"` takes central differences of the
             gradient, for a loss that has no second derivative: two gradients per product, and an
-            error that is measured (`relative_error` of the operator; about 1e-3 in float32).
+            error that is measured (`relative_error` of the operator; about 1e-3 in float32), with
+            a warning where it is large, as for parameters of very different sizes.
 
     Returns:
         The operator.
@@ -69,6 +72,8 @@ def hessian(
         if linearize is True:
             raise ValueError("finite differences have no linear half: linearize must not be True")
         differences = functools.partial(DifferenceMap, loss=loss)
-        return tuned(assemble(DifferenceHessian, differences, *data, False))
+        chosen = zip(jax.tree.leaves(params), select(params, where), strict=True)
+        leaves = [leaf for leaf, taken in chosen if taken]
+        return tuned(assemble(DifferenceHessian, differences, *data, False), leaves)
     make_map = functools.partial(GradientMap, loss=loss)
     return assemble(Hessian, make_map, *data, linearize)

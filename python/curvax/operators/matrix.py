@@ -14,7 +14,13 @@ from jax import Array
 from scipy.sparse.linalg import aslinearoperator
 
 from curvax.filters import leaf_names
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
+from curvax.operators.base import (
+    Operator,
+    VectorSpace,
+    check_float_dtype,
+    check_operator,
+    is_array,
+)
 from curvax.operators.hoist import Hoisted, hoist
 from curvax.operators.restriction import Blocks
 
@@ -173,6 +179,7 @@ def as_operator(A: Any) -> Operator:
             with JAX's 64-bit mode off.
     """
     if isinstance(A, Operator):
+        check_operator(A)
         return A
     if isinstance(A, (np.ndarray, jax.Array, list)):
         return _from_dense(jnp.asarray(A) if isinstance(A, list) else A)

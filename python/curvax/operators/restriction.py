@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from curvax.filters import Filter, matching, select
-from curvax.operators.base import Operator, VectorSpace
+from curvax.operators.base import Operator, VectorSpace, checked_product
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class RestrictedOperator(Operator):
 
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
-        return self.extract(self.inner.product(self.embed(block)))
+        return self.extract(checked_product(self.inner, self.embed(block)))
 
     def embed(self, block: Array) -> Array:
         """Flat vectors `(b, n)` of this operator as `(b, N)` of the whole one, zero elsewhere."""
@@ -147,8 +147,12 @@ def blocks(op: Operator, by: By, stacked: str | Sequence[str]) -> Blocks:
             "by must be a depth, a function (name) -> group or None, or a dict of filters, got "
             f"{by!r}"
         )
-    for name, group in groups.items():
-        if not any(math.prod(piece.shape) for piece in group):
+    for name, group in list(groups.items()):
+        if any(math.prod(piece.shape) for piece in group):
+            continue
+        if isinstance(by, int):
+            del groups[name]
+        else:
             raise ValueError(f"by makes a block {name!r} without a parameter: return None for it")
     return Blocks(op, groups)
 

@@ -96,14 +96,16 @@ def _draw_estimates(
         elinewidth=1.2,
         label="result, 95 % interval" if bounded else "result",
     )
-    # The first estimates can be off by far more than the last: the later half sets the scale.
+    # The first estimates can be off by far more than the last: the later half sets the scale. The
+    # parts of an exact sum have no error, and all belong in the picture.
     late = known & (products >= 0.5 * result.num_matvecs)
     shown = np.concatenate([low[late], high[late], np.array(result.interval)])
     distances = np.abs(shown[np.isfinite(shown)] - result.estimate)
     reach = 1.6 * np.max(distances, initial=0.0) or 0.1 * abs(result.estimate) or 1.0
-    if np.isfinite(result.estimate):
+    if np.isfinite(result.estimate) and result.method != "exact":
         axes.set_ylim(result.estimate - reach, result.estimate + reach)
-    axes.set_ylabel("estimate", fontsize=9)
+    label = "sum so far" if result.method == "exact" else "estimate"
+    axes.set_ylabel(label, fontsize=9)
     axes.legend(
         frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 0.98), borderpad=0
     )

@@ -76,7 +76,8 @@ def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
     for group, colour in ((values >= 0, POSITIVE), (values < 0, NEGATIVE)):
         axes.vlines(places[group], 0.0, values[group], color=colour, linewidth=1.6, alpha=0.45)
         _mark(axes, places, values, group & converged, colour)
-    _mark(axes, places, values, ~converged, FAILED, label="not converged")
+    label = "not converged" if result.certified else "not certified"
+    _mark(axes, places, values, ~converged, FAILED, label=label)
 
     bounds = np.nan_to_num(result.bounds)
     visible = bounds > 0.005 * np.ptp(np.append(values, 0.0))
@@ -151,7 +152,12 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
     said = (
         rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
         if np.any(measured)
-        else "not measured: the solve was interrupted"
+        else "not measured: "
+        + (
+            "the solve was interrupted"
+            if result.certified
+            else "every product had its own operator"
+        )
     )
     caption(axes, said, FAILED)
     axes.margins(y=0.35)

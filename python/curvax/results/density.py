@@ -15,6 +15,9 @@ _MAX_OUTLIERS = 20
 # Halvings of an interval: what is left is 2⁻⁶⁰ of it, or two neighbouring numbers.
 _BISECTIONS = 60
 
+# Nodes this small a part of the largest may be zero, in float32.
+_ROUNDING = 1e-6
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpectralDensity(Stored):
@@ -111,9 +114,14 @@ class SpectralDensity(Stored):
         return high[()]
 
     def __str__(self) -> str:
-        """Facts by line: size, runs, width, quantiles, the mass below zero, the outliers."""
+        """Facts by line: size, runs, width, quantiles, the mass below zero, the outliers.
+
+        Smoothing moves mass below zero, where the spectrum begins there; so the mass of the nodes
+        below -1e-6 of the largest is given too.
+        """
         at = [f"{100 * q:g} %: {self.quantile(q):.4g}" for q in (0.05, 0.5, 0.95)]
         low, high = self.cdf_interval(0.0)
+        below = self._mass_of_negative_nodes()
         values = [f"{value:.6g}" for value in self.outliers[:_MAX_OUTLIERS]]
         if len(self.outliers) > _MAX_OUTLIERS:
             values.append(f"and {len(self.outliers) - _MAX_OUTLIERS} more")
@@ -122,7 +130,8 @@ class SpectralDensity(Stored):
             "runs": f"{len(self.nodes)} of {self.num_steps} steps, {self.num_matvecs:,} products",
             "width": f"{self.width:.3g}",
             "quantiles": "    ".join(at),
-            "below 0": f"{self.cdf(0.0):.4f}, 95 % in [{low:.4f}, {high:.4f}]",
+            "below 0": f"{self.cdf(0.0):.4f} of the smoothed density, 95 % in [{low:.4f}, "
+            f"{high:.4f}]; {below:.4f} before smoothing",
             "outliers": ", ".join(values) or "none",
         }
         lines = [
@@ -130,6 +139,14 @@ class SpectralDensity(Stored):
             for name, text in facts.items()
         ]
         return "\n".join([*lines, "interrupted"] if self.interrupted else lines)
+
+    def _mass_of_negative_nodes(self) -> float:
+        """The mass of the nodes and atoms below zero, and not by rounding alone."""
+        places = np.append(self.nodes, self.atoms)
+        limit = -_ROUNDING * float(np.nanmax(np.abs(places)))
+        rest = 1 - len(self.atoms) / self.num_parameters
+        nodes = float(np.nansum(np.where(self.nodes < limit, self.weights, 0))) / len(self.nodes)
+        return rest * nodes + float(np.sum(self.atoms < limit)) / self.num_parameters
 
     def _measure(self) -> tuple[FloatArray, FloatArray, FloatArray, int, float]:
         return self.nodes, self.weights, self.atoms, self.num_parameters, self.width

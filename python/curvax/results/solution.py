@@ -17,7 +17,8 @@ class SolveResult(Stored):
         tol: the tolerance asked for.
         damping: the damping.
         method: `"cg"` or `"minres"`.
-        num_matvecs: vectors multiplied, with the one that measures the residual.
+        num_matvecs: vectors multiplied, with the one that measures the residual, and those that
+            look for a reason where it is above `tol`.
         seconds: wall time, with compilation.
     """
 
