@@ -224,7 +224,9 @@ def test_one_probe_shows_no_spread():
     def press(progress):
         os.kill(os.getpid(), signal.SIGINT)
 
-    result = cx.diagonal(a + a.T, method="xdiag", block_size=1, seed=0, callback=press)
+    result = cx.diagonal(
+        a + a.T, method="xdiag", num_matvecs=20, block_size=1, seed=0, callback=press
+    )
     assert result.interrupted and np.isinf(result.stderr).all()
 
 

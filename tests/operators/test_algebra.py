@@ -109,7 +109,7 @@ class TestSums:
             (lambda a: a * "2", TypeError, "multiplied by a real number"),
             (lambda a: 1j * a, TypeError, "multiplied by a real number"),
             (lambda a: a * True, TypeError, "multiplied by a real number"),
-            (lambda a: a * float("nan"), ValueError, "multiplied by a finite number, got nan"),
+            (lambda a: a * float("nan"), ValueError, "that is finite in float32, got nan"),
             (lambda a: cx.identity(0), ValueError, "at least one element"),
             (lambda a: cx.identity(None), TypeError, "like must be an operator, a pytree"),
             (lambda a: cx.identity({"a": 1}), TypeError, "like must be an operator, a pytree"),

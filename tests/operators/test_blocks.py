@@ -178,7 +178,8 @@ class TestBlocks:
     def test_a_block_without_a_parameter(self):
         op = cx.identity({"empty": jnp.ones((0, 3)), "w": jnp.ones(2)})
         with pytest.raises(ValueError, match="by makes a block 'empty' without a parameter"):
-            op.blocks(1)
+            op.blocks(lambda name: name)
+        assert list(op.blocks(1)) == ["w"]
         assert list(op.blocks(lambda name: name if name == "w" else None)) == ["w"]
 
     def test_a_stacked_scalar(self):

@@ -187,17 +187,17 @@ class TestParametersOfDifferentSizes:
         difference = cx.hessian(loss, p, x, method="finite_difference")
         return _dense(difference), _dense(cx.hessian(loss, p, x)), difference.relative_error
 
-    @pytest.mark.parametrize("ratio", [30.0, 100.0, 1000.0])
+    @pytest.mark.parametrize("ratio", [100.0, 1000.0])
     def test_are_told_of(self, ratio):
         with pytest.warns(UserWarning, match="parameters of very different sizes"):
             differences, exact, error = self._pair(ratio)
         true = np.abs(differences - exact).max() / np.abs(exact).max()
         assert true > 0.05 and error > true / 10
 
-    def test_of_like_sizes_pass(self):
-        differences, exact, error = self._pair(3.0)
-        assert error < 2e-2
-        assert np.abs(differences - exact).max() < 2e-2 * np.abs(exact).max()
+    @pytest.mark.parametrize("ratio", [1.0, 10.0])
+    def test_of_like_sizes_pass(self, ratio):
+        differences, exact, error = self._pair(ratio)
+        assert np.abs(differences - exact).max() < 3 * error * np.abs(exact).max() < 1e-2
 
 
 class TestWithStep:

@@ -101,5 +101,5 @@ class TestAlgebra:
             self.A @ self.B
 
     def test_numbers_that_overflow(self):
-        with pytest.raises(ValueError, match="finite in float32, got 1e\\+60"):
+        with pytest.raises(ValueError, match=r"finite in float32, got 1e\+60"):
             1e60 * self.A

@@ -142,11 +142,12 @@ def scale(factor: Any, op: Operator) -> SumOperator:
             f"an operator is multiplied by one number, got shape {np.shape(factor)}: for a "
             "diagonal matrix on both sides use A.congruence(d), for a product with a vector A @ v"
         )
-    c = jnp.asarray(factor, op.dtype)
-    if not isinstance(c, jax.core.Tracer) and not jnp.isfinite(c):
+    # Not by the cast, of which NumPy warns.
+    if not isinstance(factor, jax.core.Tracer) and not abs(factor) <= np.finfo(op.dtype).max:
         raise ValueError(
             f"an operator is multiplied by a number that is finite in {op.dtype}, got {factor}"
         )
+    c = jnp.asarray(factor, op.dtype)
     if isinstance(op, SumOperator):
         return SumOperator(op.terms, tuple(c * own for own in op.coefficients), op.space)
     return SumOperator((op,), (c,), op.space)

@@ -170,6 +170,7 @@ class Operator(abc.ABC):
                 "the product of two operators is not symmetric, and so none: multiply a vector by "
                 "both, A @ (B @ v), or use A.congruence(d) for a diagonal matrix on both sides"
             )
+        check_operator(self)
         return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
 
     def __add__(self, other: Any) -> "Operator":
