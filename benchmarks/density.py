@@ -25,7 +25,7 @@ def case_curvax(runs: int, seed: int) -> dict[str, Any]:
 
     params, batch = load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
-    cx.spectral_density(op, num_runs=1, num_steps=1, seed=seed)
+    cx.spectral_density(op, num_runs=1, num_steps=2, seed=seed)
     meter = Meter()
     result = cx.spectral_density(op, num_runs=runs, num_steps=STEPS, seed=seed)
     return {

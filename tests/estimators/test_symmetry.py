@@ -19,9 +19,7 @@ def _operator(matrix):
 
 
 CALLS = {
-    "trace": lambda op: cx.trace(op, method="hutchinson", num_matvecs=8, seed=0),
     "xtrace": lambda op: cx.trace(op, num_matvecs=8, seed=0),
-    "diagonal": lambda op: cx.diagonal(op, num_matvecs=8, seed=0),
     "xdiag": lambda op: cx.diagonal(op, method="xdiag", num_matvecs=20, seed=0),
     "density": lambda op: cx.spectral_density(op, num_runs=2, num_steps=4, seed=0),
     "one run": lambda op: cx.spectral_density(op, num_runs=1, num_steps=4, seed=0),

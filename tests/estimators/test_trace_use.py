@@ -36,7 +36,7 @@ class TestDeflation:
         op, _, pairs = _outliers()
         options = {"method": "hutchinson", "distribution": "gaussian"}
         plain, deflated = (trace(op, **options, deflate=x) for x in (None, pairs))
-        assert deflated.num_matvecs == plain.num_matvecs == PRODUCTS
+        assert deflated.num_matvecs - BLOCK == plain.num_matvecs == PRODUCTS
         assert plain.num_deflated == 0 and deflated.num_deflated == 3
         # √(2 ‖A‖_F² / 24): 328 before and 2.1 after.
         assert 10 * deflated.stderr < plain.stderr
@@ -59,8 +59,11 @@ class TestDeflation:
         x = np.linalg.qr((x + 0.1 / np.sqrt(N) * noise).T)[0].T.astype(np.float32)
         products = np.asarray(op @ jnp.asarray(x), np.float64)
         quotients = np.sum(products * x, axis=1)
-        assert np.linalg.norm(products - quotients[:, None] * x) > 50
-        rough = dataclasses.replace(pairs, eigenvectors=jnp.asarray(x), eigenvalues=quotients)
+        residuals = np.linalg.norm(products - quotients[:, None] * x, axis=1)
+        assert np.linalg.norm(residuals) > 50
+        rough = dataclasses.replace(
+            pairs, eigenvectors=jnp.asarray(x), eigenvalues=quotients, residuals=residuals
+        )
         results = [trace(op, method=method, seed=seed, deflate=rough) for seed in range(60)]
         errors = np.array([result.estimate for result in results]) - truth
         assert abs(errors.mean()) < 4 * errors.std() / np.sqrt(60)
@@ -220,7 +223,7 @@ class TestBadInput:
             ({"until": 0}, ValueError, "until, a standard error, must be positive"),
             ({"until": -1.0}, ValueError, "until, a standard error, must be positive"),
             ({"until": np.nan}, ValueError, "until, a standard error, must be positive and finite"),
-            ({"until": "small"}, TypeError, "until must be a number"),
+            ({"until": "small"}, TypeError, "until, a standard error, must be a number"),
             ({"until": 1.0, "max_matvecs": 0}, ValueError, "max_matvecs must be at least 1"),
             ({"until": 1.0, "max_matvecs": 3}, ValueError, "max_matvecs must be at least 4 with"),
             ({"max_matvecs": 30}, ValueError, "max_matvecs is the limit for until="),
@@ -258,7 +261,7 @@ class TestBadInput:
         if method == "hutch++":  # which does not need it
             trace(op, method=method)
             return
-        with pytest.raises(ValueError, match="A must be symmetric: .*='hutchinson' does without"):
+        with pytest.raises(ValueError, match="A must be symmetric"):
             trace(op, method=method)
 
     @pytest.mark.parametrize("method", ["auto", "exact", *METHODS])

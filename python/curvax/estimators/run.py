@@ -13,7 +13,6 @@ from jax import Array
 from curvax.compiled import Clock
 from curvax.estimators import probes, programs
 from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
-from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
 from curvax.operators.algebra import orthonormal_rows
@@ -151,8 +150,6 @@ class Run:
         self.known = known
         self.matvecs = 0
         self.history: list[TraceProgress] = []
-        self._held: list[tuple[Array, Array]] = []
-        self._checked = False
 
     @property
     def left(self) -> int:
@@ -194,24 +191,6 @@ class Run:
         if not np.isfinite(ww).all():
             report_nonfinite(self.op, products, self.matvecs)
         return zw, zz, ww
-
-    def check_symmetry(self, block: Array, products: Array) -> None:
-        """Check the operator on the first two probes; blocks of one are kept until the second.
-
-        Raises:
-            ValueError: the operator is not symmetric.
-        """
-        if self._checked:
-            return
-        self._held.append((block, products))
-        z, w = (jnp.concatenate(rows) for rows in zip(*self._held, strict=True))
-        if len(z) < 2:
-            return
-        form = np.asarray(programs.inner(self.clock, z[:2], w[:2]))
-        # A form of random vectors may vanish, where the product does not.
-        size = float(jnp.linalg.norm(z[0]) * jnp.linalg.norm(w[0])) / self.op.shape[0] ** 0.5
-        check_form(form, size)
-        self._held, self._checked = [], True
 
     def note(self, estimate: float, stderr: float) -> None:
         """Record the state after a block of products, and call back."""

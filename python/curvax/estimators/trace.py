@@ -109,9 +109,9 @@ def trace(  # type: ignore[misc]
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
-        ValueError: an argument out of range; an operator measured not to be symmetric, or, for
-            `"xnystrace"`, not to be positive semidefinite; `deflate` holds pairs that are measured
-            to be another operator's.
+        ValueError: an argument out of range; for `"xtrace"` an operator measured not to be
+            symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
+            are measured to be another operator's.
         FloatingPointError: a product is not finite.
         MemoryError: the sketch of a method asked for by name does not fit in the free memory.
 

@@ -69,9 +69,7 @@ def _sample(
     squares = 0.0
     while True:
         block = run.probes(first + len(samples), min(run.settings.block, run.left), off)
-        products = run.multiply(block)
-        zw, zz, ww = run.forms(block, products)
-        run.check_symmetry(block, products)
+        zw, zz, ww = run.forms(block, run.multiply(block))
         # Uniform on the sphere of the space that is left, of the radius that its dimension gives.
         scale = (
             dimension / np.maximum(zz, np.finfo(np.float64).tiny)
@@ -97,7 +95,6 @@ def hutchinson_of_blocks(run: Run, blocks: Blocks) -> dict[str, TraceResult]:
         block = run.probes(len(rows), count, None)
         products = run.multiply(block)
         run.forms(block, products)
-        run.check_symmetry(block, products)
         zw, ww = (np.asarray(x) for x in programs.forms_by_block(run.clock, cuts, block, products))
         rows += list(zw)
         squares += ww.sum(axis=0)

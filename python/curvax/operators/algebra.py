@@ -143,7 +143,8 @@ def scale(factor: Any, op: Operator) -> SumOperator:
             "diagonal matrix on both sides use A.congruence(d), for a product with a vector A @ v"
         )
     # Not by the cast, of which NumPy warns.
-    if not isinstance(factor, jax.core.Tracer) and not abs(factor) <= np.finfo(op.dtype).max:
+    largest = float(np.finfo(op.dtype).max)
+    if not isinstance(factor, jax.core.Tracer) and not abs(float(factor)) <= largest:
         raise ValueError(
             f"an operator is multiplied by a number that is finite in {op.dtype}, got {factor}"
         )
