@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import os
+import zlib
 
 import jax
 import numpy as np
@@ -23,6 +25,24 @@ requires_native = pytest.mark.skipif(
     not _native_available() and os.environ.get("CURVAX_REQUIRE_NATIVE") != "1",
     reason="curvax was installed without compiled kernels (CURVAX_NO_NATIVE)",
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `thin(k)` leave the first case, the last, and of the others one in k.
+
+    The rest are slow. Which stay is a function of their names alone, so that no value of a
+    parameter is left out as every k-th case of a grid would leave it out.
+    """
+    grids = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("thin") and not item.get_closest_marker("slow"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for cases in grids.values():
+        for item in cases[1:-1]:
+            (k,) = item.get_closest_marker("thin").args
+            if zlib.crc32(item.name.encode()) % k:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -76,9 +76,12 @@ def test_table_of_a_density():
         "width       0.001",
         # Medians of the parts: Φ⁻¹(0.05/0.2997) and so on, in widths from the nodes.
         "quantiles   5 %: -1.001    50 %: 0.9994    95 %: 1.001",
-        f"below 0     0.2997, 95 % in [{low:.4f}, {high:.4f}]",
+        f"below 0     0.2997 smoothed, 95 % in [{low:.4f}, {high:.4f}]; of the nodes 0.2997",
         "outliers    7.5",
     ]
+    # Smoothing moves half of the mass at zero below it.
+    flat = fake_density([[-1e-8, 1.0]], [[0.25, 0.75]], [], n=1000, width=1e-3)
+    assert "below 0     0.1250 smoothed" in str(flat) and "of the nodes 0.0000" in str(flat)
     many = str(fake_density(nodes, weights, outliers=np.arange(30.0)[::-1])).split("outliers")[1]
     assert many.split() == [*(f"{i}," for i in range(29, 9, -1)), "and", "10", "more"]
 

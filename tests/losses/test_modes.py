@@ -83,6 +83,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mode,kind", CASES)
 def test_mode(mode, kind, rng):
     problem = make_problem(rng, **OPTIONS["everything"])
@@ -207,6 +208,7 @@ for kind, fun in kinds.items():
 """
 
 
+@pytest.mark.slow
 def test_shard_map_on_two_devices():
     """In a process of its own: the number of devices is fixed once JAX runs."""
     done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True)

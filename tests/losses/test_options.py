@@ -28,6 +28,7 @@ def check(problem, kind, dtype, c=32):
         assert_close(a, b, c * EPS[dtype])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["softmax", "linear"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -35,6 +36,7 @@ def test_options(options, dtype, kind, rng):
     check(make_problem(rng, **options), kind, dtype)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_narrow_hidden_states(options, dtype, rng):
@@ -63,6 +65,7 @@ def test_narrow_logits(dtype, rng):
     assert_close(got[1:], want[1:], 2 * EPS[dtype])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["softmax", "linear"])
 @pytest.mark.parametrize("rows,width,vocab", [(11, 5, 7), (1, 1, 11), (9, 3, 4099), (3, 4, 151936)])
 def test_sizes(rows, width, vocab, kind, rng):

@@ -60,6 +60,7 @@ def _difference(op, expected):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@pytest.mark.thin(6)
 @kinds
 @pytest.mark.parametrize("sizes, microbatch", [((7, 13), None), ((20,), 6), ((11, 9), 4)])
 def test_ragged_batches_of_masked_labels(kind, sizes, microbatch, problem):  # noqa: F811

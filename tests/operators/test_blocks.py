@@ -89,6 +89,7 @@ class TestRestriction:
 
 
 class TestBlocks:
+    @pytest.mark.thin(3)
     @pytest.mark.parametrize("like", [LISTED, STACKED], ids=["listed", "stacked"])
     @pytest.mark.parametrize("by", [3, 2, "kind", "filters"])
     def test_are_slices_of_the_matrix(self, like, by):

@@ -48,6 +48,7 @@ def _differences(scale=1.0):
 
 
 # From far below the typical size of a weight to far above it.
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("scale", [0.02, 1.0])
 @pytest.mark.parametrize("length", [1e-20, 1.0, 1e20])
 def test_the_error_is_what_was_measured(scale, length):
@@ -197,7 +198,8 @@ class TestParametersOfDifferentSizes:
     @pytest.mark.parametrize("ratio", [1.0, 10.0])
     def test_of_like_sizes_pass(self, ratio):
         differences, exact, error = self._pair(ratio)
-        assert np.abs(differences - exact).max() < 3 * error * np.abs(exact).max() < 1e-2
+        assert error < 1e-2
+        assert np.abs(differences - exact).max() < 3 * error * np.abs(exact).max()
 
 
 class TestWithStep:

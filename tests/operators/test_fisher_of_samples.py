@@ -111,6 +111,7 @@ def test_one_draw(params, rng):  # noqa: F811
     assert not _gradients_kept(several)
 
 
+@pytest.mark.slow
 def test_ragged_batches_blocks_and_other_parameters(params, rng):  # noqa: F811
     """Stacks of different lengths, one of a single sample; the operator elsewhere; its parts."""
     forward, loss = CASES["fused object"]

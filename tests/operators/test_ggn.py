@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("microbatch_size", [None, 6])
 @pytest.mark.parametrize("linearize", [True, False])
 @pytest.mark.parametrize("case", CASES)
@@ -171,6 +172,7 @@ def default_promotion():
         yield
 
 
+@pytest.mark.slow
 def test_of_a_transformer_is_its_fisher(default_promotion):
     """For the softmax cross entropy: the labels' expected outer products of gradients."""
     params = gpt.init(jax.random.key(0), layers=1, width=8, context=6)

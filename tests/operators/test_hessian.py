@@ -84,6 +84,7 @@ def _ragged(batch, sizes):
     ]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("linearize", [True, False])
 @pytest.mark.parametrize(
     "sizes, microbatch", [((23,), 4), ((10, 10, 3), None), ((1, 22), 5), ((8, 8, 7), 8)]
@@ -99,6 +100,7 @@ def test_ragged_and_microbatches_equal_the_single_batch(sizes, microbatch, linea
     np.testing.assert_allclose(op.loss, single.loss, rtol=1e-6)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("linearize", [True, False])
 @pytest.mark.parametrize("microbatch", [None, 3, 6])
 def test_masked_labels_weigh_by_their_count(microbatch, linearize):

@@ -64,6 +64,7 @@ def assert_close(got, want, dtype, names):
         assert error <= 16 * EPS[compute], f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", EPS)
 def test_triple_is_the_derivative_of_the_loss(impl, dtype, options, rng):
