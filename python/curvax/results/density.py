@@ -130,8 +130,8 @@ class SpectralDensity(Stored):
             "runs": f"{len(self.nodes)} of {self.num_steps} steps, {self.num_matvecs:,} products",
             "width": f"{self.width:.3g}",
             "quantiles": "    ".join(at),
-            "below 0": f"{self.cdf(0.0):.4f} smoothed, 95 % in [{low:.4f}, {high:.4f}]; of the nodes "
-            f"{below:.4f}",
+            "below 0": f"{self.cdf(0.0):.4f} smoothed, 95 % in [{low:.4f}, {high:.4f}]; "
+            f"of the nodes {below:.4f}",
             "outliers": ", ".join(values) or "none",
         }
         lines = [
