@@ -71,18 +71,18 @@ def _draw_estimates(
     estimates: FloatArray,
     errors: FloatArray,
 ) -> None:
-    axes.plot(products, estimates, ".-", color=POSITIVE, linewidth=1.1, markersize=3)
     known = np.isfinite(errors) & np.isfinite(estimates)
     low, high = estimates - 1.96 * errors, estimates + 1.96 * errors
-    axes.fill_between(
-        products[known],
-        low[known],
-        high[known],
-        color=POSITIVE,
-        alpha=0.2,
-        linewidth=0,
-        label="± 1.96 standard errors",
-    )
+    if result.method == "exact":  # a sum, which begins at zero and has no error
+        products, estimates = np.append(0.0, products), np.append(0.0, estimates)
+    else:
+        band = products[known], low[known], high[known]
+        label = "± 1.96 standard errors"
+        axes.fill_between(*band, color=POSITIVE, alpha=0.2, linewidth=0, label=label)
+        # The first estimates can be off by far more than the last: the later half sets the scale.
+        late = known & (products >= 0.5 * result.num_matvecs)
+        _zoom(axes, result, np.concatenate([low[late], high[late], np.array(result.interval)]))
+    axes.plot(products, estimates, ".-", color=POSITIVE, linewidth=1.1, markersize=3)
     ends = np.abs(np.array(result.interval) - result.estimate)
     bounded = bool(np.all(np.isfinite(ends)))
     axes.errorbar(
@@ -96,21 +96,20 @@ def _draw_estimates(
         elinewidth=1.2,
         label="result, 95 % interval" if bounded else "result",
     )
-    # The first estimates can be off by far more than the last: the later half sets the scale. The
-    # parts of an exact sum have no error, and all belong in the picture.
-    late = known & (products >= 0.5 * result.num_matvecs)
-    shown = np.concatenate([low[late], high[late], np.array(result.interval)])
-    distances = np.abs(shown[np.isfinite(shown)] - result.estimate)
-    reach = 1.6 * np.max(distances, initial=0.0) or 0.1 * abs(result.estimate) or 1.0
-    if np.isfinite(result.estimate) and result.method != "exact":
-        axes.set_ylim(result.estimate - reach, result.estimate + reach)
-    label = "sum so far" if result.method == "exact" else "estimate"
-    axes.set_ylabel(label, fontsize=9)
+    axes.set_ylabel("sum so far" if result.method == "exact" else "estimate", fontsize=9)
     axes.legend(
         frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 0.98), borderpad=0
     )
     if result.interrupted:
         caption(axes, "interrupted", FAILED)
+
+
+def _zoom(axes: Axes, result: TraceResult, shown: FloatArray) -> None:
+    """Centre the estimate, with room for all that is to be shown."""
+    distances = np.abs(shown[np.isfinite(shown)] - result.estimate)
+    reach = 1.6 * np.max(distances, initial=0.0) or 0.1 * abs(result.estimate) or 1.0
+    if np.isfinite(result.estimate):
+        axes.set_ylim(result.estimate - reach, result.estimate + reach)
 
 
 def _draw_errors(axes: Axes, result: TraceResult, products: FloatArray, errors: FloatArray) -> None:
