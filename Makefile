@@ -75,7 +75,7 @@ $(TEST_VENV)/.tools: $(TEST_VENV)/.exists pyproject.toml
 
 $(TEST_VENV)/.installed: $(TEST_VENV)/.tools $(NATIVE) $(PACKAGE)
 	$(TEST_VENV)/bin/python $(PIP) install --no-build-isolation ".[test]" \
-	  -Ccmake.define.CURVAX_NATIVE_TESTS=ON -Cbuild-dir=build/test
+	  --config-settings=cmake.define.CURVAX_NATIVE_TESTS=ON --config-settings=build-dir=build/test
 	@touch $@
 
 $(TEST_VENV)/.linters: $(TEST_VENV)/.installed
