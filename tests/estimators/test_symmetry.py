@@ -40,7 +40,7 @@ def test_refused(name):
         CALLS[name](_operator(SYMMETRIC + np.triu(NOISE, 1)))
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.filterwarnings("ignore::curvax.ConvergenceWarning")
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

@@ -1,5 +1,6 @@
 """What `plan` forecasts and chooses, and that `eigsh` then does so."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -205,10 +206,9 @@ def test_under_jit():
 @pytest.mark.parametrize(
     "model, dtype, keep",
     [
-        ("network", "float16", True),
         *(
             pytest.param("network", *case, marks=pytest.mark.slow)
-            for case in [("float16", False), ("float32", True), ("float32", False)]
+            for case in itertools.product(("float16", "float32"), (True, False))
         ),
         pytest.param("smollm2", "float16", False, marks=pytest.mark.llm),
     ],

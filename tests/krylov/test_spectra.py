@@ -60,7 +60,7 @@ def _solve_and_check(name, ask, dtype, block):
     assert result.num_matvecs.solve <= 4000
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name, ask, dtype, block", CASES)
 def test_pairwise(name, ask, dtype, block):
     _solve_and_check(name, ask, dtype, block)

@@ -83,7 +83,7 @@ CASES = [
 ]
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("mode,kind", CASES)
 def test_mode(mode, kind, rng):
     problem = make_problem(rng, **OPTIONS["everything"])

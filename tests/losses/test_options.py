@@ -28,7 +28,7 @@ def check(problem, kind, dtype, c=32):
         assert_close(a, b, c * EPS[dtype])
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("kind", ["softmax", "linear"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

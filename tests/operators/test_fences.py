@@ -116,7 +116,7 @@ def test_forward_mode_through_while():
     np.testing.assert_allclose(compiled(p, v), jax.jit(second)(p, v), rtol=1e-5)
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @native
 @pytest.mark.parametrize("loss", MODELS, ids=lambda f: f.__name__)
 def test_under_vmap_of_the_caller(loss):

@@ -140,7 +140,7 @@ CASES = {
 }
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     "shape,linearize,microbatch_size",

@@ -98,6 +98,7 @@ def test_other_dtypes(outputs, params, rng):  # noqa: F811
     assert_is(op, truth(forward, narrow, batch), 16 * EPS if outputs == "float32" else 2.0**-7)
 
 
+@pytest.mark.slow
 def test_one_draw(params, rng):  # noqa: F811
     forward, loss = CASES["fused object"]
     batch = make_batch(rng, SAMPLES, LENGTH)

@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("microbatch_size", [None, 6])
 @pytest.mark.parametrize("linearize", [True, False])
 @pytest.mark.parametrize("case", CASES)
