@@ -97,7 +97,8 @@ def spectral_density(
     arguments.check_callback(callback)
     clock = Clock("products", "recurrence", "host")
     check_count("num_steps", num_steps, low=2)
-    request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
+    with original_errors(op):
+        request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
     made = 0
 
     def note(products: int, runs: int) -> None:

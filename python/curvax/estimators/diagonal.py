@@ -26,7 +26,8 @@ from curvax.results import BlockResults, DiagonalResult, TraceProgress
 
 METHODS = ("auto", "hutchinson", "xdiag", "exact")
 
-# The fewest products that give a standard error to be believed.
+# The fewest products that give a standard error. XDiag makes two for each sample, and of a few
+# samples its error bars are too short.
 _FEWEST = {"hutchinson": 2, "xdiag": 2 * FEWEST_SAMPLES, "exact": 1}
 
 

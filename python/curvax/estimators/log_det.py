@@ -83,7 +83,8 @@ def log_det(
     op = as_operator(A)
     damping = check_number("damping", damping)
     clock = Clock("products", "recurrence", "host")
-    request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
+    with original_errors(op):
+        request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
     history: list[TraceProgress] = []
     runs = _Runs(op, request, damping)
     made = 0
