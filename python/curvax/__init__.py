@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curvax import losses
+    from curvax import adapters, compat, losses
     from curvax.estimators.density import spectral_density
     from curvax.estimators.diagonal import diagonal
     from curvax.estimators.log_det import log_det
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
     from curvax.operators.matrix import from_matvec
+    from curvax.operators.model import Model
     from curvax.operators.restriction import Blocks
     from curvax.results import (
         BlockResults,
@@ -46,6 +47,7 @@ __all__ = [
     "EigenResult",
     "LanczosTridiagonal",
     "Matvecs",
+    "Model",
     "Operator",
     "Plan",
     "Progress",
@@ -54,6 +56,8 @@ __all__ = [
     "TraceProgress",
     "TraceResult",
     "VectorSpace",
+    "adapters",
+    "compat",
     "diagonal",
     "eigsh",
     "fisher",
@@ -102,6 +106,7 @@ _MODULES = {
     "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
     "curvax.operators.matrix": ("from_matvec",),
+    "curvax.operators.model": ("Model",),
     "curvax.operators.restriction": ("Blocks",),
     "curvax.results": (
         "BlockResults",
@@ -126,8 +131,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # JAX is imported at the first use: the command line must answer Ctrl-C before that.
-    if name == "losses":
-        return importlib.import_module("curvax.losses")
+    if name in ("adapters", "compat", "losses"):
+        return importlib.import_module(f"curvax.{name}")
     for module, names in _MODULES.items():
         if name in names:
             return globals().setdefault(name, getattr(importlib.import_module(module), name))

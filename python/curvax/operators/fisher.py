@@ -18,6 +18,7 @@ from curvax.operators.batches import Numbered, leading_sizes
 from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.hoist import hoist
 from curvax.operators.linear_map import LinearHalf
+from curvax.operators.model import accepts_model
 from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
 
 
@@ -37,6 +38,7 @@ class Fisher(Curvature):
     seed: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
+@accepts_model(lambda model: (model.forward, model.loss, model.params))
 def fisher(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
@@ -81,6 +83,8 @@ def fisher(
     `microbatch_size=1` the operator therefore keeps the gradient of a sample in place of the
     activations where it is no longer than they are, as for long sequences: products then cost a
     pass over those gradients, and no pass through the model.
+
+    Of a `Model`: `fisher(model, batches, ...)`.
 
     Args:
         forward: as for `ggn`.

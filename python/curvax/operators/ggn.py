@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from curvax.filters import Filter
 from curvax.operators.curvature import Curvature, assemble
+from curvax.operators.model import accepts_model
 from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
 from curvax.operators.twice import check_linear, first_possible, pull_back
 
@@ -21,6 +22,7 @@ class GaussNewton(Curvature):
     """The Gauss-Newton matrix of the weighted mean loss over all batches, at fixed parameters."""
 
 
+@accepts_model(lambda model: (model.forward, model.loss, model.params))
 def ggn(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
@@ -38,6 +40,8 @@ def ggn(
     outputs, both exact. The matrix is positive semidefinite where the loss is convex in the outputs
     (Schraudolph 2002, "Fast curvature matrix-vector products"). A product costs 1.33 gradients'
     worth of floating-point operations where the residuals are kept, else 1.67.
+
+    Of a `Model`: `ggn(model, batches, ...)`.
 
     Args:
         forward: `forward(params, batch)` returns the outputs, a pytree of real floating arrays.

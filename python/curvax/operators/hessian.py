@@ -10,8 +10,10 @@ from curvax.filters import Filter, select
 from curvax.operators.curvature import assemble
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
 from curvax.operators.gradient import GradientMap, Hessian
+from curvax.operators.model import accepts_model
 
 
+@accepts_model(lambda model: (model.objective, model.params))
 def hessian(
     loss: Callable[[Any, Any], Any],
     params: Any,
@@ -29,6 +31,8 @@ def hessian(
     It is computed once and its residuals are kept, where memory allows; a product then costs 2
     gradients' worth of floating-point operations, instead of 3 (forward over reverse,
     Pearlmutter 1994).
+
+    Of a `Model`: `hessian(model, batches, ...)`.
 
     Args:
         loss: `loss(params, batch)` returns a scalar mean, weighted then by the length of the

@@ -1,0 +1,219 @@
+"""A model from another framework, which is compared with its source."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvax.checks import check_flag, check_number
+from curvax.filters import leaf_names
+from curvax.operators.hessian import hessian
+from curvax.operators.model import Model
+
+# Largest differences allowed, relative to the largest output, the loss, and the norm of a product.
+# Two correct programs differ by rounding alone, of some thousand operations in depth.
+OUTPUT_TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-10}
+PRODUCT_TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}
+
+
+class Source(Protocol):
+    """A model where it came from."""
+
+    framework: str
+
+    def evaluate(self, batch: Any) -> tuple[Any, float]:
+        """The outputs, a pytree of NumPy arrays as `forward` returns them, and the loss."""
+        ...
+
+    def hessian_product(self, batch: Any, vector: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A product by the framework's own second derivatives, of leaves by name.
+
+        None if it has none but JAX's.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How far a model is from its source, on one batch.
+
+    Attributes:
+        outputs: the largest difference of an output, relative to the largest output.
+        loss: the difference of the losses, relative to the source's.
+        hvp: of a Hessian-vector product with a random vector, the norm of the difference, relative
+            to that of the source's product; None if not asked for.
+        reference: what that product was compared with.
+        tolerances: the largest allowed of each, by the names above.
+    """
+
+    outputs: float
+    loss: float
+    hvp: float | None
+    reference: str | None
+    tolerances: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether none is larger than allowed."""
+        return not self.failures()
+
+    def failures(self) -> list[str]:
+        """What is larger than allowed, or NaN, in words."""
+        found = []
+        for name, allowed in self.tolerances.items():
+            value = getattr(self, name)
+            if not value <= allowed:
+                found.append(f"{name} differ by {value:.2e} (allowed {allowed:.0e})")
+        return found
+
+    def __str__(self) -> str:
+        parts = [f"outputs {self.outputs:.1e}", f"loss {self.loss:.1e}"]
+        if self.hvp is not None:
+            parts.append(f"Hessian-vector product {self.hvp:.1e} against {self.reference}")
+        return f"relative differences: {', '.join(parts)}"
+
+
+class VerificationError(ValueError):
+    """A model does not compute what its source computes."""
+
+
+@dataclasses.dataclass
+class _Example:
+    """A batch to compare on; of a model made without one, the first that an operator gets."""
+
+    batch: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedModel(Model):
+    """A `Model` that knows its source, and how to convert the source's batches.
+
+    It is compared with the source on the example that it was made with or, without one, on the
+    first batch that an operator is made of.
+
+    Attributes:
+        source: the model where it came from.
+        convert: turns a batch of the source's framework into a pytree of arrays.
+        hint: what to look for where the comparison fails.
+    """
+
+    source: Source = dataclasses.field(kw_only=True, repr=False)
+    convert: Callable[[Any], Any] = dataclasses.field(kw_only=True, repr=False)
+    hint: str = dataclasses.field(default="", kw_only=True, repr=False)
+    _example: _Example = dataclasses.field(default_factory=_Example, kw_only=True, repr=False)
+
+    def prepare(self, batches: Any) -> Any:
+        """Convert batches, and compare the model on the first if it has not been compared yet.
+
+        Args:
+            batches: one batch (a tensor, a tuple or a mapping), or a list, a loader or a generator
+                of batches.
+        """
+        if isinstance(batches, (tuple, Mapping)) or hasattr(batches, "shape"):
+            return self._compared(self.convert(batches))
+        if isinstance(batches, list):
+            return [self._compared(self.convert(batch)) for batch in batches]
+        return self._stream(batches)
+
+    def _stream(self, batches: Any) -> Iterator[Any]:
+        for batch in batches:
+            yield self._compared(self.convert(batch))
+
+    def _compared(self, batch: Any) -> Any:
+        if self._example.batch is None:
+            self.verify(batch)
+        return batch
+
+    def verify(
+        self, batch: Any = None, *, hvp: bool = False, tol: float | None = None, seed: int = 0
+    ) -> Verification:
+        """Compare the model with its source on one batch.
+
+        Args:
+            batch: in the source's or in JAX's arrays; None for the one it was compared on before.
+            hvp: whether to compare a Hessian-vector product too, with a random vector: for torch
+                with its own double backward, for what runs on JAX with central differences of the
+                gradient.
+            tol: the largest difference of those products allowed, relative to the source's; None
+                for 1e-3 in float32 and 1e-8 in float64, or, for differences, three times the
+                error that they measure, if that is more.
+            seed: of the vector.
+
+        Returns:
+            The measured differences. Allowed are 1e-4 for outputs and loss in float32, and 1e-10
+            in float64.
+
+        Raises:
+            VerificationError: a difference is larger; the message has all of them.
+            ValueError: no batch is known.
+        """
+        check_flag("hvp", hvp)
+        batch = self._example.batch if batch is None else self.convert(batch)
+        if batch is None:
+            raise ValueError("verify needs a batch: this model was made without an example")
+        outputs, loss, dtype = self._differences(batch)
+        allowed = OUTPUT_TOLERANCE[dtype]
+        tolerances = {"outputs": allowed, "loss": allowed}
+        product, reference = None, None
+        if hvp and not max(outputs, loss) > allowed:
+            product, error, reference = self._product_difference(batch, seed)
+            given = None if tol is None else check_number("tol", tol, positive=True)
+            tolerances["hvp"] = given or max(PRODUCT_TOLERANCE[dtype], 3 * error)
+        found = Verification(outputs, loss, product, reference, tolerances)
+        if not found.passed:
+            raise VerificationError(
+                f"the converted model is not the {self.source.framework} model: "
+                f"{'; '.join(found.failures())}, relative to the source.{self.hint}"
+            )
+        self._example.batch = batch
+        return found
+
+    def _differences(self, batch: Any) -> tuple[float, float, np.dtype[Any]]:
+        """Those of outputs and loss, and the coarsest type of number in them."""
+        outputs = jax.jit(self.forward)(self.params, batch)
+        loss = self.loss(outputs, batch)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        theirs, their_loss = self.source.evaluate(batch)
+        ours, structure = jax.tree.flatten(outputs)
+        wanted, wanted_structure = jax.tree.flatten(theirs)
+        shapes = [[np.shape(leaf) for leaf in leaves] for leaves in (ours, wanted)]
+        if structure != wanted_structure or shapes[0] != shapes[1]:
+            raise VerificationError(
+                f"the converted model returns outputs of shapes {shapes[0]} ({structure}), the "
+                f"{self.source.framework} model {shapes[1]} ({wanted_structure})"
+            )
+        wide = any(leaf.dtype == jnp.float64 for leaf in ours)
+        differences = [_relative(a, b) for a, b in zip(ours, wanted, strict=True)]
+        dtype = np.dtype(np.float64 if wide else np.float32)
+        return max(differences), _relative(loss, their_loss), dtype
+
+    def _product_difference(self, batch: Any, seed: int) -> tuple[float, float, str]:
+        """That of a product, the error of the one it is compared with, and what that is."""
+        op = hessian(self.objective, self.params, batch)
+        flat = np.random.default_rng(seed).standard_normal(op.shape[0]).astype(op.dtype)
+        vector = op.unravel(jnp.asarray(flat))
+        names = leaf_names(self.params)
+        ours = op @ vector
+        theirs = self.source.hessian_product(
+            batch, dict(zip(names, map(np.asarray, jax.tree.leaves(vector)), strict=True))
+        )
+        if theirs is not None:
+            reference, error = f"{self.source.framework}'s own double backward", 0.0
+            wanted = np.concatenate([np.ravel(theirs[name]) for name in names])
+        else:
+            parts = (self.objective, self.params, batch)
+            differences = hessian(*parts, method="finite_difference")
+            reference, error = "central differences", float(differences.relative_error)
+            wanted = np.asarray(op.ravel(differences @ vector))
+        got = np.asarray(op.ravel(ours), np.float64)
+        distance = np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted), np.finfo(float).tiny)
+        return float(distance), error, reference
+
+
+def _relative(ours: Any, theirs: Any) -> float:
+    a, b = (np.asarray(x, np.float64) for x in (ours, theirs))
+    scale = np.abs(b).max(initial=0)
+    return float(np.abs(a - b).max(initial=0) / (scale or 1.0))

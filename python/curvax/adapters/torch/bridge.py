@@ -1,0 +1,124 @@
+"""torchax, and arrays across the border between torch and JAX.
+
+DLPack shares memory: a change in place on the torch side would change a JAX array, which no program
+expects. What crosses to JAX is therefore copied.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from curvax.adapters.frameworks import import_framework
+
+# Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
+_GONE = {
+    "all": ("dimname", "dimname_out"),
+    "index_add": ("dimname",),
+    "index_copy": ("dimname",),
+    "index_copy_": ("dimname",),
+    "index_fill": ("Dimname_Scalar", "Dimname_Tensor"),
+    "index_fill_": ("Dimname_Scalar", "Dimname_Tensor"),
+    "norm": ("names_ScalarOpt_dim", "names_ScalarOpt_dim_dtype", "names_dtype_out", "names_out"),
+    "prod": ("dim_Dimname",),
+    "std": ("correction_names", "correction_names_out", "names_dim", "names_out"),
+    "std_mean": ("correction_names", "names_dim"),
+    "unbind": ("Dimname",),
+}
+
+
+@functools.cache
+def torchax() -> Any:
+    """The module torchax; its import sets options of torch and JAX, so not before it is needed.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    for name, overloads in _GONE.items():
+        packet = getattr(torch.ops.aten, name)
+        for overload in overloads:
+            if not hasattr(packet, overload):
+                setattr(packet, overload, object())
+    # torchax sets it to 1 otherwise.
+    os.environ.setdefault("ENABLE_RUNTIME_UPTIME_TELEMETRY", "0")
+    # torch runs attention without autograd faster by it, but torchax turns it off for everyone.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    module = import_framework("torchax", "torch")
+    torch.backends.mha.set_fastpath_enabled(fast)
+    return module
+
+
+def check_device(tensor: torch.Tensor, name: str) -> None:
+    """Refuse a tensor that is not on the CPU.
+
+    Raises:
+        ValueError: as said; the message begins with `name`.
+    """
+    if tensor.device.type != "cpu":
+        remedy = "load its weights" if tensor.device.type == "meta" else "move it by .to('cpu')"
+        raise ValueError(
+            f"{name} must be on the CPU, from where JAX takes it to its own device, got device "
+            f"{tensor.device}: {remedy}"
+        )
+
+
+def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
+    """A copy of a tensor.
+
+    Args:
+        tensor: on the CPU.
+        name: for messages.
+
+    Raises:
+        ValueError: on another device, or in 64 bits with JAX's 64-bit mode off where that loses
+            something.
+    """
+    check_device(tensor, name)
+    if tensor.dtype in (torch.float64, torch.complex128) and not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"{name} has dtype {tensor.dtype}, but JAX's 64-bit mode is off: set "
+            "jax.config.update('jax_enable_x64', True) first, or convert it by .float()"
+        )
+    dense = tensor.detach().contiguous()
+    if dense.dtype == torch.bool:
+        return jnp.array(dense.numpy())
+    if dense.dtype == torch.int64 and not jax.config.jax_enable_x64:
+        limits = torch.iinfo(torch.int32)
+        if dense.numel() and not limits.min <= dense.min() <= dense.max() <= limits.max:
+            raise ValueError(f"{name} has integers beyond 32 bits, but JAX's 64-bit mode is off")
+        dense = dense.to(torch.int32)
+    return jnp.array(jnp.from_dlpack(dense), copy=True)
+
+
+def batch_to_jax(batch: Any) -> Any:
+    """A batch of tensors, in tuples, lists and mappings, as a pytree of JAX arrays."""
+    if isinstance(batch, torch.Tensor):
+        return to_jax(batch, "a tensor of the batch")
+    if isinstance(batch, Mapping):  # the classes of tokenizers' outputs are not pytrees
+        return {key: batch_to_jax(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(batch_to_jax, batch))
+    if isinstance(batch, (tuple, list)):  # a DataLoader makes lists
+        return tuple(map(batch_to_jax, batch))
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def batch_to_torch(batch: Any) -> Any:
+    """A pytree of arrays as one of torch tensors, integers in 64 bits, as torch's losses want."""
+
+    def one(leaf: Any) -> torch.Tensor:
+        tensor = torch.from_dlpack(jnp.asarray(leaf)).clone()
+        whole = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
+        return tensor.to(torch.int64) if whole else tensor
+
+    return jax.tree.map(one, batch)
+
+
+def to_numpy(outputs: Any) -> Any:
+    """Tensors, in tuples, lists and dicts, as NumPy arrays."""
+    return jax.tree.map(lambda tensor: np.asarray(tensor.detach().cpu()), outputs)

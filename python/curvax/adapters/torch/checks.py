@@ -1,0 +1,60 @@
+"""What of a torch module cannot be analysed, refused with the remedy."""
+
+import torch
+from torch import nn
+
+from curvax.adapters.torch.bridge import check_device
+
+
+def check_module(module: nn.Module) -> None:
+    """Refuse a module whose loss is not one smooth function of its parameters.
+
+    Raises:
+        TypeError: not a module, or parameters that are not float32 or float64.
+        ValueError: dropout or batch normalisation in train mode, no parameter to differentiate in,
+            a parameter on another device than the CPU, or one that is NaN or infinite.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for name, part in module.named_modules():
+        if part.training and (active := _varies(part)):
+            place = f"{name!r} ({type(part).__name__})" if name else type(part).__name__
+            raise ValueError(
+                f"module must compute the same in every call: {place} {active}. Call "
+                "module.eval() first"
+            )
+    taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not taken:
+        raise ValueError(
+            "module must have a parameter to differentiate in, got none with requires_grad: those "
+            "without are constants. Call module.requires_grad_(True)"
+        )
+    for name, parameter in taken.items():
+        _check_parameter(name, parameter)
+
+
+def _varies(part: nn.Module) -> str:
+    """Why a part in train mode does not compute a fixed function of its input; empty if it does."""
+    if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
+        return "is in train mode, and changes its running statistics"
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return f"is in train mode, with p = {part.p}" if part.p > 0 else ""
+    # Attention and recurrent layers hold a rate in place of a layer.
+    for name, value in vars(part).items():
+        if "drop" in name and isinstance(value, float) and value > 0:
+            return f"is in train mode, with {name} = {value}"
+    return ""
+
+
+def _check_parameter(name: str, parameter: torch.Tensor) -> None:
+    check_device(parameter, f"parameter {name!r}")
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"parameter {name!r} must be float32 or float64, got {parameter.dtype}: second "
+            "derivatives in fewer bits are mostly noise. Call module.float()"
+        )
+    if not torch.isfinite(parameter).all():
+        raise ValueError(
+            f"parameter {name!r} is not finite: {int((~torch.isfinite(parameter)).sum())} of "
+            f"{parameter.numel()} entries are NaN or infinite. Check the checkpoint"
+        )

@@ -1,0 +1,98 @@
+"""A torch module as a function of its parameters, run by JAX through torchax."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import torch
+from torch import nn
+
+from curvax.adapters.torch.bridge import to_jax, torchax
+
+Run = Callable[[nn.Module, Any], Any]
+"""`run(module, batch) -> outputs`, on torch tensors."""
+
+
+class _Runner(nn.Module):
+    """Calls `run` on a module, as a module: what `functional_call` can call."""
+
+    def __init__(self, module: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.module = module
+        self.run = run
+
+    def forward(self, batch: Any) -> Any:
+        return self.run(self.module, batch)
+
+
+class TorchFunction:
+    """`forward(params, batch)` of a module, on JAX arrays.
+
+    Attributes:
+        params: leaves by name, of the parameters that require a gradient.
+        name_map: all names of those parameters to the names in `params`.
+    """
+
+    def __init__(self, module: nn.Module, run: Run) -> None:
+        self._runner = _Runner(module, run)
+        taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        first = {id(p): name for name, p in taken.items()}
+        self.name_map = {
+            name: first[id(p)]
+            for name, p in module.named_parameters(remove_duplicate=False)
+            if id(p) in first
+        }
+        self.params = {name: to_jax(p, f"parameter {name!r}") for name, p in taken.items()}
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        self._fixed = {
+            name: to_jax(tensor, f"buffer {name!r}")
+            for name, tensor in {**frozen, **dict(module.named_buffers())}.items()
+        }
+        self._unregistered = [
+            (part, key, to_jax(value, f"tensor {key!r}"))
+            for part in module.modules()
+            for key, value in vars(part).items()
+            if isinstance(value, torch.Tensor)
+        ]
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """The outputs; traceable by JAX.
+
+        Raises:
+            TypeError: torchax has no lowering of an operation; the message names it.
+        """
+        view = torchax().interop.torch_view
+        tensors = {f"module.{name}": view(x) for name, x in {**self._fixed, **params}.items()}
+        with lowered(), self._attributes():
+            outputs = torch.func.functional_call(self._runner, tensors, (jax.tree.map(view, batch),))
+            return jax.tree.map(torchax().interop.jax_view, outputs)
+
+    @contextlib.contextmanager
+    def _attributes(self) -> Iterator[None]:
+        """Replace the tensors that are plain attributes of modules, which torch does not."""
+        kept = [(part, key, vars(part)[key]) for part, key, _ in self._unregistered]
+        try:
+            for part, key, value in self._unregistered:
+                vars(part)[key] = torchax().interop.torch_view(value)
+            yield
+        finally:
+            for part, key, tensor in kept:
+                vars(part)[key] = tensor
+
+
+@contextlib.contextmanager
+def lowered() -> Iterator[None]:
+    """torch's operations run by JAX, and its refusals in words that name the operation."""
+    env = torchax().default_env()
+    try:
+        with env:
+            yield
+    except torchax().tensor.OperatorNotFound as error:
+        raise TypeError(f"{error}: {_FALLBACK}") from error
+
+
+_FALLBACK = (
+    "torchax cannot run this module on JAX. Let torch multiply by its own double backward instead: "
+    "adapters.torch.double_backward(module, loss, batches)"
+)

@@ -1,0 +1,110 @@
+"""torch's losses on JAX: the ones that curvax has fused, and all others through torchax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+import torch.nn.functional as F
+from jax import Array
+from torch import nn
+
+from curvax.adapters.torch.bridge import to_jax, torchax
+from curvax.adapters.torch.functional import TorchFunction, lowered
+from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
+from curvax.losses.checks import FisherKind
+
+TorchLoss = Callable[[Any, Any], torch.Tensor]
+"""`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""
+
+
+class ClassesSecond(SoftmaxCrossEntropy):
+    """The cross entropy of logits `(N, V)` or, as torch has them, `(N, V, ...)`."""
+
+    def __call__(self, outputs: Any, batch: Any) -> Any:
+        """See `SoftmaxCrossEntropy`."""
+        return super().__call__(_classes_last(outputs), batch)
+
+    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+        """See `Loss`."""
+        last = super().hessian_product(_classes_last(outputs), batch, _classes_last(u))
+        return jnp.moveaxis(last, -1, 1)
+
+    def fisher_product(
+        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+    ) -> Any:
+        """See `Loss`."""
+        z, tangents = _classes_last(outputs), _classes_last(u)
+        return jnp.moveaxis(super().fisher_product(z, batch, tangents, kind, keys), -1, 1)
+
+
+def _classes_last(x: Any) -> Array:
+    return jnp.moveaxis(jnp.asarray(x), 1, -1)
+
+
+def loss_on_jax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """A torch loss as `loss(outputs, batch)` on JAX arrays.
+
+    Args:
+        loss: a module or a function of `(outputs, targets)`.
+        targets: gets the targets out of a batch.
+
+    Raises:
+        TypeError: not callable.
+        ValueError: a module whose `reduction` is not `"mean"`.
+    """
+    if not callable(loss):
+        raise TypeError(
+            "loss must be callable as loss(outputs, targets) on torch tensors, such as "
+            f"torch.nn.CrossEntropyLoss(), got {loss!r}"
+        )
+    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
+        raise ValueError(
+            f"loss must have reduction='mean', got {reduction!r}: the operators are of a mean over "
+            "all batches. Multiply the operator by the number of samples for that of the sum"
+        )
+    if loss is F.mse_loss or type(loss) is nn.MSELoss:
+        return MeanSquaredError(targets)
+    if loss is F.cross_entropy:
+        loss = nn.CrossEntropyLoss()
+    # With both, torch weighs the smoothed targets by class, for which there is no fused form.
+    if type(loss) is nn.CrossEntropyLoss and (loss.weight is None or loss.label_smoothing == 0):
+        return _cross_entropy(loss, targets)
+    return _through_torchax(loss, targets)
+
+
+def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> ClassesSecond:
+    def labels(batch: Any) -> Any:
+        given = jnp.asarray(targets(batch))
+        if jnp.issubdtype(given.dtype, jnp.floating):
+            raise TypeError(
+                f"the targets of CrossEntropyLoss must be class indices, got {given.dtype} of shape "
+                f"{given.shape}. For probabilities of classes pass "
+                "loss=lambda outputs, targets: torch.nn.functional.cross_entropy(outputs, targets)"
+            )
+        return given
+
+    options = {"ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
+    if loss.weight is None:
+        return ClassesSecond(labels, **options)
+    classes = to_jax(loss.weight, "the weight of the loss")
+
+    def weights(batch: Any) -> Any:
+        return classes[jnp.clip(labels(batch), 0, classes.shape[0] - 1)]
+
+    return ClassesSecond(labels, weights, **options)
+
+
+def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    if isinstance(loss, nn.Module):
+        function = TorchFunction(loss, lambda module, pair: module(*pair))
+        return lambda outputs, batch: function(function.params, (outputs, targets(batch)))
+
+    def total(outputs: Any, batch: Any) -> Any:
+        view = torchax().interop.torch_view
+        with lowered():
+            value = loss(*jax.tree.map(view, (outputs, targets(batch))))
+        return torchax().interop.jax_view(value)
+
+    return total

@@ -1,0 +1,165 @@
+"""Torch functions as operators: the solvers run on JAX, the products in torch."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvax.adapters.torch.checks import check_module
+from curvax.adapters.torch.losses import TorchLoss
+from curvax.adapters.torch.module import _first, _second, call
+from curvax.adapters.torch.source import hessian_products
+from curvax.operators.base import VectorSpace, check_float_dtype
+from curvax.operators.matrix import HostOperator, HostProducts
+
+
+class TorchProducts(HostProducts):
+    """The products of a torch function with the rows of a block; arrays cross by DLPack."""
+
+    def __init__(self, matvec: Callable[[Any], Any], like: Any) -> None:
+        super().__init__(matvec)
+        self.like = like
+
+    def __call__(self, block: Any) -> Any:
+        """Multiply `(b, n)`, row by row."""
+        # A copy: what torch is given, it may change in place.
+        rows = torch.from_dlpack(jnp.asarray(block)).clone()
+        try:
+            return np.stack([np.from_dlpack(self._one(row)) for row in rows])
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _one(self, row: torch.Tensor) -> torch.Tensor:
+        leaves, treedef = jax.tree.flatten(self.like)
+        pieces = row.split([math.prod(leaf.shape) for leaf in leaves])
+        vector = [
+            piece.reshape(leaf.shape).to(leaf.dtype)
+            for piece, leaf in zip(pieces, leaves, strict=True)
+        ]
+        result = self.matrix(jax.tree.unflatten(treedef, vector))
+        products, got = jax.tree.flatten(result)
+        wanted = [tuple(leaf.shape) for leaf in leaves]
+        shapes = [tuple(getattr(x, "shape", ())) for x in products]
+        if got != treedef or shapes != wanted:
+            raise ValueError(
+                "matvec must return the structure and shapes of its argument: expected "
+                f"{treedef} {wanted}, got {got} {shapes}"
+            )
+        for product in products:
+            if not isinstance(product, torch.Tensor) or product.device.type != "cpu":
+                raise TypeError(
+                    "matvec must return torch tensors on the CPU, got "
+                    f"{getattr(product, 'device', type(product).__name__)}: add .cpu()"
+                )
+        return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
+
+
+def from_matvec(matvec: Callable[[Any], Any], like: Any) -> HostOperator:
+    """A torch function that multiplies by a symmetric matrix, as an operator.
+
+    Any estimator and solver takes it: it makes curvax the backend of another torch library.
+
+    Args:
+        matvec: maps torch tensors on the CPU to tensors of the same structure and shapes. Each
+            call multiplies one vector.
+        like: what the vectors look like: an integer n for one float32 tensor of shape (n,), a
+            tensor, or tensors in lists, tuples and dicts, such as
+            `dict(module.named_parameters())`.
+
+    Returns:
+        The operator; its vectors are JAX arrays, with the structure of `like`. It cannot be used
+        within `jax.grad`, since JAX does not see into torch. float64 if any tensor of `like` is.
+
+    Raises:
+        TypeError: `matvec` is not callable, or `like` holds something else than real floating
+            tensors. Later: what `matvec` returns is not a tensor on the CPU.
+        ValueError: `like` has no element, or is float64 with JAX's 64-bit mode off. Later: what
+            `matvec` returns has another structure or other shapes.
+    """
+    if not callable(matvec):
+        raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
+    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
+        if like < 1:
+            raise ValueError(f"like must be an integer n of at least 1, got {like}")
+        like = torch.empty(int(like), device="meta")
+    for leaf in jax.tree.leaves(like):
+        if not isinstance(leaf, torch.Tensor):
+            raise TypeError(
+                "like must be an integer n, a torch tensor, or tensors in lists, tuples and dicts; "
+                f"got {leaf!r}"
+            )
+    if not sum(leaf.numel() for leaf in jax.tree.leaves(like)):
+        raise ValueError(f"like must have at least one element, got {like!r}")
+    shapes = jax.tree.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"), like)
+    space = _space(shapes)
+    return HostOperator(TorchProducts(matvec, shapes), space)
+
+
+def _space(like: Any) -> VectorSpace:
+    dtypes = [np.dtype(str(leaf.dtype).removeprefix("torch.")) for leaf in jax.tree.leaves(like)]
+    dtype = max((check_float_dtype(d, "like") for d in dtypes), key=lambda d: d.itemsize)
+    return VectorSpace.of(
+        jax.tree.map(lambda t: jax.ShapeDtypeStruct(tuple(t.shape), dtype), like), dtype
+    )
+
+
+def double_backward(
+    module: nn.Module,
+    loss: TorchLoss,
+    batches: Any,
+    *,
+    inputs: Callable[[Any], Any] = _first,
+    targets: Callable[[Any], Any] = _second,
+) -> HostOperator:
+    """The Hessian of a torch module's mean loss, multiplied by torch's own double backward.
+
+    What `from_module` cannot convert is analysed so: slower, without Gauss-Newton and Fisher
+    matrices, but whatever the module's operations are. The graphs of all batches' gradients are
+    kept.
+
+    Args:
+        module: as for `from_module`.
+        loss: as for `from_module`; any callable.
+        batches: one batch (a tuple, a mapping or a tensor), or a list or loader of batches. They
+            are weighted by the lengths of the leading axes of the targets.
+        inputs: as for `from_module`.
+        targets: as for `from_module`.
+
+    Returns:
+        The operator; its vectors are dicts of JAX arrays by the names of the parameters.
+
+    Raises:
+        TypeError: as for `from_module`.
+        ValueError: as for `from_module`, or no batch.
+        FloatingPointError: the loss is not finite.
+    """
+    check_module(module)
+    single = isinstance(batches, (tuple, Mapping, torch.Tensor))
+    listed: Iterable[Any] = [batches] if single else batches
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parts = []
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        for position, batch in enumerate(listed):
+            value = loss(call(module, inputs(batch)), targets(batch))
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss is {float(value)} on batch {position}")
+            parts.append((len(targets(batch)), hessian_products(value, parameters)))
+    if not parts:
+        raise ValueError("batches must hold at least one batch, got none")
+    total = sum(weight for weight, _ in parts)
+
+    def matvec(vector: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for weight, product in parts:
+            for name, x in product(vector).items():
+                out[name] += x * (weight / total)
+        return out
+
+    return from_matvec(matvec, parameters)

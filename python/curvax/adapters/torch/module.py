@@ -1,0 +1,115 @@
+"""`from_module`: any torch module whose operations torchax can lower."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from curvax.adapters.adapted import AdaptedModel
+from curvax.adapters.torch.bridge import batch_to_jax
+from curvax.adapters.torch.checks import check_module
+from curvax.adapters.torch.functional import Run, TorchFunction
+from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
+from curvax.adapters.torch.source import Objective, TorchSource
+
+HINT = (
+    " Does the module draw random numbers, or change its state in a call? Otherwise this is a "
+    "defect of the conversion: let torch multiply, by adapters.torch.double_backward"
+)
+
+
+def _first(batch: Any) -> Any:
+    return batch[0]
+
+
+def _second(batch: Any) -> Any:
+    return batch[1]
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    loss: TorchLoss,
+    example: Any = None,
+    inputs: Callable[[Any], Any] = _first,
+    targets: Callable[[Any], Any] = _second,
+) -> AdaptedModel:
+    """A torch module and its loss as a model that JAX runs and differentiates.
+
+    The module's operations are run by JAX (torchax). Its parameters that require a gradient become
+    `params`, under their names in the module, as copies; tied ones are one leaf. Other parameters
+    and buffers are constants. Operators take the batches as torch has them, a `DataLoader` too.
+
+    Args:
+        module: float32 or float64, on the CPU, without active dropout and with batch normalisation
+            in evaluation mode, as by `module.eval()`.
+        loss: `loss(outputs, targets)` on torch tensors, a mean over the batch. `CrossEntropyLoss`
+            and `MSELoss` become the fused ones of `curvax.losses`; others are run by JAX as the
+            module is.
+        example: a batch to compare the module with its conversion on, now; None to compare on the
+            first batch that an operator is made of.
+        inputs: gets out of a batch what the module is called with: a tensor, a tuple of arguments
+            or a mapping of keywords.
+        targets: gets out of a batch the second argument of the loss.
+
+    Returns:
+        The model, with `verify(hvp=True)`.
+
+    Raises:
+        TypeError: not a module, a loss that is not callable, parameters that are not float32 or
+            float64, or an operation that torchax has no lowering of.
+        ValueError: active dropout, batch normalisation in train mode, parameters that are NaN or
+            on another device, float64 with JAX's 64-bit mode off, a loss whose reduction is not
+            the mean, or a conversion that does not compute what the module computes.
+        ImportError: torchax is not installed.
+    """
+    check_module(module)
+
+    def run(module: nn.Module, batch: Any) -> Any:
+        return call(module, inputs(batch))
+
+    def objective(module: nn.Module, batch: Any) -> torch.Tensor:
+        return loss(run(module, batch), targets(batch))
+
+    return adapt(module, run, objective, loss_on_jax(loss, targets), example)
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """Call a module with a tensor, a tuple of arguments or a mapping of keywords."""
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, (tuple, list)) else module(inputs)
+
+
+def adapt(
+    module: nn.Module,
+    run: Run,
+    objective: Objective,
+    loss: Callable[[Any, Any], Any],
+    example: Any,
+    convert: Callable[[Any], Any] = batch_to_jax,
+) -> AdaptedModel:
+    """The model of a module that has been checked, compared on `example` if there is one.
+
+    Args:
+        module: the module.
+        run: its outputs, on torch tensors.
+        objective: its loss, on torch tensors.
+        loss: the same of the outputs, on JAX arrays.
+        example: a batch or None.
+        convert: turns a batch into a pytree of JAX arrays.
+    """
+    forward = TorchFunction(module, run)
+    model = AdaptedModel(
+        forward.params,
+        forward,
+        loss,
+        forward.name_map,
+        source=TorchSource(module, run, objective),
+        convert=convert,
+        hint=HINT,
+    )
+    if example is not None:
+        model.verify(example)
+    return model

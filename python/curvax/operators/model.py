@@ -1,0 +1,111 @@
+"""A model and its loss in one object, which every operator accepts in place of its parts."""
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
+
+from curvax.filters import Filter, NamePattern
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Parameters, and the two functions that turn a batch into a loss.
+
+    `hessian(model, batches)`, `ggn(model, batches)` and `fisher(model, batches)` take it apart.
+
+    Attributes:
+        params: a pytree of real floating arrays: what the operators differentiate in.
+        forward: `forward(params, batch)` returns the outputs, as for `ggn`.
+        loss: `loss(outputs, batch)` returns the mean loss or `(mean, weight)`, as for `ggn`.
+        name_map: of parameters that come from elsewhere, each name there to the name of its leaf
+            in `params`; tied parameters have several names and one leaf. Filters know all of them.
+    """
+
+    params: Any
+    forward: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any]
+    name_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, arguments in (("forward", "params"), ("loss", "outputs")):
+            value = getattr(self, name)
+            if not callable(value):
+                raise TypeError(
+                    f"Model({name}=...) must be callable as {name}({arguments}, batch), got "
+                    f"{value!r}"
+                )
+        if not isinstance(self.name_map, Mapping):
+            raise TypeError(
+                "Model(name_map=...) must map names in the source to names of leaves of params, "
+                f"got {self.name_map!r}"
+            )
+
+    def objective(self, params: Any, batch: Any) -> Any:
+        """The loss as a function of the parameters, as `hessian` takes it."""
+        return self.loss(self.forward(params, batch), batch)
+
+    def prepare(self, batches: Any) -> Any:
+        """The batches that an operator of this model is made of; adapters convert them here."""
+        return batches
+
+    def where(self, where: Filter | None) -> Filter | None:
+        """A parameter filter that also finds leaves by their other names in `name_map`."""
+        names = defaultdict(list)
+        for alias, name in self.name_map.items():
+            names[name].append(alias)
+        if not callable(where) or all(own == [name] for name, own in names.items()):
+            return where
+
+        def any_name(name: str, leaf: Any) -> bool:
+            return any(where(alias, leaf) for alias in (name, *names[name]))
+
+        if isinstance(where, NamePattern):
+            # Keeps the patterns, which the message of a filter that finds nothing quotes.
+            return NamePattern(where.patterns, lambda name, _: any_name(name, None))
+        return any_name
+
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class AcceptsModel(Protocol[P, R]):
+    """A function of a model's parts and batches that also takes a `Model` and batches."""
+
+    @overload
+    def __call__(self, model: Model, batches: Any, /, **options: Any) -> R: ...
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> R: ...
+
+
+def accepts_model(
+    parts: Callable[[Model], tuple[Any, ...]],
+) -> Callable[[Callable[P, R]], AcceptsModel[P, R]]:
+    """Let a function `f(*parts, batches, **options)` also be called as `f(model, batches, ...)`.
+
+    Args:
+        parts: gets the leading arguments of the function out of a model.
+    """
+
+    def decorate(function: Callable[P, R]) -> AcceptsModel[P, R]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            if not (args and isinstance(args[0], Model)):
+                return function(*args, **options)
+            model, *rest = args
+            if "batches" in options:
+                rest.append(options.pop("batches"))
+            if len(rest) != 1:
+                raise TypeError(
+                    f"{function.__name__}(model, batches) takes the batches after a Model and no "
+                    f"other part of it, got {len(rest)} positional arguments there"
+                )
+            options["where"] = model.where(options.get("where"))
+            given: Any = function
+            return given(*parts(model), model.prepare(rest[0]), **options)
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
