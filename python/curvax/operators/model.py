@@ -6,10 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+import jax
+import numpy as np
+
 from curvax.filters import Filter, NamePattern
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """Parameters, and the two functions that turn a batch into a loss.
 
@@ -41,6 +44,11 @@ class Model:
                 "Model(name_map=...) must map names in the source to names of leaves of params, "
                 f"got {self.name_map!r}"
             )
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        numbers = sum(int(np.size(leaf)) for leaf in leaves)
+        return f"{type(self).__name__}({numbers:,} parameters in {len(leaves)} leaves)"
 
     def objective(self, params: Any, batch: Any) -> Any:
         """The loss as a function of the parameters, as `hessian` takes it."""

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from curvax.adapters.torch.bridge import to_jax, torchax
 
@@ -81,15 +82,42 @@ class TorchFunction:
                 vars(part)[key] = tensor
 
 
+class _GradMode(TorchFunctionMode):
+    """Stops gradients within `torch.no_grad()`, as torch does and torchax does not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            return out
+        tensor = torchax().tensor.Tensor
+        return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
+
+
 @contextlib.contextmanager
 def lowered() -> Iterator[None]:
     """torch's operations run by JAX, and its refusals in words that name the operation."""
     env = torchax().default_env()
+    # A key of our own: a draw within a trace would leave a tracer in that of the environment. The
+    # numbers are then the same in every call.
+    fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
     try:
-        with env:
+        with torch.enable_grad(), env, fixed, _GradMode():
             yield
     except torchax().tensor.OperatorNotFound as error:
         raise TypeError(f"{error}: {_FALLBACK}") from error
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.NonConcreteBooleanIndexError,
+    ) as error:
+        raise TypeError(
+            f"what the module does depends on the values of its tensors, as in `if x.sum() > 0` or "
+            f".item(), or so does an operation as torchax has it ({_summary(error)}): {_FALLBACK}"
+        ) from error
+
+
+def _summary(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 _FALLBACK = (

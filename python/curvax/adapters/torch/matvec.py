@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.losses import TorchLoss
 from curvax.adapters.torch.module import _first, _second, call
-from curvax.adapters.torch.source import hessian_products
+from curvax.adapters.torch.source import double_differentiable, second_derivatives
 from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.matrix import HostOperator, HostProducts
 
@@ -145,12 +144,12 @@ def double_backward(
     listed: Iterable[Any] = [batches] if single else batches
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     parts = []
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with double_differentiable():
         for position, batch in enumerate(listed):
             value = loss(call(module, inputs(batch)), targets(batch))
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {float(value)} on batch {position}")
-            parts.append((len(targets(batch)), hessian_products(value, parameters)))
+            parts.append((len(targets(batch)), second_derivatives(value, parameters)[1]))
     if not parts:
         raise ValueError("batches must hold at least one batch, got none")
     total = sum(weight for weight, _ in parts)
