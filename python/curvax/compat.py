@@ -71,7 +71,7 @@ class HessianAnalyzer:
         self.params = params
         flat, unravel = ravel_pytree(params)
         self.dtype = np.dtype(dtype)
-        if self.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if self.dtype == np.float64 and jnp.asarray(0.0).dtype != np.float64:
             raise ValueError(
                 "dtype float64 needs JAX's 64-bit mode: set "
                 "jax.config.update('jax_enable_x64', True) first"
@@ -97,10 +97,11 @@ class HessianAnalyzer:
         """
         if args.sigma is not None or args.which == "SM":
             return self._by_factoring(args)
+        which: Any = args.which
         result = eigsh(
             self._operator,
             args.k,
-            which=args.which,
+            which=which,
             tol=args.tol,
             v0=None if args.v0 is None else jnp.asarray(args.v0, self.dtype),
             seed=0,
@@ -121,9 +122,9 @@ class HessianAnalyzer:
         n, k = len(self.params_flat), args.k
         if n > MAX_FACTOR:
             raise ValueError(
-                f"sigma={args.sigma} with which={args.which!r} asks for interior eigenvalues, which "
-                f"need a factorisation of the Hessian: {n} parameters are more than the {MAX_FACTOR} "
-                "that it is made for. Where the bulk of the spectrum lies is told by "
+                f"sigma={args.sigma} with which={args.which!r} asks for interior eigenvalues, for "
+                f"which the Hessian is factored: {n} parameters are more than the {MAX_FACTOR} for "
+                "which that is done. Where the bulk of the spectrum lies is told by "
                 "curvax.spectral_density(curvax.hessian(loss, params, batches))"
             )
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:

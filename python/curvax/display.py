@@ -7,8 +7,8 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -120,12 +120,58 @@ def show_progress(quiet: bool, phase: str, budgeted: bool = False) -> Iterator[D
     if quiet:
         yield Display(budgeted)
     elif console.is_terminal and not console.is_dumb_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None))
-        with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        with _bar(console) as bar:
             yield _Bar(budgeted, bar, bar.add_task(phase, total=None))
     else:
         console.print(phase)
         yield _Lines(budgeted, console)
+
+
+@contextlib.contextmanager
+def show_counts(
+    quiet: bool, phase: str, describe: Callable[[Any], str]
+) -> Iterator[Callable[[Any], None]]:
+    """Show `phase` on stderr until the first block, then how many products have been made.
+
+    Args:
+        quiet: show nothing.
+        phase: what happens before the first block.
+        describe: what to say of a progress, besides its products.
+
+    Yields:
+        A callback for `trace`, `diagonal` and `spectral_density`.
+    """
+    console = Console(stderr=True, markup=False, highlight=False)
+    printed = -math.inf
+
+    def text(progress: Any) -> str:
+        return f"{progress.matvecs}/{progress.max_matvecs} products  {describe(progress)}"
+
+    def line(progress: Any) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= _LINE_INTERVAL:
+            printed = time.monotonic()
+            console.print(text(progress))
+
+    if quiet:
+        yield lambda progress: None
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(phase, total=None)
+            yield lambda progress: bar.update(
+                task,
+                description=text(progress),
+                total=progress.max_matvecs,
+                completed=progress.matvecs,
+            )
+    else:
+        console.print(phase)
+        yield line
+
+
+def _bar(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None))
+    return Progress(*columns, console=console, transient=True, expand=True)
 
 
 def _clock(seconds: float | None) -> str:

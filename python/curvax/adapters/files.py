@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def load(path: str | Path) -> Any:
     }
     if path.suffix in REFUSED:
         raise ValueError(
-            f"{str(path)!r} is a {REFUSED[path.suffix]} file, which can run code when it is loaded: "
+            f"{str(path)!r} is a {REFUSED[path.suffix]} file, which can run code on load: "
             "convert it where you trust it, as by safetensors.torch.save_file(state_dict, path), "
             "and load the .safetensors file"
         )
@@ -82,8 +83,10 @@ def _read_json(path: Path) -> Any:
 
 def _from_json(node: Any, path: Path, name: str) -> Any:
     if isinstance(node, dict):
-        return {key: _from_json(value, path, f"{name}.{key}" if name else key)
-                for key, value in node.items()}
+        return {
+            key: _from_json(value, path, f"{name}.{key}" if name else key)
+            for key, value in node.items()
+        }
     try:
         array = np.asarray(node, np.float32)
         plain = not _has_text(node)
@@ -109,7 +112,10 @@ def _read_npz(path: Path) -> dict[str, Any]:
         raise _mismatch(path, "NPZ", "it is no archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: _checked(lambda n=name: arrays[n], path, name) for name in arrays.files}
+            return {
+                name: _checked(partial(arrays.__getitem__, name), path, name)
+                for name in arrays.files
+            }
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise _mismatch(path, "NPZ", error) from error
 
@@ -118,7 +124,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     reader = import_framework("safetensors", "files")
     try:
         with reader.safe_open(path, framework="numpy") as tensors:
-            return {name: _checked(lambda n=name: tensors.get_tensor(n), path, name) for name in tensors.keys()}
+            return {
+                name: _checked(partial(tensors.get_tensor, name), path, name)
+                for name in tensors.keys()
+            }
     except reader.SafetensorError as error:
         raise _mismatch(path, "safetensors", error) from error
 
@@ -133,16 +142,14 @@ def _read_gguf(path: Path) -> dict[str, Any]:
         tensors = gguf.GGUFReader(path).tensors
     except (ValueError, KeyError, IndexError) as error:
         raise _mismatch(path, "GGUF", error) from error
-    return {
-        t.name: _checked(
-            lambda t=t: gguf.dequantize(t.data, t.tensor_type).reshape(
-                tuple(map(int, t.shape[::-1]))
-            ),
-            path,
-            t.name,
-        )
-        for t in tensors
-    }
+    return {t.name: _checked(partial(_dequantized, t), path, t.name) for t in tensors}
+
+
+def _dequantized(tensor: Any) -> Any:
+    gguf = import_framework("gguf", "files")
+    # The file has the fastest axis first.
+    shape = tuple(map(int, tensor.shape[::-1]))
+    return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
 
 
 def _mismatch(path: Path, kind: str, error: Any) -> ValueError:
@@ -153,7 +160,9 @@ def _checked(read: Callable[[], Any], path: Path, name: str) -> Any:
     try:
         array = np.asarray(read())
     except ValueError as error:  # NumPy's refusal of pickled objects
-        raise ValueError(f"{name!r} in {str(path)!r} is not an array of numbers: {error}") from error
+        raise ValueError(
+            f"{name!r} in {str(path)!r} is not an array of numbers: {error}"
+        ) from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
         raise ValueError(f"{name!r} in {str(path)!r} is not an array of numbers")
     if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""The command `curvax`: `demo`, `spectrum`, `info`, `--version` (the extra `cli`).
+"""The command `curvax` (the extra `cli`).
 
 Results go to stdout, progress and messages to stderr. JAX is imported by the commands that need
 it, not by these modules.
@@ -10,7 +10,7 @@ try:
 except ImportError:
     raise SystemExit("the command line needs an extra: pip install 'curvax[cli]'") from None
 
-from curvax.cli import demo, info, spectrum  # noqa: F401 (each adds its command)
+from curvax.cli import demo, estimates, info, plan, spectrum  # noqa: F401 (each adds its command)
 from curvax.cli.app import app
 
 __all__ = ["app"]

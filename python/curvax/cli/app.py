@@ -11,13 +11,15 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+# What bad input raises, by now in words of ours.
+INPUT_ERRORS = (ValueError, TypeError, ImportError, MemoryError, OSError, KeyError, ArithmeticError)
 NOT_CONVERGED = 3
 BAD_INPUT = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
     name="curvax",
-    help="Curvature of neural-network losses: certified top eigenpairs of Hessians.",
+    help="Curvature of neural-network losses: certified eigenpairs, traces, diagonals, densities.",
     no_args_is_help=True,
     # Plain help: the decorated one gives every flag a type.
     rich_markup_mode=None,
@@ -26,22 +28,20 @@ app = typer.Typer(
 )
 
 
-def check_tol(value: float) -> float:
+def check_tol(value: float | None) -> float | None:
     """A tolerance between 0 and 1, or a refusal."""
-    if not (math.isfinite(value) and 0 < value < 1):
+    if value is not None and not (math.isfinite(value) and 0 < value < 1):
         raise typer.BadParameter(f"expected a number between 0 and 1, got {value:g}")
     return value
 
 
-Tol = Annotated[
-    float,
-    typer.Option(
-        callback=check_tol,
-        metavar="X",
-        help="Largest residual allowed, relative to the largest absolute eigenvalue; "
-        "between 0 and 1.",
-    ),
-]
+_TOL = typer.Option(
+    callback=check_tol,
+    metavar="X",
+    help="Largest residual allowed, relative to the largest absolute eigenvalue; between 0 and 1.",
+)
+Tol = Annotated[float, _TOL]
+OptionalTol = Annotated[float | None, _TOL]
 MaxMatvecs = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
@@ -68,7 +68,7 @@ def main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Curvature of neural-network losses: certified top eigenpairs of Hessians."""
+    """Curvature of neural-network losses: certified eigenpairs, traces, diagonals, densities."""
 
 
 def check_matvecs(max_matvecs: int | None, k: int, remedy: str) -> None:
@@ -90,6 +90,12 @@ def make_directory(path: Path) -> None:
     if obstacle:
         message = f"expected a directory to write to, got {str(path)!r} ({obstacle})"
         raise typer.BadParameter(f"{message}; choose another", param_hint="--out")
+
+
+def describe(error: BaseException) -> str:
+    """A message, with the notes that were added to it; a KeyError's own is but a key."""
+    text = f"no {error}" if type(error) is KeyError else str(error) or type(error).__name__
+    return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -53,6 +53,7 @@ def _check_size(high: int, low: int, max_matvecs: int | None) -> None:
 
 @app.command()
 def demo(
+    context: typer.Context,
     out: Out = Path("curvax-demo"),
     high: Annotated[
         int, typer.Option(min=0, metavar="N", help="Eigenvalues from the high end.")
@@ -66,18 +67,17 @@ def demo(
 ) -> None:
     """Analyse a small trained GPT: its Hessian's outermost eigenvalues.
 
-    Writes spectrum.npz, spectrum.json and spectrum.png into DIR. The exit status is 0 if every
-    eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what the solve
-    knows.
+    Writes spectrum.npz, .json, .txt and .png, and config.json, into DIR. The exit status is 0 if
+    every eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what the
+    solve knows.
     """
     _check_size(high, low, max_matvecs)
     make_directory(out)
     console = open_stdout(quiet)
     try:
-        result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
-        end = report(
-            console, result, (high, low), out, "Hessian of the demo GPT: outermost eigenvalues"
-        )
+        op, result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
+        title = "Hessian of the demo GPT: outermost eigenvalues"
+        end = report(console, context, op, result, (high, low), out, title)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except MemoryError:
@@ -95,7 +95,7 @@ def _analyse(
     seed: int,
     certify: Certify,
     quiet: bool,
-) -> EigenResult:
+) -> tuple[Any, EigenResult]:
     with show_progress(quiet, "loading JAX and the model; compiling its loss"):
         import jax
 
@@ -118,4 +118,4 @@ def _analyse(
     print_facts(console, rows)
 
     options = {"which": "BE", "tol": tol, "seed": seed, "certify": certify}
-    return solve(console, op, k, quiet, max_matvecs, options)
+    return op, solve(console, op, k, quiet, max_matvecs, options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
+from curvax.cli.files import write_config, write_result
 from curvax.display import print_facts
 from curvax.interrupt import InterruptFlag
 
@@ -25,15 +26,24 @@ _COMPLETE = {
 
 
 def report(
-    console: Console, result: EigenResult, k: tuple[int, int], out: Path, title: str
+    console: Console,
+    context: typer.Context,
+    op: Any,
+    result: EigenResult,
+    k: tuple[int, int],
+    out: Path,
+    title: str,
 ) -> typer.Exit:
     """Print and write a result, which an interrupt does not cut short.
 
     Args:
         console: where to print.
+        context: of the command, whose options are written too.
+        op: the operator.
         result: what `eigsh` returned.
         k: how many were asked for from the high end and from the low end.
-        out: where `spectrum.npz`, `.json` and, with matplotlib, `.png` go.
+        out: where `spectrum.npz`, `.json`, `.txt` and, with matplotlib, `.png` go, and
+            `config.json`.
         title: of the picture.
 
     Returns:
@@ -41,7 +51,8 @@ def report(
     """
     with InterruptFlag() as late:
         _print_result(console, result, k)
-        _write_files(console, result, out, title)
+        write_result(console, result, out / "spectrum", title)
+        write_config(console, context, op, out)
     if result.interrupted or late:
         return typer.Exit(INTERRUPTED)
     return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
@@ -105,17 +116,3 @@ def _verdict(result: EigenResult, wanted: int) -> str:
         f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs.solve} products; "
         "raise --max-matvecs or --tol"
     )
-
-
-def _write_files(console: Console, result: EigenResult, out: Path, title: str) -> None:
-    written = list(result.save(out / "spectrum"))
-    try:
-        from curvax.plot import plot_spectrum
-
-        picture = out / "spectrum.png"
-        plot_spectrum(result, picture, title=title)
-        written.append(picture)
-    except ImportError as error:
-        console.print(f"note: no picture: {error}", style="yellow")
-    for path in written:
-        console.print(f"wrote {path}", soft_wrap=True)

@@ -10,19 +10,32 @@ from rich.console import Console
 
 from curvax.cli.app import (
     BAD_INPUT,
+    INPUT_ERRORS,
     INTERRUPTED,
     Certify,
     MaxMatvecs,
+    OptionalTol,
     Out,
     Quiet,
     Seed,
-    Tol,
     app,
     check_matvecs,
+    describe,
     fail,
     make_directory,
 )
 from curvax.cli.machine import device, kernels
+from curvax.cli.problem import (
+    NAMES,
+    Kind,
+    Microbatch,
+    OperatorName,
+    OptionalTarget,
+    Where,
+    make_operator,
+    operator_of,
+    problem_facts,
+)
 from curvax.cli.report import report
 from curvax.cli.solve import solve
 from curvax.display import open_stdout, print_facts, show_progress
@@ -30,28 +43,35 @@ from curvax.display import open_stdout, print_facts, show_progress
 if TYPE_CHECKING:
     from curvax.results import EigenResult
 
-_OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
-
 
 @app.command()
 def spectrum(
+    context: typer.Context,
+    target: OptionalTarget = None,
     model: Annotated[
-        Literal["smollm2"],
-        typer.Option(help="SmolLM2-135M-Instruct, with weights rounded to four bits."),
-    ],
+        Literal["smollm2"] | None,
+        typer.Option(
+            help="In place of MODULE:FUNCTION: SmolLM2-135M-Instruct, with weights rounded to "
+            "four bits."
+        ),
+    ] = None,
     count: Annotated[
         int, typer.Option("--count", "-k", min=1, metavar="N", help="Eigenvalues.")
     ] = 5,
-    operator: Annotated[
-        Literal["hessian", "ggn"], typer.Option(help="The Hessian, or the Gauss-Newton matrix.")
-    ] = "hessian",
+    operator: OperatorName = "hessian",
+    kind: Kind = None,
+    where: Where = None,
+    microbatch_size: Microbatch = None,
     which: Annotated[
         Literal["LM", "LA", "SA", "BE"],
         typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
     ] = "LM",
-    tol: Tol = 1e-2,
+    tol: OptionalTol = None,
     tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Tokens of the text; one predicts the next.")
+        int,
+        typer.Option(
+            min=2, metavar="N", help="With --model: tokens of the text; one predicts the next."
+        ),
     ] = 128,
     text: Annotated[
         Path | None,
@@ -60,7 +80,7 @@ def spectrum(
             exists=True,
             dir_okay=False,
             readable=True,
-            help="Text to analyse, in place of a paragraph of our own.",
+            help="With --model: text to analyse, in place of a paragraph of our own.",
         ),
     ] = None,
     limit: Annotated[
@@ -73,35 +93,58 @@ def spectrum(
     out: Out = Path("curvax-spectrum"),
     quiet: Quiet = False,
 ) -> None:
-    """Analyse a language model: outermost eigenvalues of its loss.
+    """Analyse a model of one's own: outermost eigenvalues of its loss.
 
-    They are those of the Hessian or of the Gauss-Newton matrix. Forecasts the memory first, and
-    chooses the size and the storage of the basis to fit. Writes spectrum.npz, spectrum.json and
-    spectrum.png into DIR. The exit status is 0 if every eigenpair converged, 3 if not, 2 for bad
-    input (also if the solve would not fit) and 130 after Ctrl-C, which keeps what the solve knows.
+    MODULE:FUNCTION names a function that returns (model, batches). The eigenvalues are those of the
+    Hessian, the Gauss-Newton or the Fisher matrix. Forecasts the memory first, and chooses the size
+    and the storage of the basis to fit. Writes spectrum.npz, .json, .txt and .png, and config.json
+    with all options, into DIR. The default of --tol is 1e-3, and 1e-2 with --model. The exit status
+    is 0 if every eigenpair converged, 3 if not, 2 for bad input (also if the solve would not fit)
+    and 130 after Ctrl-C, which keeps what the solve knows.
     """
     check_matvecs(max_matvecs, count, "-k")
     if limit is not None and not limit > 0:
         raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
+    if (target is None) == (model is None):
+        raise typer.BadParameter(
+            "give either MODULE:FUNCTION or --model", param_hint="MODULE:FUNCTION"
+        )
     make_directory(out)
     console = open_stdout(quiet)
+    tol = tol or (1e-3 if model is None else 1e-2)
     options = {"which": which, "tol": tol, "certify": certify}
     try:
         with show_progress(quiet, "loading JAX and the model; compiling its loss"):
-            op = _operator(operator, tokens, text)
-        _print_model(console, op, operator, count, which, tol, tokens)
+            if target is None:
+                op = _smollm2(operator, kind, where, microbatch_size, tokens, text)
+            else:
+                op = make_operator(target, operator, kind, where, microbatch_size)
+        name = "SmolLM2-135M" if target is None else target
+        wanted = f"{count} eigenvalues ({which}) of the {NAMES[operator]}, tol {tol:g}"
+        print_facts(
+            console,
+            (_smollm2_facts(op, tokens) if target is None else problem_facts(target, op, operator))
+            | {"wanted": wanted},
+        )
         result = _solve(console, op, count, limit, options, quiet, max_matvecs, seed)
         low = {"SA": count, "BE": count // 2}.get(which, 0)
-        title = f"{_OPERATORS[operator]} of SmolLM2-135M: outermost eigenvalues"
-        end = report(console, result, (count - low, low), out, title)
+        title = f"{NAMES[operator]} of {name}: outermost eigenvalues"
+        end = report(console, context, op, result, (count - low, low), out, title)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
-    except (ValueError, ImportError, MemoryError, OSError) as error:
-        fail(str(error), BAD_INPUT)
+    except INPUT_ERRORS as error:
+        fail(describe(error), BAD_INPUT)
     raise end
 
 
-def _operator(operator: str, length: int, text: Path | None) -> Any:
+def _smollm2(
+    operator: str,
+    kind: Any,
+    where: list[str] | None,
+    microbatch_size: int | None,
+    length: int,
+    text: Path | None,
+) -> Any:
     import jax.numpy as jnp
 
     import curvax as cx
@@ -115,24 +158,22 @@ def _operator(operator: str, length: int, text: Path | None) -> Any:
             raise ValueError(f"--text has {len(ids)} tokens, fewer than --tokens {length}")
         batch = jnp.asarray([ids[:length]], jnp.int32)
     params, config = smollm2.load()
-    if operator == "hessian":
-        return cx.hessian(lambda p, b: llama.loss(p, b, config), params, batch)
-    loss = cx.losses.LinearCrossEntropy(labels=lambda b: b[:, 1:])
-    return cx.ggn(lambda p, b: llama.outputs(p, b[:, :-1], config), loss, params, batch)
+    model = cx.Model(
+        params,
+        lambda p, b: llama.outputs(p, b[:, :-1], config),
+        cx.losses.LinearCrossEntropy(labels=lambda b: b[:, 1:]),
+    )
+    return operator_of(model, batch, operator, kind, where, microbatch_size)
 
 
-def _print_model(
-    console: Console, op: Any, operator: str, count: int, which: str, tol: float, tokens: int
-) -> None:
-    rows = {
+def _smollm2_facts(op: Any, tokens: int) -> dict[str, str]:
+    return {
         "model": f"SmolLM2-135M-Instruct with Q4_1-rounded weights, {op.shape[0]:,} parameters",
         "text": f"{tokens} tokens, {tokens - 1} predicted",
         "loss": f"{float(op.loss):.4f} nats/token",
         "device": device(),
         "kernels": kernels(),
-        "wanted": f"{count} eigenvalues ({which}) of the {_OPERATORS[operator]}, tol {tol:g}",
     }
-    print_facts(console, rows)
 
 
 def _solve(

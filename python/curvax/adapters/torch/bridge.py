@@ -67,6 +67,11 @@ def check_device(tensor: torch.Tensor, name: str) -> None:
         )
 
 
+def wide() -> bool:
+    """Whether JAX's 64-bit mode is on."""
+    return jnp.asarray(0.0).dtype == jnp.float64
+
+
 def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
     """A copy of a tensor.
 
@@ -79,7 +84,7 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
             something.
     """
     check_device(tensor, name)
-    if tensor.dtype in (torch.float64, torch.complex128) and not jax.config.jax_enable_x64:
+    if tensor.dtype in (torch.float64, torch.complex128) and not wide():
         raise ValueError(
             f"{name} has dtype {tensor.dtype}, but JAX's 64-bit mode is off: set "
             "jax.config.update('jax_enable_x64', True) first, or convert it by .float()"
@@ -87,7 +92,7 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
     dense = tensor.detach().contiguous()
     if dense.dtype == torch.bool:
         return jnp.array(dense.numpy())
-    if dense.dtype == torch.int64 and not jax.config.jax_enable_x64:
+    if dense.dtype == torch.int64 and not wide():
         limits = torch.iinfo(torch.int32)
         if dense.numel() and not limits.min <= dense.min() <= dense.max() <= limits.max:
             raise ValueError(f"{name} has integers beyond 32 bits, but JAX's 64-bit mode is off")

@@ -66,7 +66,9 @@ class TorchFunction:
         view = torchax().interop.torch_view
         tensors = {f"module.{name}": view(x) for name, x in {**self._fixed, **params}.items()}
         with lowered(), self._attributes():
-            outputs = torch.func.functional_call(self._runner, tensors, (jax.tree.map(view, batch),))
+            outputs = torch.func.functional_call(
+                self._runner, tensors, (jax.tree.map(view, batch),)
+            )
             return jax.tree.map(torchax().interop.jax_view, outputs)
 
     @contextlib.contextmanager
@@ -95,7 +97,7 @@ class _GradMode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def lowered() -> Iterator[None]:
-    """torch's operations run by JAX, and its refusals in words that name the operation."""
+    """Run torch's operations on JAX, and say of what it refuses which operation that is."""
     env = torchax().default_env()
     # A key of our own: a draw within a trace would leave a tracer in that of the environment. The
     # numbers are then the same in every call.

@@ -1,5 +1,6 @@
 """torch's losses on JAX: the ones that curvax has fused, and all others through torchax."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,31 +20,38 @@ TorchLoss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""
 
 
-class ClassesSecond(SoftmaxCrossEntropy):
-    """The cross entropy of logits `(N, V)` or, as torch has them, `(N, V, ...)`."""
+@dataclasses.dataclass(frozen=True)
+class ClassesSecond:
+    """The cross entropy of logits `(N, V)` or, as torch has them, `(N, V, ...)`.
+
+    Attributes:
+        last: the same of logits `(N, ..., V)`.
+    """
+
+    last: SoftmaxCrossEntropy
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        """See `SoftmaxCrossEntropy`."""
-        return super().__call__(_classes_last(outputs), batch)
+        """The mean over the labels counted, and their weight."""
+        return self.last(_classes_last(outputs), batch)
 
     def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
         """See `Loss`."""
-        last = super().hessian_product(_classes_last(outputs), batch, _classes_last(u))
-        return jnp.moveaxis(last, -1, 1)
+        product = self.last.hessian_product(_classes_last(outputs), batch, _classes_last(u))
+        return jnp.moveaxis(product, -1, 1)
 
     def fisher_product(
         self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
     ) -> Any:
         """See `Loss`."""
         z, tangents = _classes_last(outputs), _classes_last(u)
-        return jnp.moveaxis(super().fisher_product(z, batch, tangents, kind, keys), -1, 1)
+        return jnp.moveaxis(self.last.fisher_product(z, batch, tangents, kind, keys), -1, 1)
 
 
 def _classes_last(x: Any) -> Array:
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
-def loss_on_jax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+def loss_on_jax(loss: Any, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     """A torch loss as `loss(outputs, batch)` on JAX arrays.
 
     Args:
@@ -79,21 +87,24 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> 
         given = jnp.asarray(targets(batch))
         if jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(
-                f"the targets of CrossEntropyLoss must be class indices, got {given.dtype} of shape "
-                f"{given.shape}. For probabilities of classes pass "
-                "loss=lambda outputs, targets: torch.nn.functional.cross_entropy(outputs, targets)"
+                f"the targets of CrossEntropyLoss must be class indices, got {given.dtype} of "
+                f"shape {given.shape}. For probabilities of classes pass loss=lambda outputs, "
+                "targets: torch.nn.functional.cross_entropy(outputs, targets)"
             )
         return given
 
-    options = {"ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
+    options: dict[str, Any] = {
+        "ignore_index": loss.ignore_index,
+        "label_smoothing": loss.label_smoothing,
+    }
     if loss.weight is None:
-        return ClassesSecond(labels, **options)
+        return ClassesSecond(SoftmaxCrossEntropy(labels, **options))
     classes = to_jax(loss.weight, "the weight of the loss")
 
     def weights(batch: Any) -> Any:
         return classes[jnp.clip(labels(batch), 0, classes.shape[0] - 1)]
 
-    return ClassesSecond(labels, weights, **options)
+    return ClassesSecond(SoftmaxCrossEntropy(labels, weights, **options))
 
 
 def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:

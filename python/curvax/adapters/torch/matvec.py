@@ -43,7 +43,8 @@ class TorchProducts(HostProducts):
             for piece, leaf in zip(pieces, leaves, strict=True)
         ]
         result = self.matrix(jax.tree.unflatten(treedef, vector))
-        products, got = jax.tree.flatten(result)
+        products = jax.tree.leaves(result)
+        got: Any = jax.tree.structure(result)
         wanted = [tuple(leaf.shape) for leaf in leaves]
         shapes = [tuple(getattr(x, "shape", ())) for x in products]
         if got != treedef or shapes != wanted:
@@ -148,7 +149,7 @@ def double_backward(
         for position, batch in enumerate(listed):
             value = loss(call(module, inputs(batch)), targets(batch))
             if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss is {float(value)} on batch {position}")
+                raise FloatingPointError(f"the loss is {value.item()} on batch {position}")
             parts.append((len(targets(batch)), second_derivatives(value, parameters)[1]))
     if not parts:
         raise ValueError("batches must hold at least one batch, got none")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvax.adapters.adapted import SourceDerivatives
 from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
 from curvax.adapters.torch.functional import Run
 
@@ -75,14 +76,47 @@ class TorchSource:
             loss = self.objective(self.module, tensors)
             return to_numpy(self.run(self.module, tensors)), float(loss)
 
-    def derivatives(
-        self, batch: Any, vector: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
         """See `Source`."""
         parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
-        with double_differentiable():
-            gradient, product = second_derivatives(
-                self.objective(self.module, batch_to_torch(batch)), parameters
-            )
-            return to_numpy(gradient), to_numpy(product(direction))
+        tensors = batch_to_torch(batch)
+
+        def both() -> tuple[Leaves, Callable[[Mapping[str, torch.Tensor]], Leaves]]:
+            with double_differentiable():
+                return second_derivatives(self.objective(self.module, tensors), parameters)
+
+        gradient, product = both()
+        return SourceDerivatives(
+            to_numpy(gradient),
+            to_numpy(product(direction)),
+            lambda: to_numpy(_central_differences(lambda: both()[0], parameters, direction)),
+        )
+
+
+def _central_differences(
+    gradient: Callable[[], Leaves], parameters: Leaves, direction: Leaves
+) -> Leaves:
+    """Of a gradient at the parameters, which are moved meanwhile."""
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    scale, length = (
+        torch.stack([x.square().sum() for x in leaves.values()]).sum().sqrt()
+        for leaves in (kept, direction)
+    )
+    # Where the error of the second term, h², meets that of rounding, eps / h.
+    eps = max(torch.finfo(p.dtype).eps for p in kept.values())
+    step = eps ** (1 / 3) * max(1.0, float(scale)) / float(length)
+
+    def at(sign: float) -> Leaves:
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(kept[name] + sign * step * direction[name])
+        return {name: g.detach() for name, g in gradient().items()}
+
+    try:
+        ahead, behind = at(1.0), at(-1.0)
+    finally:
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(kept[name])
+    return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
