@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,29 @@ from curvax.filters import leaf_names
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
 
-# Largest differences allowed, relative to the largest output, the loss, and the norm of a product.
-# Two correct programs differ by rounding alone, of some thousand operations in depth.
-OUTPUT_TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-10}
-DIFFERENCE_TOLERANCE = {np.dtype(np.float32): 3e-2, np.dtype(np.float64): 1e-6}
-PRODUCT_TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}
+
+class _Tolerances(NamedTuple):
+    """Largest differences allowed, relative to the source's.
+
+    Two correct programs differ by rounding alone, of some thousand operations in depth.
+
+    Attributes:
+        outputs: of outputs and loss.
+        products: of gradients and products, in norm.
+        differences: of products against central differences, in norm.
+    """
+
+    outputs: float
+    products: float
+    differences: float
+
+
+# By the bits of the coarsest floating point type that a model computes in.
+_TOLERANCES = {
+    64: _Tolerances(1e-10, 1e-8, 1e-6),
+    32: _Tolerances(1e-4, 1e-3, 3e-2),
+    16: _Tolerances(5e-2, 0.3, 1.0),
+}
 
 
 class Source(Protocol):
@@ -158,13 +176,14 @@ class AdaptedModel(Model):
                 agree with the product but not with torch's double backward, that is wrong (as
                 torch 2.13's is of `weight_norm`); a warning says so.
             tol: the largest difference of gradients and products allowed, relative to the source's;
-                None for 1e-3 in float32 and 1e-8 in float64, or, for central differences, three
-                times the error that they measure, if that is more.
+                None for 1e-3, 1e-8 if the whole model computes in float64, and 0.3 if a part of it
+                computes in 16 bits; or, for central differences, three times the error that they
+                measure, if that is more.
             seed: of the vector.
 
         Returns:
-            The measured differences. Allowed are 1e-4 for outputs and loss in float32, and 1e-10
-            in float64.
+            The measured differences. Allowed for outputs and loss are 1e-4, 1e-10 if the whole
+            model computes in float64, and 0.05 if a part of it computes in 16 bits.
 
         Raises:
             VerificationError: a difference is larger; the message has all of them.
@@ -174,13 +193,15 @@ class AdaptedModel(Model):
         batch = self._example.batch if batch is None else self.convert(batch)
         if batch is None:
             raise ValueError("verify needs a batch: this model was made without an example")
-        outputs, loss, dtype = self._differences(batch)
-        allowed = OUTPUT_TOLERANCE[dtype]
+        outputs, loss = self._differences(batch)
+        limits = _TOLERANCES[_coarsest_bits(self.forward, self.params, batch)]
+        allowed = limits.outputs
         tolerances = {"outputs": allowed, "loss": allowed}
         derivatives = _Derivatives()
         if hvp and not max(outputs, loss) > allowed:
             given = None if tol is None else check_number("tol", tol, positive=True)
-            derivatives = self._compare_derivatives(batch, given or PRODUCT_TOLERANCE[dtype], seed)
+            limits = limits._replace(products=given or limits.products)
+            derivatives = self._compare_derivatives(batch, limits, seed)
             tolerances |= {"gradient": derivatives.allowed, "hvp": derivatives.allowed}
         found = Verification(
             outputs, loss, derivatives.gradient, derivatives.hvp, derivatives.reference, tolerances
@@ -193,8 +214,8 @@ class AdaptedModel(Model):
         self._example.batch = batch
         return found
 
-    def _differences(self, batch: Any) -> tuple[float, float, np.dtype[Any]]:
-        """Those of outputs and loss, and the coarsest type of number in them."""
+    def _differences(self, batch: Any) -> tuple[float, float]:
+        """Those of outputs and loss."""
         outputs = jax.jit(self.forward)(self.params, batch)
         loss = self.loss(outputs, batch)
         loss = loss[0] if isinstance(loss, tuple) else loss
@@ -208,12 +229,11 @@ class AdaptedModel(Model):
                 f"the converted model returns outputs of shapes {shapes[0]} ({structure}), the "
                 f"{self.source.framework} model {shapes[1]} ({wanted_structure})"
             )
-        wide = any(leaf.dtype == jnp.float64 for leaf in ours)
         differences = [_relative(a, b) for a, b in zip(ours, wanted, strict=True)]
-        dtype = np.dtype(np.float64 if wide else np.float32)
-        return max(differences), _relative(loss, their_loss), dtype
+        return max(differences), _relative(loss, their_loss)
 
-    def _compare_derivatives(self, batch: Any, allowed: float, seed: int) -> "_Derivatives":
+    def _compare_derivatives(self, batch: Any, limits: _Tolerances, seed: int) -> "_Derivatives":
+        allowed = limits.products
         parts = (self.objective, self.params, batch)
         op = hessian(*parts)
         flat = np.random.default_rng(seed).standard_normal(op.shape[0]).astype(op.dtype)
@@ -234,7 +254,7 @@ class AdaptedModel(Model):
         if gradient <= allowed < hvp:
             judge = self._flat(derivatives.differences())
             ours, wrong = _distance(product, judge), _distance(theirs, judge)
-            if ours <= DIFFERENCE_TOLERANCE[op.dtype] < wrong:
+            if ours <= limits.differences < wrong:
                 warnings.warn(
                     f"{framework}'s own double backward is wrong for this model: it differs from "
                     f"central differences of {framework}'s own gradient by {wrong:.1e} relative, "
@@ -242,7 +262,7 @@ class AdaptedModel(Model):
                     stacklevel=3,
                 )
                 reference = f"central differences of {framework}'s gradient"
-                return _Derivatives(gradient, ours, reference, DIFFERENCE_TOLERANCE[op.dtype])
+                return _Derivatives(gradient, ours, reference, limits.differences)
         return _Derivatives(gradient, hvp, f"{framework}'s own double backward", allowed)
 
     def _gradient(self, batch: Any) -> Any:
@@ -264,6 +284,26 @@ class _Derivatives:
     hvp: float | None = None
     reference: str | None = None
     allowed: float = 0.0
+
+
+def _coarsest_bits(function: Callable[..., Any], *args: Any) -> int:
+    """The bits of the coarsest floating point numbers that a function computes."""
+    found = {64}
+
+    def visit(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            for variable in equation.outvars:
+                dtype = getattr(variable.aval, "dtype", None)
+                if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                    found.add(max(16, jnp.finfo(dtype).bits))
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                if hasattr(inner, "eqns"):
+                    visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args))
+    return min(found)
 
 
 def _distance(ours: Any, theirs: Any) -> float:

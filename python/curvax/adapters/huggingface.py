@@ -46,7 +46,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     Raises:
         TypeError: see `adapters.torch.from_module`; or a model without a head for tokens.
-        ValueError: see there.
+        ValueError: see there; or a folder without a model.
         OSError: nothing that transformers can load at the path.
         ImportError: transformers is not installed.
     """

@@ -67,7 +67,7 @@ def from_model(
             "over by model.save('model.keras') there and from_model('model.keras') here"
         )
     if isinstance(model_or_path, (str, Path)):
-        model_or_path = _load(Path(model_or_path))
+        model_or_path = _load(Path(model_or_path), compiled=loss is None)
     model = model_or_path
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model or a path, got {type(model).__name__}")
@@ -90,7 +90,7 @@ def from_model(
     return adapt(source, params, forward, example)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, compiled: bool) -> Any:
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise ValueError(
             f"a Keras model must be a .keras or .h5 file, got {str(path)!r}; for weights alone see "
@@ -99,8 +99,10 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}")
     try:
-        return keras.saving.load_model(path, safe_mode=True)
+        return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except Exception as error:
+        if compiled:  # Keras cannot read its own losses from every HDF5 file
+            return _load(path, compiled=False)
         raise ValueError(
             f"{str(path)!r} cannot be loaded as a Keras model ({type(error).__name__}: {error})"
         ) from error
@@ -117,8 +119,8 @@ def _loss_on_jax(
 ) -> Callable[[Any, Any], Any]:
     if loss is None:
         raise ValueError(
-            "the model was not compiled with a loss: pass loss=, such as 'mse' or a function "
-            "loss(outputs, batch)"
+            "the model has no loss that it was compiled with: pass loss=, such as 'mse' or a "
+            "function loss(outputs, batch)"
         )
     if isinstance(loss, str):
         loss = keras.losses.get(loss)

@@ -40,15 +40,13 @@ def second_derivatives(
     gradient = dict(zip(parameters, gradients, strict=True))
 
     def product(vector: Mapping[str, torch.Tensor]) -> Leaves:
-        terms = [(g * vector[name]).sum() for name, g in gradient.items() if g.requires_grad]
-        if not terms:  # a loss that is linear in all parameters
+        with torch.enable_grad():
+            terms = [(g * vector[name]).sum() for name, g in gradient.items() if g.requires_grad]
+            along = torch.stack(terms).sum() if terms else None
+        if along is None:  # a loss that is linear in all parameters
             return {name: torch.zeros_like(leaf) for name, leaf in parameters.items()}
         products = torch.autograd.grad(
-            torch.stack(terms).sum(),
-            leaves,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+            along, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         return dict(zip(parameters, products, strict=True))
 
@@ -86,11 +84,14 @@ class TorchSource:
             with double_differentiable():
                 return second_derivatives(self.objective(self.module, tensors), parameters)
 
-        gradient, product = both()
+        def gradient() -> Leaves:
+            return both()[0]
+
+        first, product = both()
         return SourceDerivatives(
-            to_numpy(gradient),
+            to_numpy(first),
             to_numpy(product(direction)),
-            lambda: to_numpy(_central_differences(lambda: both()[0], parameters, direction)),
+            lambda: to_numpy(_central_differences(gradient, parameters, direction)),
         )
 
 
