@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 import warnings
 
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ native = pytest.mark.skipif(not _native.available(), reason="built without the c
 
 class FakeHessian:
     shape = (862464, 862464)
+    dtype = np.dtype(np.float32)
+    space = types.SimpleNamespace(names=("head",))
     loss = jnp.float32(2.036439)
 
 
@@ -127,7 +130,8 @@ def test_not_converged_exits_with_3_and_still_writes(solver, tmp_path):
     assert [row[4] for row in table_rows(outcome.stdout)].count("✗") == 2
     assert "not converged: 2 of 15 eigenpairs, after 60 products" in outcome.stdout
     assert "--max-matvecs" in outcome.stdout
-    assert {p.suffix for p in tmp_path.iterdir()} == {".npz", ".json", ".png"}
+    names = ("spectrum.npz", "spectrum.json", "spectrum.txt", "spectrum.png", "config.json")
+    assert {p.name for p in tmp_path.iterdir()} == set(names)
 
 
 def test_an_interrupted_solve_keeps_what_is_known(solver, tmp_path):
@@ -156,14 +160,15 @@ def test_an_interrupt_before_anything_is_known(solver, tmp_path):
 
 
 def test_an_interrupt_during_the_report_does_not_cut_it_short(solver, tmp_path, monkeypatch):
-    def plot(result, path, title):
+    def plot(result, path=None, title=None):
         signal.raise_signal(signal.SIGINT)
         path.write_text("a picture")
 
-    monkeypatch.setattr("curvax.plot.plot_spectrum", plot)
+    monkeypatch.setattr("curvax.plot.plot", plot)
     outcome = run("demo", "--out", tmp_path)
     assert outcome.exit_code == 130 and "interrupted" not in outcome.output
-    assert outcome.stdout.splitlines()[-1].endswith("spectrum.png")
+    last = outcome.stdout.splitlines()[-2:]
+    assert last[0].endswith("spectrum.png") and last[1].endswith("config.json")
 
 
 def test_warnings_of_the_solver_are_notes(solver, tmp_path, monkeypatch):
@@ -183,7 +188,7 @@ def test_without_matplotlib_there_is_a_note_and_no_picture(solver, tmp_path, mon
     outcome = run("demo", "--out", tmp_path)
     assert outcome.exit_code == 0
     assert "pip install 'curvax[plot]'" in outcome.stdout
-    assert {p.suffix for p in tmp_path.iterdir()} == {".npz", ".json"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".npz", ".json", ".txt"}
 
 
 # --- where it is printed -------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_solve(operator, which, tiny, tmp_path):
         (["--tokens", 1], "--tokens"),
         (["--tol", 2], "expected a number between 0 and 1"),
         (["--text", "/nowhere/text.txt"], "/nowhere/text.txt"),
-        (["--operator", "fisher"], "--operator"),
+        (["--operator", "fischer"], "--operator"),
         (["-k", 0], "-k"),
     ],
 )

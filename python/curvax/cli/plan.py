@@ -40,7 +40,7 @@ def plan(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Forecast the memory and the products of `curvax spectrum`, and make none.
+    """Forecast the memory and the products of a spectrum, and make none.
 
     The exit status is 0 if the solve would fit, and 2 if not, or for bad input.
     """
