@@ -19,6 +19,7 @@ MARKERS := not (slow or llm or cuda or peers or frameworks)
 
 VENV := .venv
 TEST_VENV := .venv-test
+FRAMEWORKS_VENV := .venv-frameworks
 PIP := -m pip --disable-pip-version-check --quiet
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels tests/native -type f)
@@ -28,10 +29,10 @@ PACKAGE := $(shell find python -type f -not -name '*.pyc')
 REQUIREMENTS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench build clean
+.PHONY: help demo test test-frameworks lint bench build clean
 
 help: ## list the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/.installed ## install with a command line and plots, and analyse the shipped GPT
 	@$(VENV)/bin/curvax demo $(DEMO_ARGS) || { status=$$?; \
@@ -39,6 +40,10 @@ demo: $(VENV)/.installed ## install with a command line and plots, and analyse t
 
 test: $(TEST_VENV)/.installed ## install with the kernels' test module, and run the default tests
 	$(TEST_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "$(MARKERS)" $(TEST_ARGS)
+
+test-frameworks: $(FRAMEWORKS_VENV)/.installed ## install torch, transformers, Keras, Flax, Equinox, and run their tests
+	$(FRAMEWORKS_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile \
+	  -m "frameworks and not (slow or llm)" $(TEST_ARGS)
 
 lint: $(TEST_VENV)/.linters ## check style and types of Python and C++
 	$(TEST_VENV)/bin/ruff check .
@@ -76,6 +81,18 @@ $(TEST_VENV)/.tools: $(TEST_VENV)/.exists pyproject.toml
 $(TEST_VENV)/.installed: $(TEST_VENV)/.tools $(NATIVE) $(PACKAGE)
 	$(TEST_VENV)/bin/python $(PIP) install --no-build-isolation ".[test]" \
 	  --config-settings=cmake.define.CURVAX_NATIVE_TESTS=ON --config-settings=build-dir=build/test
+	@touch $@
+
+# torch first and exactly, or what depends on it would take another build of it.
+$(FRAMEWORKS_VENV)/.tools: $(FRAMEWORKS_VENV)/.exists pyproject.toml
+	$(FRAMEWORKS_VENV)/bin/python $(PIP) install torch==2.13.0
+	$(FRAMEWORKS_VENV)/bin/python $(PIP) install cmake ninja \
+	  $$($(FRAMEWORKS_VENV)/bin/python -c '$(REQUIREMENTS)["build-system"]["requires"])')
+	@touch $@
+
+$(FRAMEWORKS_VENV)/.installed: $(FRAMEWORKS_VENV)/.tools $(NATIVE) $(PACKAGE)
+	$(FRAMEWORKS_VENV)/bin/python $(PIP) install --no-build-isolation ".[test,frameworks]" \
+	  --config-settings=build-dir=build/frameworks
 	@touch $@
 
 $(TEST_VENV)/.linters: $(TEST_VENV)/.installed

@@ -4,6 +4,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -24,12 +27,24 @@ def test_sharpness(monkeypatch, capsys):
     assert table[-1][4] < table[0][4]  # and a warm start saves products
 
 
+def test_files(monkeypatch, capsys):
+    with jax.numpy_rank_promotion("allow"):
+        run("walkthrough_files.py", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "can run code on load" in out
+    found = [float(line.split()[0]) for line in out.splitlines() if line.endswith("  yes")]
+    # The post's six.
+    posted = [76.840744, 1.3489572, 1.1418587, 0.1918977, -0.61654264, -1.1432382]
+    np.testing.assert_allclose(found, posted, rtol=1e-5)
+
+
 def test_every_example_is_tested():
     names = (
         "test_examples.py",
         "test_demo.py",
         "krylov/test_llm.py",
         "estimators/test_llm_layers.py",
+        "adapters/test_walkthroughs.py",
     )
     tests = "".join((Path(__file__).parent / name).read_text() for name in names)
     assert all(example.name in tests for example in EXAMPLES.glob("*.py"))

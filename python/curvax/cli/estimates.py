@@ -104,7 +104,7 @@ def diagonal(
     out: Out = Path("curvax-diagonal"),
     quiet: Quiet = False,
 ) -> None:
-    """Find or estimate the diagonal, with a standard error for each entry.
+    """Find or estimate the diagonal, and its standard errors.
 
     Writes diagonal.npz, .json, .txt and .png, and config.json, into DIR. The exit status is 0, 2
     for bad input and 130 after Ctrl-C.

