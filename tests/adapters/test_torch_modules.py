@@ -270,6 +270,19 @@ def without_gradient(x):
     return x / scale * x.detach()
 
 
+def moved(x):
+    """As a module does that keeps its own device."""
+    device = torch.device("cpu")
+    steps = torch.arange(3, device="cpu", dtype=x.dtype).to(device)
+    return x.to("cpu").cpu().to(device=device, dtype=x.dtype) * torch.ones(3, device=device) + steps
+
+
+def test_moves_to_the_cpu_stay_on_jax():
+    batch = (torch.randn(6, 4), torch.randn(6, 3))
+    model = adapter.from_module(Applied(moved), loss=F.mse_loss, example=batch)
+    assert model.verify(hvp=True).hvp <= 1e-5
+
+
 def test_where_torch_stops_gradients_so_do_we():
     batch = (torch.randn(6, 4), torch.randn(6, 3))
     model = adapter.from_module(Applied(without_gradient), loss=F.mse_loss, example=batch)

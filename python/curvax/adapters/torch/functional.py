@@ -84,15 +84,27 @@ class TorchFunction:
                 vars(part)[key] = tensor
 
 
-class _GradMode(TorchFunctionMode):
-    """Stops gradients within `torch.no_grad()`, as torch does and torchax does not."""
+class _AsInTorch(TorchFunctionMode):
+    """What torchax does otherwise than torch.
+
+    Gradients stop within `torch.no_grad()`; and "cpu", where the module believes itself to be, is
+    where JAX's arrays are: torchax would leave JAX for it.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            return args[0]
+        given = {name: _on_jax(value) for name, value in (kwargs or {}).items()}
+        out = func(*map(_on_jax, args), **given)
         if torch.is_grad_enabled():
             return out
         tensor = torchax().tensor.Tensor
         return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
+
+
+def _on_jax(argument: Any) -> Any:
+    on_cpu = isinstance(argument, (str, torch.device)) and str(argument).startswith("cpu")
+    return torch.device("jax") if on_cpu else argument
 
 
 @contextlib.contextmanager
@@ -103,7 +115,7 @@ def lowered() -> Iterator[None]:
     # numbers are then the same in every call.
     fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
     try:
-        with torch.enable_grad(), env, fixed, _GradMode():
+        with torch.enable_grad(), env, fixed, _AsInTorch():
             yield
     except torchax().tensor.OperatorNotFound as error:
         raise TypeError(f"{error}: {_FALLBACK}") from error
