@@ -103,7 +103,9 @@ class _AsInTorch(TorchFunctionMode):
 
 
 def _on_jax(argument: Any) -> Any:
-    on_cpu = isinstance(argument, (str, torch.device)) and str(argument).startswith("cpu")
+    on_cpu = (isinstance(argument, torch.device) and argument.type == "cpu") or (
+        isinstance(argument, str) and argument == "cpu"
+    )
     return torch.device("jax") if on_cpu else argument
 
 
