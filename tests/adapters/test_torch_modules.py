@@ -225,6 +225,43 @@ def test_tied_weights_are_one_parameter():
         cx.hessian(model, batch, where=cx.match_names("c.*"))
 
 
+class Shared(nn.Module):
+    """One part under three names, and a scalar; it remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = self.a
+        self.layers = nn.ModuleList([self.a, nn.Linear(4, 3)])
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        self.last = self.layers[1](torch.tanh(self.b(self.a(x)))) * self.gain
+        return self.last
+
+
+def test_shared_parts_are_left_as_they_were():
+    module, batch = Shared(), (torch.randn(6, 4), torch.randn(6, 3))
+    before = module(batch[0]).detach()
+    kept, weight = module.last, module.a.weight
+    model = adapter.from_module(module, loss=F.mse_loss, example=batch)
+    assert module.a.weight is weight and module.b.weight is weight
+    module.last = kept
+    model.objective(model.params, model.convert(batch))
+    assert module.last is kept
+    assert sorted(model.params) == [
+        "a.bias",
+        "a.weight",
+        "gain",
+        "layers.1.bias",
+        "layers.1.weight",
+    ]
+    assert model.verify(hvp=True).hvp <= 1e-5
+    assert torch.equal(module(batch[0]), before)
+    op = cx.hessian(model, batch, where=cx.match_names("layers.0.*"))
+    assert op.space.names == ("a.bias", "a.weight")
+
+
 def test_frozen_parameters_are_constants():
     module = mlp()
     module[0].requires_grad_(False)

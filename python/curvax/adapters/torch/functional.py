@@ -1,7 +1,8 @@
 """A torch module as a function of its parameters, run by JAX through torchax."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,18 +16,6 @@ Run = Callable[[nn.Module, Any], Any]
 """`run(module, batch) -> outputs`, on torch tensors."""
 
 
-class _Runner(nn.Module):
-    """Calls `run` on a module, as a module: what `functional_call` can call."""
-
-    def __init__(self, module: nn.Module, run: Run) -> None:
-        super().__init__()
-        self.module = module
-        self.run = run
-
-    def forward(self, batch: Any) -> Any:
-        return self.run(self.module, batch)
-
-
 class TorchFunction:
     """`forward(params, batch)` of a module, on JAX arrays.
 
@@ -36,7 +25,8 @@ class TorchFunction:
     """
 
     def __init__(self, module: nn.Module, run: Run) -> None:
-        self._runner = _Runner(module, run)
+        self._run = run
+        self._module = module
         taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
         first = {id(p): name for name, p in taken.items()}
         self.name_map = {
@@ -45,17 +35,18 @@ class TorchFunction:
             if id(p) in first
         }
         self.params = {name: to_jax(p, f"parameter {name!r}") for name, p in taken.items()}
-        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        self._fixed = {
-            name: to_jax(tensor, f"buffer {name!r}")
-            for name, tensor in {**frozen, **dict(module.named_buffers())}.items()
-        }
-        self._unregistered = [
-            (part, key, to_jax(value, f"tensor {key!r}"))
-            for part in module.modules()
-            for key, value in vars(part).items()
-            if isinstance(value, torch.Tensor)
-        ]
+        # Where the module's tensors stand: in a dict of a part, under a key. A tied parameter
+        # stands in several places, under one name; what is no parameter has a constant.
+        self._places: list[tuple[dict[str, Any], str, str]] = []
+        self._constants: list[tuple[dict[str, Any], str, Any]] = []
+        for part in module.modules():
+            for holder in (part._parameters, part._buffers, vars(part)):
+                for key, tensor in holder.items():
+                    if id(tensor) in first:
+                        self._places.append((holder, key, first[id(tensor)]))
+                    elif isinstance(tensor, torch.Tensor):
+                        name = f"{key!r} of {type(part).__name__}"
+                        self._constants.append((holder, key, to_jax(tensor, name)))
 
     def __call__(self, params: Any, batch: Any) -> Any:
         """The outputs; traceable by JAX.
@@ -63,25 +54,31 @@ class TorchFunction:
         Raises:
             TypeError: torchax has no lowering of an operation; the message names it.
         """
-        view = torchax().interop.torch_view
-        tensors = {f"module.{name}": view(x) for name, x in {**self._fixed, **params}.items()}
-        with lowered(), self._attributes():
-            outputs = torch.func.functional_call(
-                self._runner, tensors, (jax.tree.map(view, batch),)
-            )
-            return jax.tree.map(torchax().interop.jax_view, outputs)
+        view, jax_view = torchax().interop.torch_view, torchax().interop.jax_view
+        with lowered(), self._replaced({name: view(leaf) for name, leaf in params.items()}):
+            return jax.tree.map(jax_view, self._run(self._module, jax.tree.map(view, batch)))
 
     @contextlib.contextmanager
-    def _attributes(self) -> Iterator[None]:
-        """Replace the tensors that are plain attributes of modules, which torch does not."""
-        kept = [(part, key, vars(part)[key]) for part, key, _ in self._unregistered]
+    def _replaced(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+        """Replace the module's tensors by others, and leave no trace of that.
+
+        Not `torch.func.functional_call`: it leaves the replacement in a part that has two names,
+        and does not replace tensors that are plain attributes.
+        """
+        parts = list(self._module.modules())
+        holders = [h for part in parts for h in (part._parameters, part._buffers, vars(part))]
+        kept = [(holder, dict(holder)) for holder in holders]
         try:
-            for part, key, value in self._unregistered:
-                vars(part)[key] = torchax().interop.torch_view(value)
+            for holder, key, name in self._places:
+                holder[key] = tensors[name]
+            for holder, key, value in self._constants:
+                holder[key] = torchax().interop.torch_view(value)
             yield
         finally:
-            for part, key, tensor in kept:
-                vars(part)[key] = tensor
+            # What the module has stored on itself meanwhile is of JAX too.
+            for holder, before in kept:
+                holder.clear()
+                holder.update(before)
 
 
 class _AsInTorch(TorchFunctionMode):
@@ -117,7 +114,10 @@ def lowered() -> Iterator[None]:
     # numbers are then the same in every call.
     fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
     try:
-        with torch.enable_grad(), env, fixed, _AsInTorch():
+        with torch.enable_grad(), env, fixed, _AsInTorch(), warnings.catch_warnings():
+            # torch's integers have 64 bits wherever torchax does not ask JAX.
+            narrowed = "Explicitly requested dtype int64"
+            warnings.filterwarnings("ignore", message=narrowed, category=UserWarning)
             yield
     except torchax().tensor.OperatorNotFound as error:
         raise TypeError(f"{error}: {_FALLBACK}") from error
