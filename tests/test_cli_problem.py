@@ -110,7 +110,7 @@ def test_the_directory_holds_all_that_a_run_depends_on(problem):
     config = json.loads((folder / "config.json").read_text())
     assert config["subcommand"] == "spectrum"
     options = config["options"]
-    assert options["target"] == f"{problem.name}:make_problem" and options["tol"] is None
+    assert options["target"] == f"{problem.name}:make_problem" and options["tol"] == 1e-3
     assert options["count"] == 2 and options["which"] == "LM" and options["seed"] == 0
     assert config["operator"]["parameters"] == 56 and config["operator"]["leaves"] == ["w1", "w2"]
     assert config["operator"]["loss"] == pytest.approx(float(operator("ggn").loss))

@@ -95,6 +95,8 @@ class HessianAnalyzer:
             ValueError: as for `curvax.eigsh`; or `sigma`, or `which="SM"`, with too many
                 parameters to factor the Hessian.
         """
+        if args.which not in ("LM", "SM", "LA", "SA", "BE"):
+            raise ValueError(f"which must be one of LM, SM, LA, SA, BE, got {args.which!r}")
         if args.sigma is not None or args.which == "SM":
             return self._by_factoring(args)
         which: Any = args.which
@@ -163,8 +165,6 @@ def _order(values: Any, args: EigshArgs) -> Any:
         # The highest, the lowest, the next highest, and so on.
         "BE": np.stack([ends, ends[::-1]], axis=1).reshape(-1)[: len(ends)],
     }
-    if args.which not in orders:
-        raise ValueError(f"which must be one of {', '.join(orders)}, got {args.which!r}")
     return orders[args.which]
 
 

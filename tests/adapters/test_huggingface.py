@@ -215,7 +215,7 @@ class TestBadInput:
             huggingface.causal_lm(bert("BertModel").eval())
         with pytest.raises(TypeError, match=r"adapters\.torch\.from_module"):
             huggingface.causal_lm(torch.nn.Linear(3, 3).eval())
-        with pytest.raises((OSError, ValueError), match="config.json"):
+        with pytest.raises(OSError, match="model_or_path must be .* nothing is downloaded"):
             huggingface.causal_lm(tmp_path)
         with pytest.raises(ValueError, match="num_labels=1"):
             huggingface.sequence_classification(
@@ -228,5 +228,8 @@ class TestBadInput:
         model = huggingface.causal_lm(llama().eval())
         with pytest.raises(KeyError, match="must have input_ids"):
             cx.hessian(model, {"ids": tokens(2, 5)})
+        masked = huggingface.masked_lm(bert("BertForMaskedLM").eval())
+        with pytest.raises(KeyError, match="must have labels, got the keys"):
+            cx.hessian(masked, {"input_ids": tokens(2, 5)})
         with pytest.raises(ValueError, match=r"array of tokens \(B, T\)"):
             cx.hessian(model, tokens(5))

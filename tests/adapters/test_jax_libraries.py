@@ -353,11 +353,43 @@ class TestKeras:
         model.compile(loss=loss)
         np.testing.assert_allclose(float(op.loss), model.evaluate(x, y, verbose=0), rtol=1e-5)
 
+    @pytest.mark.parametrize("from_logits", [True, False])
+    def test_ignored_classes_weigh_nothing(self, from_logits):
+        import keras
+
+        from curvax.adapters import keras as adapter
+
+        keras.utils.set_random_seed(0)
+        ends = [] if from_logits else [keras.layers.Softmax()]
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), *ends])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits, ignore_class=0)
+        x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+        y = np.array([0, 0, 0, 1, 2, 1])
+        adapted = adapter.from_model(model, loss=loss)
+        one = cx.hessian(adapted, (x, y))
+        two = cx.hessian(adapted, [(x[:4], y[:4]), (x[4:], y[4:])])
+        eye = jnp.eye(12, dtype=jnp.float32)
+        np.testing.assert_allclose(two.product(eye), one.product(eye), atol=1e-6)
+        model.compile(loss=loss)
+        np.testing.assert_allclose(float(one.loss), model.evaluate(x, y, verbose=0), rtol=1e-5)
+
+    def test_regularisers_are_announced(self):
+        import keras
+
+        from curvax.adapters import keras as adapter
+
+        layer = keras.layers.Dense(2, kernel_regularizer="l2")
+        model = keras.Sequential([keras.Input((3,)), layer])
+        with pytest.warns(UserWarning, match="adds 1 losses of its own"):
+            adapter.from_model(model, loss="mse")
+
     def test_bad_input(self, tmp_path):
         import keras
 
         from curvax.adapters import keras as adapter
 
+        with pytest.raises(ValueError, match="loss must be Keras's name of a loss.*'zzz'"):
+            adapter.from_model(keras_layers("float32"), loss="zzz")
         with pytest.raises(TypeError, match=r"keras\.Model or a path"):
             adapter.from_model(3)
         with pytest.raises(ValueError, match="must be built"):
@@ -373,7 +405,7 @@ class TestKeras:
             adapter.from_model(tmp_path / "none.keras")
         for name in ("bad.keras", "bad.h5"):
             (tmp_path / name).write_bytes(b"not a model")
-            with pytest.raises(ValueError, match="cannot be loaded as a Keras model"):
+            with pytest.raises(ValueError, match="is not the .* that its name says"):
                 adapter.from_model(tmp_path / name)
         code = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)])
         code.save(tmp_path / "code.keras")

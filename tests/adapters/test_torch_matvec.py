@@ -134,8 +134,8 @@ class TestBadInput:
         [
             (lambda v: v[:2], ValueError, r"expected .*\(3,\).*got .*\(2,\)"),
             (lambda v: [v], ValueError, "structure and shapes"),
-            (lambda v: v.numpy(), TypeError, "must return torch tensors on the CPU"),
-            (lambda v: v.to("meta"), TypeError, r"got meta: add \.cpu\(\)"),
+            (lambda v: v.numpy(), TypeError, "must return torch tensors on the CPU, got ndarray"),
+            (lambda v: v.to("meta"), TypeError, r"got device meta: add \.cpu\(\)"),
             (lambda v: 1 / 0, ZeroDivisionError, "division"),
         ],
     )

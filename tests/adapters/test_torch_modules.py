@@ -174,6 +174,37 @@ def test_classes_on_the_second_axis():
         np.testing.assert_allclose(op.ravel(op @ v), wanted, rtol=0, atol=1e-5)
 
 
+LABELS = torch.tensor([0, 0, 0, 1, 2, 1])
+COUNTING = {
+    "nll-ignoring": nn.NLLLoss(ignore_index=0),
+    "nll-weighted": nn.NLLLoss(weight=torch.tensor([1.0, 5.0, 0.2])),
+    "nll-functional": F.nll_loss,
+    "weighted-smoothed": nn.CrossEntropyLoss(
+        weight=torch.tensor([1.0, 5.0, 0.2]), label_smoothing=0.3
+    ),
+    "ignoring": nn.CrossEntropyLoss(ignore_index=0),
+    "weighted": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2])),
+    "plain": nn.CrossEntropyLoss(),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_batches_weigh_as_their_labels_do(name):
+    """Several batches are one, for every loss of torch that divides by the weights of labels."""
+    loss, x = COUNTING[name], torch.randn(6, 3)
+    module = nn.Sequential(nn.Linear(3, 3), nn.LogSoftmax(-1))
+    model = adapter.from_module(module, loss=loss)
+    parts = [(x[:4], LABELS[:4]), (x[4:], LABELS[4:])]
+    eye = jnp.eye(12, dtype=jnp.float32)
+    wanted = np.asarray(cx.hessian(model, (x, LABELS)).product(eye))
+    for op in (
+        cx.hessian(model, parts),
+        cx.hessian(model, (x, LABELS), microbatch_size=4),
+        adapter.double_backward(module, loss, parts),
+    ):
+        np.testing.assert_allclose(op.product(eye), wanted, atol=1e-6 * np.abs(wanted).max() * 10)
+
+
 def test_a_data_loader_is_the_whole_set():
     x, y = torch.randn(21, 5), classes(21)
     module = mlp()
@@ -408,6 +439,32 @@ class TestBadInput:
         batch = (torch.randn(4, 5), torch.rand(4, 3))
         loss = nn.CrossEntropyLoss()
         refused(TypeError, "must be class indices, got float32", mlp(), loss=loss, example=batch)
+
+    def test_what_a_loss_returns(self):
+        batch = (torch.randn(4, 5), torch.randn(4, 3))
+        refused(TypeError, "loss must be callable as", mlp(), loss=nn.MSELoss, example=batch)
+        for loss, error, match in (
+            (lambda o, t: (o - t) ** 2, ValueError, r"one number.*\(4, 3\)"),
+            (lambda o, t: 1.0, TypeError, "must return a torch tensor, got float"),
+        ):
+            refused(error, match, mlp(), loss=loss, example=batch)
+        adapter.from_module(mlp(), loss=nn.KLDivLoss(reduction="batchmean"))
+
+    @pytest.mark.parametrize(
+        "batch,match",
+        [
+            ([torch.ones(4, 5), torch.ones(4, 3)], r"tuple \(inputs, targets\), got Tensor"),
+            (torch.ones(4, 5), r"tuple \(inputs, targets\), got"),
+            ({"x": torch.ones(4, 5)}, r"got a dict with the keys \['x'\]: say by inputs="),
+            ((torch.ones(4, 5), torch.ones(4, 3), 1), "got a tuple of 3"),
+            ((torch.ones(4, 5), "abc"), "must hold tensors, arrays and numbers, .* got str"),
+            (None, "got NoneType"),
+        ],
+    )
+    def test_batches(self, batch, match):
+        model = adapter.from_module(mlp(), loss=F.mse_loss)
+        with pytest.raises(TypeError, match=match):
+            cx.hessian(model, batch)
 
     def test_operations_without_a_lowering(self):
         batch = (torch.randn(4, 4), torch.randn(4, 3))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -152,7 +152,9 @@ class AdaptedModel(Model):
             return self._compared(self.convert(batches))
         if isinstance(batches, list):
             return [self._compared(self.convert(batch)) for batch in batches]
-        return self._stream(batches)
+        if isinstance(batches, Iterable):
+            return self._stream(batches)
+        return self._compared(self.convert(batches))
 
     def _stream(self, batches: Any) -> Iterator[Any]:
         for batch in batches:
@@ -216,10 +218,11 @@ class AdaptedModel(Model):
 
     def _differences(self, batch: Any) -> tuple[float, float]:
         """Those of outputs and loss."""
+        # The source first: of a batch that does not fit, its own words are the best.
+        theirs, their_loss = self.source.evaluate(batch)
         outputs = jax.jit(self.forward)(self.params, batch)
         loss = self.loss(outputs, batch)
         loss = loss[0] if isinstance(loss, tuple) else loss
-        theirs, their_loss = self.source.evaluate(batch)
         ours, wanted = jax.tree.leaves(outputs), jax.tree.leaves(theirs)
         structure: Any = jax.tree.structure(outputs)
         wanted_structure = jax.tree.structure(theirs)

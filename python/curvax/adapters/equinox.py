@@ -6,8 +6,9 @@ from typing import Any
 import jax
 
 from curvax.adapters.adapted import AdaptedModel
+from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt, first
+from curvax.adapters.native import JaxSource, adapt
 
 eqx = import_framework("equinox", "equinox")
 

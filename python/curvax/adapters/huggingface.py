@@ -46,7 +46,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     Raises:
         TypeError: see `adapters.torch.from_module`; or a model without a head for tokens.
-        ValueError: see there; or a folder without a model.
+        ValueError: see there.
         OSError: nothing that transformers can load at the path.
         ImportError: transformers is not installed.
     """
@@ -81,7 +81,7 @@ def masked_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     model = _load(model_or_path, "AutoModelForMaskedLM")
     if example is None:
         example = {"input_ids": _tokens(model), "labels": _tokens(model)}
-    return _language_model(model, example, lambda batch: batch["labels"], slice(None))
+    return _language_model(model, example, _own_labels, slice(None))
 
 
 def sequence_classification(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
@@ -119,10 +119,10 @@ def sequence_classification(model_or_path: Any, *, example: Any = None) -> Adapt
         return _called(model, inputs).logits
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
-        return nn.functional.cross_entropy(run(model, batch), batch["labels"])
+        return nn.functional.cross_entropy(run(model, batch), _own_labels(batch))
 
-    loss = SoftmaxCrossEntropy(labels=lambda batch: batch["labels"])
-    return adapt(model, run, objective, loss, example, _with_labels)
+    loss = SoftmaxCrossEntropy(labels=_own_labels)
+    return adapt(model, run, objective, loss, example)
 
 
 def encoder(
@@ -196,13 +196,20 @@ def _load(model_or_path: Any, kind: str) -> nn.Module:
         path = path.parent
     transformers = import_framework("transformers", "huggingface")
     # Only from this machine: an analysis must not depend on what a server sends today.
-    model: nn.Module = getattr(transformers, kind).from_pretrained(
-        str(path) if path.exists() else str(model_or_path),
-        local_files_only=True,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        **options,
-    )
+    try:
+        model: nn.Module = getattr(transformers, kind).from_pretrained(
+            str(path) if path.exists() else str(model_or_path),
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise OSError(
+            "model_or_path must be a model, its folder or its .gguf file on this machine, or a "
+            f"name in the cache of transformers (nothing is downloaded), got {model_or_path!r}: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
     check_module(model.eval())
     return model
 
@@ -211,6 +218,7 @@ def _language_model(
     model: nn.Module, example: Any, labels: Callable[[Any], Any], predicting: slice, **options: Any
 ) -> AdaptedModel:
     """The model of a language model: labels of the places `predicting` of its hidden states."""
+    convert = batch_to_jax if labels is _own_labels else _with_labels
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear):
         raise TypeError(
@@ -237,10 +245,10 @@ def _language_model(
 
     fused = LinearCrossEntropy(labels, softcap=cap, ignore_index=IGNORED)
     try:
-        return adapt(model, hidden_and_head, objective, fused, example, _with_labels)
+        return adapt(model, hidden_and_head, objective, fused, example, convert)
     except VerificationError as error:
         plain = SoftmaxCrossEntropy(labels, ignore_index=IGNORED)
-        adapted = adapt(model, logits, objective, plain, example, _with_labels)
+        adapted = adapt(model, logits, objective, plain, example, convert)
         warnings.warn(
             f"{type(model).__name__} does more to its hidden states than multiply by its head, so "
             f"its logits are computed, of all tokens × vocabulary: {error}",
@@ -276,8 +284,14 @@ def _without_head(model: nn.Module) -> Iterator[None]:
             config.final_logit_softcapping = cap
 
 
+def _own_labels(batch: Any) -> Any:
+    if "labels" not in batch:
+        raise KeyError(f"a batch must have labels, got the keys {sorted(batch)}")
+    return batch["labels"]
+
+
 def _with_labels(batch: Any) -> Any:
-    """A batch of arrays, with labels."""
+    """A batch of arrays, with the tokens for labels if it has none."""
     arrays = batch_to_jax(batch)
     if not isinstance(arrays, Mapping):
         if not hasattr(arrays, "ndim") or arrays.ndim != 2:

@@ -5,13 +5,15 @@ A `.keras` or `.h5` file saved under TensorFlow or torch loads too: Keras builds
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from curvax.adapters.adapted import AdaptedModel
+from curvax.adapters.batches import first, second
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt, first
+from curvax.adapters.native import JaxSource, adapt
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 
 if "keras" not in sys.modules:
@@ -20,17 +22,13 @@ if "keras" not in sys.modules:
 keras = import_framework("keras", "keras")
 
 
-def _second(batch: Any) -> Any:
-    return batch[1]
-
-
 def from_model(
     model_or_path: Any,
     *,
     loss: Any = None,
     example: Any = None,
     inputs: Callable[[Any], Any] = first,
-    targets: Callable[[Any], Any] = _second,
+    targets: Callable[[Any], Any] = second,
 ) -> AdaptedModel:
     """A Keras model and its loss as a model, called with `training=False`.
 
@@ -86,6 +84,12 @@ def from_model(
     loss = getattr(model, "loss", None) if loss is None else loss
     ours = _loss_on_jax(loss, targets, _rank_of_outputs(model))
     source = JaxSource("Keras", lambda batch: model(inputs(batch), training=False), ours)
+    if model.losses:
+        warnings.warn(
+            f"the model adds {len(model.losses)} losses of its own in training, as regularisers "
+            "do: they are no part of the loss that is analysed",
+            stacklevel=2,
+        )
     params = {variable.path: variable.value for variable in model.trainable_variables}
     return adapt(source, params, forward, example)
 
@@ -98,6 +102,11 @@ def _load(path: Path, compiled: bool) -> Any:
         )
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}")
+    begins = {".keras": b"PK"}.get(path.suffix, b"\x89HDF")
+    with path.open("rb") as file:
+        if not file.read(4).startswith(begins):
+            kind = "Keras archive" if path.suffix == ".keras" else "HDF5 file"
+            raise ValueError(f"{str(path)!r} is not the {kind} that its name says")
     try:
         return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except Exception as error:
@@ -123,7 +132,13 @@ def _loss_on_jax(
             "function loss(outputs, batch)"
         )
     if isinstance(loss, str):
-        loss = keras.losses.get(loss)
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError as error:
+            raise ValueError(
+                f"loss must be Keras's name of a loss, as 'mse', a keras.losses.Loss or a function "
+                f"loss(outputs, batch), got {loss!r}"
+            ) from error
     if loss in (keras.losses.mean_squared_error, keras.losses.MeanSquaredError):
         loss = keras.losses.MeanSquaredError()
     if not isinstance(loss, keras.losses.Loss):
@@ -137,9 +152,19 @@ def _loss_on_jax(
         return MeanSquaredError(lambda batch: _of_rank(targets(batch), rank))
     if type(loss) is keras.losses.SparseCategoricalCrossentropy:
         options = loss.get_config()
-        if options["from_logits"] and options.get("ignore_class") is None:
-            below = None if rank is None else rank - 1
-            return SoftmaxCrossEntropy(lambda batch: _of_rank(targets(batch), below))
+        below = None if rank is None else rank - 1
+
+        def labels(batch: Any) -> Any:
+            return _of_rank(targets(batch), below)
+
+        ignored = options.get("ignore_class")
+        if options["from_logits"]:
+            return SoftmaxCrossEntropy(labels, ignore_index=-100 if ignored is None else ignored)
+        if ignored is not None:  # a mean over the labels that count
+            return lambda outputs, batch: (
+                loss(targets(batch), outputs),
+                (labels(batch) != ignored).sum(),
+            )
     return lambda outputs, batch: loss(targets(batch), outputs)
 
 

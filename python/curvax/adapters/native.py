@@ -11,11 +11,6 @@ from curvax.adapters.adapted import AdaptedModel
 from curvax.filters import leaf_names
 
 
-def first(batch: Any) -> Any:
-    """The inputs of a batch `(inputs, targets)`."""
-    return batch[0]
-
-
 class JaxSource:
     """See `curvax.adapters.adapted.Source`; of a library that has no derivatives but JAX's."""
 

@@ -111,7 +111,7 @@ def spectrum(
         )
     make_directory(out)
     console = open_stdout(quiet)
-    tol = tol or (1e-3 if model is None else 1e-2)
+    context.params["tol"] = tol = tol or (1e-3 if model is None else 1e-2)
     options = {"which": which, "tol": tol, "certify": certify}
     try:
         with show_progress(quiet, "loading JAX and the model; compiling its loss"):

@@ -110,7 +110,12 @@ def batch_to_jax(batch: Any) -> Any:
         return type(batch)(*map(batch_to_jax, batch))
     if isinstance(batch, (tuple, list)):  # a DataLoader makes lists
         return tuple(map(batch_to_jax, batch))
-    return jax.tree.map(jnp.asarray, batch)
+    if not isinstance(batch, (np.ndarray, np.generic, jax.Array, bool, int, float)):
+        raise TypeError(
+            "a batch must hold tensors, arrays and numbers, in tuples, lists and mappings, got "
+            f"{type(batch).__name__}"
+        )
+    return jnp.asarray(batch)
 
 
 def batch_to_torch(batch: Any) -> Any:

@@ -48,6 +48,8 @@ def _varies(part: nn.Module) -> str:
 
 def _check_parameter(name: str, parameter: torch.Tensor) -> None:
     check_device(parameter, f"parameter {name!r}")
+    if parameter.is_complex():
+        raise TypeError(f"parameter {name!r} must be real, got {parameter.dtype}")
     if parameter.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"parameter {name!r} must be float32 or float64, got {parameter.dtype}: second "

@@ -62,24 +62,67 @@ def loss_on_jax(loss: Any, targets: Callable[[Any], Any]) -> Callable[[Any, Any]
         TypeError: not callable.
         ValueError: a module whose `reduction` is not `"mean"`.
     """
-    if not callable(loss):
-        raise TypeError(
-            "loss must be callable as loss(outputs, targets) on torch tensors, such as "
-            f"torch.nn.CrossEntropyLoss(), got {loss!r}"
-        )
-    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
-        raise ValueError(
-            f"loss must have reduction='mean', got {reduction!r}: the operators are of a mean over "
-            "all batches. Multiply the operator by the number of samples for that of the sum"
-        )
+    check_loss(loss)
     if loss is F.mse_loss or type(loss) is nn.MSELoss:
         return MeanSquaredError(targets)
-    if loss is F.cross_entropy:
-        loss = nn.CrossEntropyLoss()
+    known = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
+    loss = known[loss]() if loss in known else loss
     # With both, torch weighs the smoothed targets by class, for which there is no fused form.
     if type(loss) is nn.CrossEntropyLoss and (loss.weight is None or loss.label_smoothing == 0):
         return _cross_entropy(loss, targets)
     return _through_torchax(loss, targets)
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what is no mean loss.
+
+    Raises:
+        TypeError: not callable, or a class.
+        ValueError: a module whose `reduction` is a sum, or none.
+    """
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            "loss must be callable as loss(outputs, targets) on torch tensors, such as "
+            f"torch.nn.CrossEntropyLoss(), got {loss!r}"
+        )
+    if (reduction := getattr(loss, "reduction", "mean")) not in ("mean", "batchmean"):
+        raise ValueError(
+            f"loss must have reduction='mean', got {reduction!r}: the operators are of a mean over "
+            "all batches. Multiply the operator by the number of samples for that of the sum"
+        )
+
+
+def check_scalar(value: Any) -> None:
+    """Refuse what a loss must not return.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: a tensor with more than one element.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"loss must return a torch tensor, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(
+            f"loss must return one number, the mean over the batch, got shape {tuple(value.shape)}"
+        )
+
+
+def weight_of(loss: Any, targets: Any) -> Any:
+    """What a mean loss divides by, on torch tensors: its weight among several batches.
+
+    That is the length of the targets, and of `CrossEntropyLoss` and `NLLLoss` the weights of the
+    labels that they count.
+    """
+    if not _counts_labels(loss) or targets.is_floating_point():
+        return torch.tensor(float(len(targets)))
+    counted = targets != loss.ignore_index
+    if loss.weight is None:
+        return counted.sum()
+    return (loss.weight[targets.clamp(0, len(loss.weight) - 1)] * counted).sum()
+
+
+def _counts_labels(loss: Any) -> bool:
+    return type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> ClassesSecond:
@@ -89,7 +132,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> 
             raise TypeError(
                 f"the targets of CrossEntropyLoss must be class indices, got {given.dtype} of "
                 f"shape {given.shape}. For probabilities of classes pass loss=lambda outputs, "
-                "targets: torch.nn.functional.cross_entropy(outputs, targets)"
+                "targets: torch.nn.functional.cross_entropy(outputs, targets), with its weight"
             )
         return given
 
@@ -109,7 +152,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> 
 
 def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     if isinstance(loss, nn.Module):
-        function = TorchFunction(loss, lambda module, pair: module(*pair))
+        function = TorchFunction(loss, _with_weight)
         return lambda outputs, batch: function(function.params, (outputs, targets(batch)))
 
     def total(outputs: Any, batch: Any) -> Any:
@@ -119,3 +162,9 @@ def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable
         return torchax().interop.jax_view(value)
 
     return total
+
+
+def _with_weight(loss: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> Any:
+    """The mean, and its weight if that is not the length of the batch."""
+    value = loss(*pair)
+    return (value, weight_of(loss, pair[1])) if _counts_labels(loss) else value

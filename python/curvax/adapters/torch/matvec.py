@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from curvax.adapters.batches import first, second
 from curvax.adapters.torch.checks import check_module
-from curvax.adapters.torch.losses import TorchLoss
-from curvax.adapters.torch.module import _first, _second, call
+from curvax.adapters.torch.losses import TorchLoss, check_loss, check_scalar, weight_of
+from curvax.adapters.torch.module import call
 from curvax.adapters.torch.source import double_differentiable, second_derivatives
 from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.matrix import HostOperator, HostProducts
@@ -44,20 +45,19 @@ class TorchProducts(HostProducts):
         ]
         result = self.matrix(jax.tree.unflatten(treedef, vector))
         products = jax.tree.leaves(result)
-        got: Any = jax.tree.structure(result)
+        structure: Any = jax.tree.structure(result)
         wanted = [tuple(leaf.shape) for leaf in leaves]
         shapes = [tuple(getattr(x, "shape", ())) for x in products]
-        if got != treedef or shapes != wanted:
+        if structure != treedef or shapes != wanted:
             raise ValueError(
                 "matvec must return the structure and shapes of its argument: expected "
-                f"{treedef} {wanted}, got {got} {shapes}"
+                f"{treedef} {wanted}, got {structure} {shapes}"
             )
         for product in products:
             if not isinstance(product, torch.Tensor) or product.device.type != "cpu":
-                raise TypeError(
-                    "matvec must return torch tensors on the CPU, got "
-                    f"{getattr(product, 'device', type(product).__name__)}: add .cpu()"
-                )
+                tensor = isinstance(product, torch.Tensor)
+                got = f"device {product.device}: add .cpu()" if tensor else type(product).__name__
+                raise TypeError(f"matvec must return torch tensors on the CPU, got {got}")
         return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
 
 
@@ -115,8 +115,8 @@ def double_backward(
     loss: TorchLoss,
     batches: Any,
     *,
-    inputs: Callable[[Any], Any] = _first,
-    targets: Callable[[Any], Any] = _second,
+    inputs: Callable[[Any], Any] = first,
+    targets: Callable[[Any], Any] = second,
 ) -> HostOperator:
     """The Hessian of a torch module's mean loss, multiplied by torch's own double backward.
 
@@ -128,7 +128,8 @@ def double_backward(
         module: as for `from_module`.
         loss: as for `from_module`; any callable.
         batches: one batch (a tuple, a mapping or a tensor), or a list or loader of batches. They
-            are weighted by the lengths of the leading axes of the targets.
+            are weighted by the lengths of the leading axes of the targets; for `CrossEntropyLoss`
+            and `NLLLoss` by what these divide by, the weights of the labels that count.
         inputs: as for `from_module`.
         targets: as for `from_module`.
 
@@ -141,6 +142,7 @@ def double_backward(
         FloatingPointError: the loss is not finite.
     """
     check_module(module)
+    check_loss(loss)
     single = isinstance(batches, (tuple, Mapping, torch.Tensor))
     listed: Iterable[Any] = [batches] if single else batches
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -148,9 +150,11 @@ def double_backward(
     with double_differentiable():
         for position, batch in enumerate(listed):
             value = loss(call(module, inputs(batch)), targets(batch))
+            check_scalar(value)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} on batch {position}")
-            parts.append((len(targets(batch)), second_derivatives(value, parameters)[1]))
+            weight = float(weight_of(loss, targets(batch)))
+            parts.append((weight, second_derivatives(value, parameters)[1]))
     if not parts:
         raise ValueError("batches must hold at least one batch, got none")
     total = sum(weight for weight, _ in parts)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from curvax.adapters.adapted import AdaptedModel
+from curvax.adapters.batches import first, second
 from curvax.adapters.torch.bridge import batch_to_jax
 from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.functional import Run, TorchFunction
@@ -19,21 +20,13 @@ HINT = (
 )
 
 
-def _first(batch: Any) -> Any:
-    return batch[0]
-
-
-def _second(batch: Any) -> Any:
-    return batch[1]
-
-
 def from_module(
     module: nn.Module,
     *,
     loss: TorchLoss,
     example: Any = None,
-    inputs: Callable[[Any], Any] = _first,
-    targets: Callable[[Any], Any] = _second,
+    inputs: Callable[[Any], Any] = first,
+    targets: Callable[[Any], Any] = second,
 ) -> AdaptedModel:
     """A torch module and its loss as a model that JAX runs and differentiates.
 

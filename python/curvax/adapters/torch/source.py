@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curvax.adapters.adapted import SourceDerivatives
 from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
 from curvax.adapters.torch.functional import Run
+from curvax.adapters.torch.losses import check_scalar
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -72,6 +73,7 @@ class TorchSource:
         tensors = batch_to_torch(batch)
         with torch.no_grad():
             loss = self.objective(self.module, tensors)
+            check_scalar(loss)
             return to_numpy(self.run(self.module, tensors)), float(loss)
 
     def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
