@@ -45,6 +45,7 @@ def test_npz(tmp_path):
     same(files.load(str(tmp_path / "p.npz")), PARAMS)
 
 
+@pytest.mark.frameworks
 def test_safetensors(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     numpy.save_file(PARAMS | {"scale": np.ones(1, np.float32)}, tmp_path / "p.safetensors")
@@ -54,6 +55,7 @@ def test_safetensors(tmp_path):
     same(files.load(tmp_path / "h.safetensors"), half)
 
 
+@pytest.mark.frameworks
 def test_gguf(tmp_path):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "p.gguf", "llama")
@@ -81,7 +83,15 @@ def test_float64_needs_the_64_bit_mode(tmp_path):
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("suffix", ["json", "npz", "safetensors", "gguf"])
+    @pytest.mark.parametrize(
+        "suffix",
+        [
+            "json",
+            "npz",
+            pytest.param("safetensors", marks=pytest.mark.frameworks),
+            pytest.param("gguf", marks=pytest.mark.frameworks),
+        ],
+    )
     @pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"GGUF\x03\0\0\0" + b"\xff" * 40])
     def test_a_file_that_is_not_what_its_name_says(self, suffix, content, tmp_path):
         if suffix in ("safetensors", "gguf"):
