@@ -42,6 +42,15 @@ _TOL = typer.Option(
 )
 Tol = Annotated[float, _TOL]
 OptionalTol = Annotated[float | None, _TOL]
+Count = Annotated[int, typer.Option("--count", "-k", min=1, metavar="N", help="Eigenvalues.")]
+Which = Annotated[
+    Literal["LM", "LA", "SA", "BE"],
+    typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
+]
+Limit = Annotated[
+    float | None,
+    typer.Option(metavar="GB", help="Memory that the solve may add; what is free, if not set."),
+]
 MaxMatvecs = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Stop the solve after this many products."),
@@ -96,6 +105,12 @@ def describe(error: BaseException) -> str:
     """A message, with the notes that were added to it; a KeyError's own is but a key."""
     text = f"no {error}" if type(error) is KeyError else str(error) or type(error).__name__
     return "\n".join([text, *getattr(error, "__notes__", [])])
+
+
+def check_limit(limit: float | None) -> None:
+    """Refuse a limit of memory that is not positive."""
+    if limit is not None and not limit > 0:
+        raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import typer
 
-from curvax.cli.app import BAD_INPUT, INPUT_ERRORS, INTERRUPTED, Quiet, Tol, app, describe, fail
+from curvax.cli.app import (
+    BAD_INPUT,
+    INPUT_ERRORS,
+    INTERRUPTED,
+    Count,
+    Limit,
+    Quiet,
+    Tol,
+    Which,
+    app,
+    check_limit,
+    describe,
+    fail,
+)
 from curvax.cli.problem import (
     Kind,
     Microbatch,
@@ -22,30 +33,21 @@ from curvax.display import open_stdout, print_facts, show_progress
 @app.command()
 def plan(
     target: Target,
-    count: Annotated[
-        int, typer.Option("--count", "-k", min=1, metavar="N", help="Eigenvalues.")
-    ] = 5,
+    count: Count = 5,
     operator: OperatorName = "hessian",
     kind: Kind = None,
     where: Where = None,
     microbatch_size: Microbatch = None,
-    which: Annotated[
-        Literal["LM", "LA", "SA", "BE"],
-        typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
-    ] = "LM",
+    which: Which = "LM",
     tol: Tol = 1e-3,
-    limit: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="Memory that the solve may add; what is free, if not set."),
-    ] = None,
+    limit: Limit = None,
     quiet: Quiet = False,
 ) -> None:
     """Forecast the memory and the products of a spectrum, and make none.
 
     The exit status is 0 if the solve would fit, and 2 if not, or for bad input.
     """
-    if limit is not None and not limit > 0:
-        raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
+    check_limit(limit)
     console = open_stdout(quiet)
     try:
         import curvax as cx

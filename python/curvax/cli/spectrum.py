@@ -13,12 +13,16 @@ from curvax.cli.app import (
     INPUT_ERRORS,
     INTERRUPTED,
     Certify,
+    Count,
+    Limit,
     MaxMatvecs,
     OptionalTol,
     Out,
     Quiet,
     Seed,
+    Which,
     app,
+    check_limit,
     check_matvecs,
     describe,
     fail,
@@ -55,17 +59,12 @@ def spectrum(
             "four bits."
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option("--count", "-k", min=1, metavar="N", help="Eigenvalues.")
-    ] = 5,
+    count: Count = 5,
     operator: OperatorName = "hessian",
     kind: Kind = None,
     where: Where = None,
     microbatch_size: Microbatch = None,
-    which: Annotated[
-        Literal["LM", "LA", "SA", "BE"],
-        typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
-    ] = "LM",
+    which: Which = "LM",
     tol: OptionalTol = None,
     tokens: Annotated[
         int,
@@ -83,10 +82,7 @@ def spectrum(
             help="With --model: text to analyse, in place of a paragraph of our own.",
         ),
     ] = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="Memory that the solve may add; what is free, if not set."),
-    ] = None,
+    limit: Limit = None,
     max_matvecs: MaxMatvecs = None,
     seed: Seed = 0,
     certify: Certify = "residuals",
@@ -103,8 +99,7 @@ def spectrum(
     and 130 after Ctrl-C, which keeps what the solve knows.
     """
     check_matvecs(max_matvecs, count, "-k")
-    if limit is not None and not limit > 0:
-        raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
+    check_limit(limit)
     if (target is None) == (model is None):
         raise typer.BadParameter(
             "give either MODULE:FUNCTION or --model", param_hint="MODULE:FUNCTION"

@@ -63,10 +63,9 @@ def loss_on_jax(loss: Any, targets: Callable[[Any], Any]) -> Callable[[Any, Any]
         ValueError: a module whose `reduction` is not `"mean"`.
     """
     check_loss(loss)
-    if loss is F.mse_loss or type(loss) is nn.MSELoss:
+    loss = _as_module(loss)
+    if type(loss) is nn.MSELoss:
         return MeanSquaredError(targets)
-    known = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
-    loss = known[loss]() if loss in known else loss
     # With both, torch weighs the smoothed targets by class, for which there is no fused form.
     if type(loss) is nn.CrossEntropyLoss and (loss.weight is None or loss.label_smoothing == 0):
         return _cross_entropy(loss, targets)
@@ -113,12 +112,23 @@ def weight_of(loss: Any, targets: Any) -> Any:
     That is the length of the targets, and of `CrossEntropyLoss` and `NLLLoss` the weights of the
     labels that they count.
     """
+    loss = _as_module(loss)
     if not _counts_labels(loss) or targets.is_floating_point():
         return torch.tensor(float(len(targets)))
     counted = targets != loss.ignore_index
     if loss.weight is None:
         return counted.sum()
     return (loss.weight[targets.clamp(0, len(loss.weight) - 1)] * counted).sum()
+
+
+def _as_module(loss: Any) -> Any:
+    """The module of a function of torch, which has the same defaults."""
+    pairs = (
+        (F.mse_loss, nn.MSELoss),
+        (F.cross_entropy, nn.CrossEntropyLoss),
+        (F.nll_loss, nn.NLLLoss),
+    )
+    return next((kind() for function, kind in pairs if loss is function), loss)
 
 
 def _counts_labels(loss: Any) -> bool:
