@@ -5,13 +5,7 @@
 #ifndef CURVAX_COMMON_PHILOX_H_
 #define CURVAX_COMMON_PHILOX_H_
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define CURVAX_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define CURVAX_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "common/host_device.h"
 
 namespace curvax::CURVAX_LEVEL {
 

@@ -1,4 +1,4 @@
-// Storage types, and their conversion to and from the type that arithmetic uses.
+// Conversion of vectors of storage types to and from the type that arithmetic uses.
 //
 // Widening is exact; narrowing rounds to nearest, ties to even, on every level.
 #ifndef CURVAX_CPU_CONVERT_H_
@@ -8,28 +8,10 @@
 #include <immintrin.h>
 #endif
 
+#include "common/storage.h"
 #include "cpu/simd.h"
 
 namespace curvax::CURVAX_LEVEL {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <typename S>
-struct ComputeTypeOf {
-  using type = float;
-};
-template <>
-struct ComputeTypeOf<double> {
-  using type = double;
-};
-// The type that elements stored as S are computed in.
-template <typename S>
-using Compute = typename ComputeTypeOf<S>::type;
 
 using HalfWords = MatchingVector<uint16_t, float>::type;
 

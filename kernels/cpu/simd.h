@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/host_device.h"
+
 #define CURVAX_INLINE inline __attribute__((always_inline))
 
 namespace curvax::CURVAX_LEVEL {
@@ -50,25 +52,6 @@ struct IntegerOf<double> {
 };
 template <typename T>
 using Int = typename IntegerOf<T>::type;
-
-template <typename T>
-CURVAX_INLINE T Min(T a, T b) {
-  return b < a ? b : a;
-}
-template <typename T>
-CURVAX_INLINE T Max(T a, T b) {
-  return a < b ? b : a;
-}
-CURVAX_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-CURVAX_INLINE int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
-
-template <typename To, typename From>
-CURVAX_INLINE To BitCast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "BitCast between types of different size");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
 
 template <typename T>
 CURVAX_INLINE Vec<T> Splat(T x) {

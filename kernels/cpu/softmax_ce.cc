@@ -1,11 +1,6 @@
 // Softmax cross entropy of rows of logits: loss, gradient and Hessian products in two sweeps.
 //
-// Per row, with z = softcap(a) = s tanh(a / s) (or z = a), f = dz/da = 1 - (z/s)^2, weight w:
-//   l = logsumexp z,  p = e^(z-l),  kappa = 1 + 2 zeta l,  t_j = (1-eps) [j = y] + eps / V
-//   loss = l - sum_j t_j z_j + zeta l^2
-//   G    = f g,  g = w (kappa p - t)
-//   zd   = f u,  mu = <p, zd>
-//   H u  = f w p (kappa (zd - mu) + 2 zeta mu) - (2 z / s^2) zd g
+// The equations are those of common/softmax_ce_terms.h.
 //
 // Algorithm. Sweep 1 takes blocks that fit L1: e_j = e^(z_j - m_k), with m_k the maximum of block
 // k, is stored in a scratch row, and the sums of e and e zd are kept per block; they are rescaled
@@ -16,6 +11,7 @@
 // Determinism: rows are independent, blocks are fixed: the result is the same for any thread count.
 #include "curvax/softmax_ce.h"
 
+#include "common/softmax_ce_terms.h"
 #include "cpu/convert.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
@@ -77,7 +73,7 @@ class RowKernel {
  public:
   using C = Compute<S>;
 
-  RowKernel(const SoftmaxCeArgs& args, int64_t worker) : args_(args) {
+  RowKernel(const SoftmaxCeArgs& args, int64_t worker) : args_(args), targets_(args), cap_(args, 1, 0) {
     const ScratchLayout layout = LayoutOf(args);
     char* memory =
         static_cast<char*>(args.workspace) + worker * layout.bytes(sizeof(C), args.softcap > 0);
@@ -135,10 +131,7 @@ class RowKernel {
   double Value(const S* z, int64_t j) const {
     return LoadPartial(Source(z, j / kBlock) + j % kBlock, 1, C{0})[0];
   }
-  Vec<C> Slope(Vec<C> z) const {  // f = dz/da
-    const C inverse = C(1 / args_.softcap);
-    return C{1} - (z * inverse) * (z * inverse);
-  }
+  Vec<C> Slope(Vec<C> z) const { return cap_.Slope(z); }
 
   void Clear(int64_t row) {
     const auto clear = [&](void* base, int64_t offset) {
@@ -254,23 +247,19 @@ class RowKernel {
   }
 
   double Loss(const S* z) const {
-    const double eps = args_.label_smoothing;
-    double loss = lse_ - (1 - eps) * z_label_ + args_.z_loss * lse_ * lse_;
-    if (eps == 0) return loss;
     double total = 0;
-    for (int64_t k = 0; k < blocks_; ++k) {
+    for (int64_t k = 0; args_.label_smoothing != 0 && k < blocks_; ++k) {
       Vec<C> sum = {};
       ForVectors<C>(Count(k),
                     [&](int64_t j, auto tag) { sum += Load(Source(z, k) + j, tag, C{0}); });
       total += SumLanes(sum);
     }
-    return loss - eps / args_.vocab * total;
+    return SoftmaxCeLoss(args_, lse_, z_label_, total);
   }
 
   void Product(const S* u, double mu, S* out) const {
-    const C c_mu = C(mu), kappa = C(kappa_), constant = C(2 * args_.z_loss * mu);
-    const C smooth = C(weight_ * args_.label_smoothing / args_.vocab);
-    const C curve = kCap ? C(2 / (args_.softcap * args_.softcap)) : C{0};
+    const SoftmaxCeTerms<C> terms(args_, kappa_, mu);
+    const C target = C(weight_ * targets_.rest);
     const double u_label = LoadPartial(u + label_, 1, C{0})[0];
     // Backwards: the end of the row is what the last sweep has left in L2.
     for (int64_t k = blocks_ - 1; k >= 0; --k) {
@@ -283,51 +272,41 @@ class RowKernel {
           __builtin_prefetch(u + k * kBlock + j - kBlock);
         }
         const Vec<C> p = Load(e + j, tag, C{0}) * scale;
-        Vec<C> tangent = Load(u + k * kBlock + j, tag, C{0});
-        if constexpr (kCap) {
-          const Vec<C> logit = Load(capped + j, tag, C{0});
-          const Vec<C> slope = Slope(logit);
-          tangent *= slope;
-          const Vec<C> product = p * (kappa * (tangent - c_mu) + constant);
-          const Vec<C> g = kappa * p - smooth;
-          tangent = slope * product - curve * logit * tangent * g;
-        } else {
-          tangent = p * (kappa * (tangent - c_mu) + constant);
-        }
-        Store(out + k * kBlock + j, tag, tangent);
+        const Vec<C> tangent = Load(u + k * kBlock + j, tag, C{0});
+        const Vec<C> z = kCap ? Load(capped + j, tag, C{0}) : Vec<C>{};
+        Store(out + k * kBlock + j, tag, terms.template Product<kCap>(p, tangent, z, target));
       });
     }
     if constexpr (kCap) {  // the label's own term of t, which the loop has left out
-      const double ratio = z_label_ / args_.softcap, slope = 1 - ratio * ratio;
-      const double tangent = slope * u_label;
-      const double product = weight_ * p_label_ * (kappa_ * (tangent - mu) + 2 * args_.z_loss * mu);
-      const double value = slope * product - curve * z_label_ * tangent * LabelGradient();
+      const SoftmaxCeTerms<double> wide(args_, kappa_, mu);
+      const double value =
+          wide.Product<kCap>(weight_ * p_label_, u_label, z_label_, weight_ * targets_.label);
       StorePartial(out + label_, 1, Splat(C(value)));
     }
   }
 
-  double LabelGradient() const {  // g at the label
-    const double target = 1 - args_.label_smoothing + args_.label_smoothing / args_.vocab;
-    return weight_ * (kappa_ * p_label_ - target);
-  }
-
   void Gradient(S* out) const {
-    const C smooth = C(weight_ * args_.label_smoothing / args_.vocab);
-    const double ratio = kCap ? z_label_ / args_.softcap : 0.0;
+    const SoftmaxCeTerms<C> terms(args_, kappa_, 0);
+    const C target = C(weight_ * targets_.rest);
     for (int64_t k = 0; k < blocks_; ++k) {
-      const C scale = C(weight_ * kappa_ * block_scale_[k]);
+      const C scale = C(weight_ * block_scale_[k]);
       const C* e = exp_ + k * kBlock;
       const C* capped = capped_ + k * kBlock;
       ForVectors<C>(Count(k), [&](int64_t j, auto tag) {
-        Vec<C> g = Load(e + j, tag, C{0}) * scale - smooth;
-        if constexpr (kCap) g *= Slope(Load(capped + j, tag, C{0}));
-        Store(out + k * kBlock + j, tag, g);
+        const Vec<C> p = Load(e + j, tag, C{0}) * scale;
+        const Vec<C> z = kCap ? Load(capped + j, tag, C{0}) : Vec<C>{};
+        Store(out + k * kBlock + j, tag, terms.template Gradient<kCap>(p, z, target));
       });
     }
-    StorePartial(out + label_, 1, Splat(C((1 - ratio * ratio) * LabelGradient())));
+    const SoftmaxCeTerms<double> wide(args_, kappa_, 0);
+    const double value =
+        wide.Gradient<kCap>(weight_ * p_label_, z_label_, weight_ * targets_.label);
+    StorePartial(out + label_, 1, Splat(C(value)));
   }
 
   const SoftmaxCeArgs& args_;
+  const SoftmaxCeTargets targets_;
+  const SoftmaxCeTerms<C> cap_;
   C *exp_, *capped_;
   double *block_max_, *block_scale_, *block_dot_;
   int64_t blocks_;
@@ -369,7 +348,7 @@ void SoftmaxCe(const SoftmaxCeArgs& args, const ParallelFor& pool) {
     case DType::kBF16:
       return RunCapped<BFloat16>(args, pool);
     case DType::kF16:
-      return;  // not a storage type of logits; refused at the boundary
+      return RunCapped<Half>(args, pool);
   }
 }
 

@@ -7,7 +7,7 @@
 namespace curvax {
 
 struct SoftmaxCeArgs {
-  DType dtype;       // of logits, tangents, products and grad: kF32, kF64 or kBF16
+  DType dtype;       // of logits, tangents, products and grad
   int64_t rows;      // N
   int64_t vocab;     // V
   int64_t tangents;  // b, may be 0
