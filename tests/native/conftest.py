@@ -10,5 +10,11 @@ native = pytest.importorskip(
 
 
 @pytest.fixture(params=native.levels())
+def cpu_level(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[*native.levels(), "gpu"])
 def level(request: pytest.FixtureRequest) -> str:
+    """A level of the CPU, or the emulated GPU."""
     return request.param

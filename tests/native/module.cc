@@ -1,6 +1,7 @@
 // The kernels seen from NumPy, for tests: any instruction level, any number of threads.
 //
-// 16-bit arrays come as uint16 views. Arrays are written in place.
+// 16-bit arrays come as uint16 views. Arrays are written in place. The levels that `emulated` names
+// run the kernels of a GPU; the number of threads then decides the order of its threads.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "curvax/dispatch.h"
+#include "simt/kernels.h"
 
 namespace py = pybind11;
 
@@ -68,13 +70,28 @@ py::list Levels() {
   return levels;
 }
 
+// Levels that run on the emulated GPU: the first with the shared memory of an H100, the second with
+// none, so that rows of logits are shared by several blocks.
+const char* const kEmulated[] = {"gpu", "gpu-parts"};
+py::list EmulatedLevels() {
+  py::list levels;
+  for (const char* level : kEmulated) levels.append(level);
+  return levels;
+}
+bool IsEmulated(const std::string& level) { return level.rfind("gpu", 0) == 0; }
+emulated::Device EmulatedDevice(const std::string& level, int64_t seed) {
+  return {level == kEmulated[0] ? int64_t{227} << 10 : 0, static_cast<uint32_t>(seed)};
+}
+void Check(const std::string& error) {
+  if (!error.empty()) throw std::runtime_error(error);
+}
+
 // grad, loss and lse may be None: then only the products are computed.
 void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& dtype,
                   const py::array& logits, const py::array& tangents, const py::array& labels,
                   const py::array& weights, py::array products, const py::object& grad,
                   const py::object& loss, const py::object& lse, double softcap, double z_loss,
                   double label_smoothing, int64_t ignore_index) {
-  const KernelTable& table = Table(level);
   const auto output = [](const py::object& array) -> void* {
     return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data();
   };
@@ -95,6 +112,8 @@ void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& 
   args.z_loss = z_loss;
   args.label_smoothing = label_smoothing;
   args.ignore_index = ignore_index;
+  if (IsEmulated(level)) return Check(emulated::SoftmaxCe(EmulatedDevice(level, threads), args));
+  const KernelTable& table = Table(level);
   Threads pool(threads);
   const auto workspace = Allocate(table.softmax_ce_workspace_bytes(args, threads));
   args.workspace = workspace.get();
@@ -134,7 +153,6 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
                    py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
                    py::array_t<double> coefficients, py::array_t<double> factor,
                    py::array_t<double> info) {
-  const KernelTable& table = Table(level);
   BlockOrthoArgs args = {};
   args.dtype = ParseDType(dtype);
   args.rows = basis.shape(0);
@@ -148,6 +166,8 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
   args.coefficients = coefficients.mutable_data();
   args.factor = factor.mutable_data();
   args.info = info.mutable_data();
+  if (IsEmulated(level)) return Check(emulated::BlockOrtho(EmulatedDevice(level, threads), args));
+  const KernelTable& table = Table(level);
   Threads pool(threads);
   const auto workspace = Allocate(table.block_ortho_workspace_bytes(args, threads));
   args.workspace = workspace.get();
@@ -157,7 +177,6 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
 void RunRotateBasis(const std::string& level, int64_t threads, const std::string& dtype,
                     py::array basis, const py::array_t<double>& rotation, int64_t used,
                     int64_t kept) {
-  const KernelTable& table = Table(level);
   RotateBasisArgs args = {};
   args.dtype = ParseDType(dtype);
   args.rows = basis.shape(0);
@@ -166,6 +185,8 @@ void RunRotateBasis(const std::string& level, int64_t threads, const std::string
   args.kept = kept;
   args.basis = basis.mutable_data();
   args.rotation = rotation.data();
+  if (IsEmulated(level)) return Check(emulated::RotateBasis(EmulatedDevice(level, threads), args));
+  const KernelTable& table = Table(level);
   Threads pool(threads);
   const auto workspace = Allocate(table.rotate_basis_workspace_bytes(args, threads));
   args.workspace = workspace.get();
@@ -178,6 +199,7 @@ void RunRotateBasis(const std::string& level, int64_t threads, const std::string
 PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("levels", &curvax::Levels,
         "Instruction levels that were compiled and that this machine has.");
+  m.def("emulated", &curvax::EmulatedLevels, "Levels that run on the emulated GPU.");
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
   m.def("matmul_sum", &curvax::RunMatmulSum);
   m.def("block_ortho", &curvax::RunBlockOrtho);

@@ -14,13 +14,19 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
 }
 # Two roundings of the storage type, or a few of the compute type.
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-8}
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+@pytest.fixture(params=[*native.levels(), *native.emulated()])
+def level(request):
+    return request.param
 
 
 def bits(x: np.ndarray) -> np.ndarray:
-    return x.view(np.uint16) if x.dtype == DTYPES["bfloat16"] else x
+    return x.view(np.uint16) if x.dtype.itemsize == 2 else x
 
 
 def offset(x: np.ndarray, elements: int) -> np.ndarray:

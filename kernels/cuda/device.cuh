@@ -1,0 +1,152 @@
+// What the device code takes from CUDA: indices, barriers, shuffles, loads and stores.
+//
+// Everything that is not plain C++ goes through here, so that the same files run on a host under
+// the emulation in tests/native/simt, which defines CURVAX_SIMT. All memory of a block that its
+// threads share is dynamic, from SharedMemory(). Barriers and shuffles are for all threads of the
+// block or warp: no thread may leave before the last of them.
+#ifndef CURVAX_CUDA_DEVICE_CUH_
+#define CURVAX_CUDA_DEVICE_CUH_
+
+#include <cmath>
+
+#include "common/storage.h"
+
+#if defined(CURVAX_SIMT)
+#include "simt/simt.h"
+#endif
+
+namespace curvax::CURVAX_LEVEL {
+
+constexpr int kWarpSize = 32;
+
+// 16 bytes, the widest load and store.
+struct alignas(16) Bytes16 {
+  uint32_t words[4];
+};
+template <typename S>
+constexpr int kVector = 16 / static_cast<int>(sizeof(S));
+
+#if defined(CURVAX_SIMT)
+
+using simt::BlockCount;
+using simt::BlockIndex;
+using simt::BlockSize;
+using simt::SharedMemory;
+using simt::ShuffleXor;
+using simt::SyncThreads;
+using simt::ThreadIndex;
+
+template <typename T>
+T LoadStreaming(const T* p) {
+  return *p;
+}
+template <typename T>
+void StoreStreaming(T* p, T v) {
+  *p = v;
+}
+inline void Prefetch(const void*) {}
+
+#else
+
+__device__ __forceinline__ int ThreadIndex() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int BlockSize() { return static_cast<int>(blockDim.x); }
+__device__ __forceinline__ int64_t BlockIndex() { return blockIdx.x; }
+__device__ __forceinline__ int64_t BlockCount() { return gridDim.x; }
+__device__ __forceinline__ void SyncThreads() { __syncthreads(); }
+template <typename T>
+__device__ __forceinline__ T ShuffleXor(T v, int mask) {
+  return __shfl_xor_sync(0xffffffffu, v, mask);
+}
+__device__ __forceinline__ char* SharedMemory() {
+  extern __shared__ __align__(16) char curvax_shared[];
+  return curvax_shared;
+}
+
+// For data that are used once: they are the first to leave L2.
+__device__ __forceinline__ Bytes16 LoadStreaming(const Bytes16* p) {
+  const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ __forceinline__ float LoadStreaming(const float* p) { return __ldcs(p); }
+__device__ __forceinline__ double LoadStreaming(const double* p) { return __ldcs(p); }
+template <typename S>  // BFloat16 and Half
+__device__ __forceinline__ S LoadStreaming(const S* p) {
+  return {__ldcs(reinterpret_cast<const unsigned short*>(p))};
+}
+__device__ __forceinline__ void StoreStreaming(Bytes16* p, Bytes16 v) {
+  __stcs(reinterpret_cast<uint4*>(p), make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]));
+}
+__device__ __forceinline__ void StoreStreaming(float* p, float v) { __stcs(p, v); }
+__device__ __forceinline__ void StoreStreaming(double* p, double v) { __stcs(p, v); }
+template <typename S>
+__device__ __forceinline__ void StoreStreaming(S* p, S v) {
+  __stcs(reinterpret_cast<unsigned short*>(p), v.bits);
+}
+// Asks for the line of 128 bytes around p to be brought to L2.
+__device__ __forceinline__ void Prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+#endif  // CURVAX_SIMT
+
+__device__ __forceinline__ float Exp(float x) { return ::expf(x); }
+__device__ __forceinline__ double Exp(double x) { return ::exp(x); }
+__device__ __forceinline__ float Tanh(float x) { return ::tanhf(x); }
+__device__ __forceinline__ double Tanh(double x) { return ::tanh(x); }
+
+__device__ __forceinline__ int Lane() { return ThreadIndex() % kWarpSize; }
+__device__ __forceinline__ int Warp() { return ThreadIndex() / kWarpSize; }
+__device__ __forceinline__ int Warps() { return BlockSize() / kWarpSize; }
+
+template <typename S>
+__device__ __forceinline__ void Unpack(const Bytes16& bytes, Compute<S> (&out)[kVector<S>]) {
+  S stored[kVector<S>];
+  __builtin_memcpy(stored, &bytes, sizeof(bytes));
+#pragma unroll
+  for (int k = 0; k < kVector<S>; ++k) out[k] = Widen(stored[k]);
+}
+template <typename S>
+__device__ __forceinline__ Bytes16 Pack(const Compute<S> (&in)[kVector<S>]) {
+  S stored[kVector<S>];
+#pragma unroll
+  for (int k = 0; k < kVector<S>; ++k) Narrow(in[k], &stored[k]);
+  Bytes16 bytes;
+  __builtin_memcpy(&bytes, stored, sizeof(bytes));
+  return bytes;
+}
+
+template <typename T>
+__device__ __forceinline__ T WarpSum(T v) {
+#pragma unroll
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) v += ShuffleXor(v, mask);
+  return v;
+}
+template <typename T>
+__device__ __forceinline__ T WarpMax(T v) {
+#pragma unroll
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) v = Max(v, ShuffleXor(v, mask));
+  return v;
+}
+
+// The sum, or the largest, of `v` over the block's threads, for each of them: always added in the
+// same order. `memory` holds one T per warp, and may be used again after the next barrier.
+template <typename T>
+__device__ __forceinline__ T BlockSum(T v, T* memory) {
+  v = WarpSum(v);
+  SyncThreads();
+  if (Lane() == 0) memory[Warp()] = v;
+  SyncThreads();
+  return WarpSum(Lane() < Warps() ? memory[Lane()] : T{0});
+}
+template <typename T>
+__device__ __forceinline__ T BlockMax(T v, T* memory) {
+  v = WarpMax(v);
+  SyncThreads();
+  if (Lane() == 0) memory[Warp()] = v;
+  SyncThreads();
+  return WarpMax(memory[Lane() < Warps() ? Lane() : 0]);
+}
+
+}  // namespace curvax::CURVAX_LEVEL
+
+#endif  // CURVAX_CUDA_DEVICE_CUH_

@@ -1,0 +1,60 @@
+// Which kernels softmax_ce launches, for whatever can launch them.
+//
+// A launcher has
+//   int64_t SharedLimit()                      the most shared memory that a block can have
+//   bool Launch(kernel, LaunchShape, args...)  false if it failed; the launcher knows why
+#ifndef CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
+#define CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
+
+#include "cuda/softmax_ce.cuh"
+
+namespace curvax::CURVAX_LEVEL {
+
+// Bytes of SoftmaxCeArgs::workspace: for rows that some device cannot hold in shared memory.
+inline int64_t SoftmaxCeWorkspaceBytes(const SoftmaxCeArgs& args) {
+  const int64_t element = args.dtype == DType::kF64 ? sizeof(double) : sizeof(float);
+  if (MostRowSharedBytes(args.vocab, element) <= kSharedBytes) return 0;
+  return args.rows * RowParts(args.vocab, element) * (PartRecord::kDots + args.tangents) *
+         int64_t{sizeof(double)};
+}
+
+template <typename S, bool kCap, typename Launcher>
+bool LaunchSoftmaxCeAs(const SoftmaxCeArgs& args, Launcher& launcher) {
+  const int64_t row_bytes = RowSharedBytes<S>(args.vocab);
+  if (row_bytes <= launcher.SharedLimit()) {
+    return launcher.Launch(&SoftmaxCeRow<S, kCap>,
+                           {args.rows, RowThreads<S>(args.vocab), row_bytes}, args);
+  }
+  constexpr int64_t kPart = kPartElements<Compute<S>>;
+  const LaunchShape shape = {args.rows * CeilDiv(args.vocab, kPart), kPartThreads,
+                             RowSharedBytes<S>(kPart)};
+  return launcher.Launch(&SoftmaxCePartSums<S, kCap>, shape, args) &&
+         launcher.Launch(&SoftmaxCePartProducts<S, kCap>, shape, args);
+}
+
+template <typename S, typename Launcher>
+bool LaunchSoftmaxCeCapped(const SoftmaxCeArgs& args, Launcher& launcher) {
+  return args.softcap > 0 ? LaunchSoftmaxCeAs<S, true>(args, launcher)
+                          : LaunchSoftmaxCeAs<S, false>(args, launcher);
+}
+
+// Fills the outputs of `args` that are not null; false if a launch failed.
+template <typename Launcher>
+bool LaunchSoftmaxCe(const SoftmaxCeArgs& args, Launcher& launcher) {
+  if (args.rows == 0 || args.vocab == 0) return true;
+  switch (args.dtype) {
+    case DType::kF32:
+      return LaunchSoftmaxCeCapped<float>(args, launcher);
+    case DType::kF64:
+      return LaunchSoftmaxCeCapped<double>(args, launcher);
+    case DType::kBF16:
+      return LaunchSoftmaxCeCapped<BFloat16>(args, launcher);
+    case DType::kF16:
+      return LaunchSoftmaxCeCapped<Half>(args, launcher);
+  }
+  return false;
+}
+
+}  // namespace curvax::CURVAX_LEVEL
+
+#endif  // CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_

@@ -1,0 +1,198 @@
+#include "simt/simt.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace simt {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kGuardBytes = 4096;
+constexpr unsigned char kGuard = 0xa5;
+
+enum class Waiting { kNothing, kBarrier, kShuffle };
+
+// Started by a ucontext, and from then on switched by _setjmp and _longjmp: swapcontext makes two
+// system calls each time.
+struct Fiber {
+  ucontext_t start;
+  jmp_buf jump;
+  bool started = false;
+  std::unique_ptr<char[]> stack;
+  Waiting waiting = Waiting::kNothing;
+  bool done = false;
+  uint64_t given = 0;
+  int mask = 0;
+};
+
+class Block {
+ public:
+  Block(const Grid& grid, uint32_t seed, const std::function<void()>& kernel)
+      : grid(grid), kernel_(kernel), random_(seed), fibers_(grid.threads), order_(grid.threads) {
+    for (Fiber& fiber : fibers_) {
+      fiber.stack.reset(new char[kStackBytes]);
+      getcontext(&fiber.start);
+      fiber.start.uc_stack.ss_sp = fiber.stack.get();
+      fiber.start.uc_stack.ss_size = kStackBytes;
+      makecontext(&fiber.start, &Block::Enter, 0);
+    }
+    std::iota(order_.begin(), order_.end(), 0);
+    memory_.resize(grid.shared_bytes + 2 * kGuardBytes + 64);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data()) + kGuardBytes;
+    shared = reinterpret_cast<char*>((address + 63) / 64 * 64);
+  }
+
+  std::string Run(int64_t index) {
+    block = index;
+    std::fill(memory_.begin(), memory_.end(), static_cast<char>(kGuard));
+    std::memset(shared, 0xff, grid.shared_bytes);  // NaN of every type
+    for (Fiber& fiber : fibers_) fiber.done = false;
+    std::string error;
+    while (error.empty() && Step(&error)) {
+    }
+    if (error.empty()) error = CheckGuards();
+    return error.empty() ? error : error + " in block " + std::to_string(index);
+  }
+
+  // Called by a fiber: gives way until what it waits for has happened.
+  void Wait(Waiting what) {
+    Fiber& fiber = fibers_[thread];
+    fiber.waiting = what;
+    if (_setjmp(fiber.jump) == 0) _longjmp(scheduler_, 1);
+  }
+  uint64_t Shuffle(uint64_t bits, int mask) {
+    Fiber& fiber = fibers_[thread];
+    fiber.given = bits;
+    fiber.mask = mask;
+    Wait(Waiting::kShuffle);
+    return fiber.given;
+  }
+
+  const Grid grid;
+  int thread = 0;
+  int64_t block = 0;
+  char* shared;
+
+ private:
+  static void Enter();
+
+  // Runs every fiber that can go on, in a new order; then frees those that have met. False: done.
+  bool Step(std::string* error) {
+    std::shuffle(order_.begin(), order_.end(), random_);
+    bool ran = false;
+    for (const int t : order_) {
+      Fiber& fiber = fibers_[t];
+      if (fiber.done || fiber.waiting != Waiting::kNothing) continue;
+      Resume(t);
+      ran = true;
+    }
+    const bool met = MeetInWarps(error) || MeetInBlock(error);
+    return error->empty() && (ran || met) &&
+           !std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; });
+  }
+
+  void Resume(int t) {
+    thread = t;
+    if (_setjmp(scheduler_) != 0) return;
+    if (fibers_[thread].started) _longjmp(fibers_[thread].jump, 1);
+    fibers_[thread].started = true;
+    setcontext(&fibers_[thread].start);
+  }
+
+  bool MeetInWarps(std::string* error) {
+    bool any = false;
+    for (size_t first = 0; first < fibers_.size(); first += kWarp) {
+      Fiber* warp = &fibers_[first];
+      const int lanes = static_cast<int>(std::min<size_t>(kWarp, fibers_.size() - first));
+      const auto shuffles = [&](int lane) { return warp[lane].waiting == Waiting::kShuffle; };
+      int count = 0;
+      for (int lane = 0; lane < lanes; ++lane) count += shuffles(lane);
+      if (count == 0) continue;
+      if (count != kWarp) {
+        *error = "a shuffle lacks lanes of its warp";
+        return false;
+      }
+      uint64_t given[kWarp];
+      for (int lane = 0; lane < kWarp; ++lane) given[lane] = warp[lane].given;
+      for (int lane = 0; lane < kWarp; ++lane) {
+        if (warp[lane].mask != warp[0].mask) {
+          *error = "lanes of a warp are at different shuffles";
+          return false;
+        }
+        warp[lane].given = given[lane ^ warp[lane].mask];
+        warp[lane].waiting = Waiting::kNothing;
+      }
+      any = true;
+    }
+    return any;
+  }
+
+  bool MeetInBlock(std::string* error) {
+    int waiting = 0;
+    for (const Fiber& fiber : fibers_) waiting += fiber.waiting == Waiting::kBarrier;
+    if (waiting == 0) return false;
+    if (waiting != grid.threads) {
+      *error = "a barrier that not all threads of the block have met";
+      return false;
+    }
+    for (Fiber& fiber : fibers_) fiber.waiting = Waiting::kNothing;
+    return true;
+  }
+
+  std::string CheckGuards() const {
+    const char* end = shared + grid.shared_bytes;
+    const auto intact = [](const char* from, const char* to) {
+      return std::all_of(from, to, [](char c) { return static_cast<unsigned char>(c) == kGuard; });
+    };
+    const char* memory_end = memory_.data() + memory_.size();
+    return intact(memory_.data(), shared) && intact(end, memory_end)
+               ? ""
+               : "a write outside the shared memory";
+  }
+
+  const std::function<void()>& kernel_;
+  std::mt19937 random_;
+  std::vector<Fiber> fibers_;
+  std::vector<int> order_;
+  std::vector<char> memory_;
+  jmp_buf scheduler_;
+};
+
+thread_local Block* current = nullptr;
+
+void Block::Enter() {
+  for (;;) {  // once for every block of the grid
+    current->kernel_();
+    current->fibers_[current->thread].done = true;
+    current->Wait(Waiting::kNothing);
+  }
+}
+
+}  // namespace
+
+int ThreadIndex() { return current->thread; }
+int BlockSize() { return current->grid.threads; }
+int64_t BlockIndex() { return current->block; }
+int64_t BlockCount() { return current->grid.blocks; }
+char* SharedMemory() { return current->shared; }
+void SyncThreads() { current->Wait(Waiting::kBarrier); }
+uint64_t ShuffleBits(uint64_t bits, int mask) { return current->Shuffle(bits, mask); }
+
+std::string Run(const Grid& grid, uint32_t seed, const std::function<void()>& kernel) {
+  if (grid.threads % kWarp != 0) return "the number of threads is not a multiple of a warp's";
+  Block block(grid, seed, kernel);
+  current = &block;
+  std::string error;
+  for (int64_t b = grid.first_block; b < grid.blocks && error.empty(); ++b) error = block.Run(b);
+  current = nullptr;
+  return error;
+}
+
+}  // namespace simt

@@ -1,0 +1,59 @@
+// A GPU on one thread of a CPU, for the unmodified device code of kernels/cuda.
+//
+// Every CUDA thread of a block is a fiber, which runs until it meets a barrier or a shuffle. Blocks
+// run one after another. Which fiber goes next is drawn by seed, again after every barrier: a
+// result that depends on the order of threads shows. Shared memory is filled with NaN before every
+// block and lies between guards. A barrier that some threads have passed by, a shuffle that lacks
+// lanes of its warp, or a write past the shared memory ends the process of no one: Launch returns
+// what went wrong.
+//
+// What it cannot show: races between blocks, effects of caches and of the memory model, warps whose
+// lanes run apart, and speed.
+#ifndef CURVAX_TESTS_SIMT_SIMT_H_
+#define CURVAX_TESTS_SIMT_SIMT_H_
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+namespace simt {
+
+int ThreadIndex();
+int BlockSize();
+int64_t BlockIndex();
+int64_t BlockCount();
+char* SharedMemory();
+void SyncThreads();
+
+// The value that lane (own ^ mask) of the warp gives, in 8 bytes.
+uint64_t ShuffleBits(uint64_t bits, int mask);
+template <typename T>
+T ShuffleXor(T v, int mask) {
+  static_assert(sizeof(T) <= 8, "a shuffle of at most 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &v, sizeof(v));
+  bits = ShuffleBits(bits, mask);
+  std::memcpy(&v, &bits, sizeof(v));
+  return v;
+}
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+  int64_t first_block = 0;  // earlier ones are left out, for arrays too large to fill
+};
+
+// Runs `kernel` for every thread of every block; an empty string, or what went wrong.
+std::string Run(const Grid& grid, uint32_t seed, const std::function<void()>& kernel);
+
+}  // namespace simt
+
+#endif  // CURVAX_TESTS_SIMT_SIMT_H_
