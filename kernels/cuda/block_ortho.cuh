@@ -248,9 +248,9 @@ class SweepBlock {
   }
   __device__ bool Aligned() const { return n_ % V == 0; }
 
+  // They are added to after the next barrier.
   __device__ void ClearSums() const {
     for (int64_t e = ThreadIndex(); e < launch_.sums; e += BlockSize()) partial_[e] = 0;
-    SyncThreads();
   }
 
   // The maxima lie behind the sums. A NaN counts as infinity.

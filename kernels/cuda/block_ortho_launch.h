@@ -13,10 +13,10 @@ namespace curvax::CURVAX_LEVEL {
 struct BlockOrthoLayout {
   int64_t sums, blocks;
   int64_t partial, measured, left, a, mix, bytes;
-  explicit BlockOrthoLayout(const BlockOrthoArgs& args) {
+  explicit BlockOrthoLayout(const BlockOrthoArgs& args, int64_t most_blocks = kMostSweepBlocks) {
     const int64_t b = args.block, element = args.dtype == DType::kF64 ? 8 : 4;
     sums = (args.rows + b) * b + b;
-    blocks = SweepBlocks(args.n, sums);
+    blocks = SweepBlocks(args.n, sums, most_blocks);
     int64_t at = RoundUp(sizeof(BlockOrthoDevice), 64);
     const auto take = [&at](int64_t size) {
       const int64_t begin = at;
@@ -35,7 +35,7 @@ struct BlockOrthoLayout {
 template <typename S, int B, typename Launcher>
 bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const uint32_t* seed,
                           Launcher& launcher) {
-  const BlockOrthoLayout layout(args);
+  const BlockOrthoLayout layout(args, launcher.MostSweepBlocks());
   char* memory = static_cast<char*>(args.workspace);
   const auto doubles = [memory](int64_t at) { return reinterpret_cast<double*>(memory + at); };
   BlockOrthoLaunch launch = {};

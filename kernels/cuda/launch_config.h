@@ -63,11 +63,12 @@ CURVAX_HOST_DEVICE constexpr int64_t PaddedColumns(int64_t block) {
   return RoundUp(block, TileColumns(block));
 }
 
-// Blocks that split n, each with sums of its own.
-constexpr int64_t SweepBlocks(int64_t n, int64_t sums) {
-  constexpr int64_t kMostBlocks = 2048, kMostBytes = 32 << 20, kFewestBlocks = 256;
+// Blocks that split n, each with sums of its own; fewer where those take much memory.
+constexpr int64_t kMostSweepBlocks = 2048;
+constexpr int64_t SweepBlocks(int64_t n, int64_t sums, int64_t most) {
+  constexpr int64_t kMostBytes = 32 << 20, kFewestBlocks = 256;
   const int64_t afford = Max(kFewestBlocks, kMostBytes / (sums * int64_t{sizeof(double)}));
-  return Min(CeilDiv(n, kPanel), Min(kMostBlocks, afford));
+  return Min(CeilDiv(n, kPanel), Min(most, afford));
 }
 // Panels that one of them takes.
 CURVAX_HOST_DEVICE constexpr int64_t BlockPanels(int64_t n, int64_t blocks) {

@@ -2,6 +2,7 @@
 //
 // A launcher has
 //   int64_t SharedLimit()                      the most shared memory that a block can have
+//   int64_t MostSweepBlocks()                  kMostSweepBlocks; fewer only in tests
 //   bool Launch(kernel, LaunchShape, args...)  false if it failed; the launcher knows why
 #ifndef CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
 #define CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_

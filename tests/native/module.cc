@@ -120,6 +120,26 @@ void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& 
   table.softmax_ce(args, pool.view());
 }
 
+// Products of bfloat16 tangents (N, V) over themselves, by the blocks from `first_block` on alone:
+// arrays of more than 2^31 elements need not be filled.
+void RunLastBlocks(const std::string& level, int64_t first_block, const py::array& logits,
+                   py::array tangents, const py::array_t<int32_t>& labels,
+                   const py::array_t<float>& weights) {
+  SoftmaxCeArgs args = {};
+  args.dtype = DType::kBF16;
+  args.rows = logits.shape(0);
+  args.vocab = logits.shape(1);
+  args.tangents = 1;
+  args.logits = logits.data();
+  args.u = args.products = tangents.mutable_data();
+  args.labels = labels.data();
+  args.weights = weights.data();
+  args.ignore_index = -100;
+  emulated::Device device = EmulatedDevice(level, 1);
+  device.first_block = first_block;
+  Check(emulated::SoftmaxCe(device, args));
+}
+
 // Operands (batch, rows, columns) by their strides, so transposed and broadcast views will do.
 void RunMatmulSum(const std::string& level, int64_t threads, const py::list& a, const py::list& b,
                   py::array c, bool add) {
@@ -201,6 +221,7 @@ PYBIND11_MODULE(curvax_native_tests, m) {
         "Instruction levels that were compiled and that this machine has.");
   m.def("emulated", &curvax::EmulatedLevels, "Levels that run on the emulated GPU.");
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
+  m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);
   m.def("matmul_sum", &curvax::RunMatmulSum);
   m.def("block_ortho", &curvax::RunBlockOrtho);
   m.def("rotate_basis", &curvax::RunRotateBasis);

@@ -5,27 +5,10 @@
 
 #include "cuda/block_ortho_launch.h"
 #include "cuda/softmax_ce_launch.h"
+#include "simt/launcher.h"
 
 namespace curvax::emulated {
 namespace {
-
-class Launcher {
- public:
-  explicit Launcher(const Device& device) : device_(device) {}
-  int64_t SharedLimit() const { return device_.shared_bytes; }
-  template <typename Args>
-  bool Launch(void (*kernel)(Args), const CURVAX_LEVEL::LaunchShape& shape, const Args& args) {
-    if (shape.blocks > device_.first_block) {
-      error = simt::Run({shape.blocks, shape.threads, shape.shared_bytes, device_.first_block},
-                        device_.seed++, [&] { kernel(args); });
-    }
-    return error.empty();
-  }
-  std::string error;
-
- private:
-  Device device_;
-};
 
 // A workspace of NaN, as an allocator may leave it, with a guard behind it.
 class Workspace {

@@ -35,7 +35,7 @@ struct Fiber {
 class Block {
  public:
   Block(const Grid& grid, uint32_t seed, const std::function<void()>& kernel)
-      : grid(grid), kernel_(kernel), random_(seed), fibers_(grid.threads), order_(grid.threads) {
+      : grid(grid), kernel_(kernel), random_(seed), fibers_(grid.threads), order_(grid.threads), resting_(grid.threads / kWarp) {
     for (Fiber& fiber : fibers_) {
       fiber.stack.reset(new char[kStackBytes]);
       getcontext(&fiber.start);
@@ -83,19 +83,30 @@ class Block {
  private:
   static void Enter();
 
-  // Runs every fiber that can go on, in a new order; then frees those that have met. False: done.
+  // Runs every fiber that can go on, in a new order, then frees those that have met. About half of
+  // the warps rest after a barrier until the others can go no further. False: all are done.
   bool Step(std::string* error) {
     std::shuffle(order_.begin(), order_.end(), random_);
-    bool ran = false;
+    bool ran = false, left = false;
     for (const int t : order_) {
-      Fiber& fiber = fibers_[t];
-      if (fiber.done || fiber.waiting != Waiting::kNothing) continue;
-      Resume(t);
-      ran = true;
+      if (!CanRun(fibers_[t])) continue;
+      if (resting_[t / kWarp]) {
+        left = true;
+      } else {
+        Resume(t);
+        ran = true;
+      }
     }
-    const bool met = MeetInWarps(error) || MeetInBlock(error);
-    return error->empty() && (ran || met) &&
-           !std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; });
+    if (MeetInWarps(error) || ran || !error->empty()) return error->empty();
+    if (left) {
+      resting_.assign(resting_.size(), false);
+      return true;
+    }
+    for (size_t w = 0; w < resting_.size(); ++w) resting_[w] = random_() % 2 == 0;
+    return MeetInBlock(error);
+  }
+  static bool CanRun(const Fiber& fiber) {
+    return !fiber.done && fiber.waiting == Waiting::kNothing;
   }
 
   void Resume(int t) {
@@ -137,7 +148,7 @@ class Block {
   bool MeetInBlock(std::string* error) {
     int waiting = 0;
     for (const Fiber& fiber : fibers_) waiting += fiber.waiting == Waiting::kBarrier;
-    if (waiting == 0) return false;
+    if (waiting == 0) return false;  // all are done: none can run, and none waits
     if (waiting != grid.threads) {
       *error = "a barrier that not all threads of the block have met";
       return false;
@@ -161,6 +172,7 @@ class Block {
   std::mt19937 random_;
   std::vector<Fiber> fibers_;
   std::vector<int> order_;
+  std::vector<bool> resting_;  // by warp
   std::vector<char> memory_;
   jmp_buf scheduler_;
 };

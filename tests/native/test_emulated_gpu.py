@@ -1,0 +1,65 @@
+"""What only the kernels for a GPU have: sizes on the device, rows in parts, more than 2^31 elements.
+
+The rest of this folder runs the same kernels as the level "gpu".
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.native.test_block_ortho_kernels import orthonormal, run, stored
+
+native = pytest.importorskip("curvax_native_tests")
+
+
+@pytest.mark.parametrize("used", [-1, 6, 1 << 30])
+def test_an_impossible_number_of_used_rows_leaves_the_basis_alone(used, rng):
+    basis = stored(orthonormal(rng, 5, 300), 4, "float32", 1.0)
+    got, c, s, info = run("gpu", 1, "float32", basis, rng.normal(size=(4, 300)), used)
+    assert got.tobytes() == basis.tobytes()
+    assert np.isnan(c).all() and np.isnan(s).all() and np.isnan(info[2])
+
+
+@pytest.mark.parametrize(("used", "kept"), [(5, 6), (9, 2), (-1, -1), (3, -1)])
+def test_an_impossible_rotation_leaves_nan(used, kept, rng):
+    basis = rng.normal(size=(8, 333)).astype(np.float32)
+    native.rotate_basis("gpu", 1, "float32", basis, np.eye(8), used, kept)
+    assert np.isnan(basis).all()
+
+
+def test_rows_in_parts_agree_with_whole_ones(rng):
+    n, v = 3, 20000  # three parts
+    z = rng.normal(size=(n, v)).astype(np.float32)
+    u = rng.normal(size=(2, n, v)).astype(np.float32)
+    labels, weights = np.array([0, 8192, v - 1], np.int32), np.ones(n, np.float32)
+    results = []
+    for level in native.emulated():
+        got, grad, loss, lse = u.copy(), z.copy(), np.zeros(n, np.float32), np.zeros(n, np.float32)
+        options = (5.0, 1e-3, 0.1, -100)
+        native.softmax_ce(
+            level, 1, "float32", grad, got, labels, weights, got, grad, loss, lse, *options
+        )
+        results.append((got, grad, loss, lse))
+    for whole, parts in zip(*results, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=3e-6, atol=1e-7 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize(("level", "parts"), [("gpu", 1), ("gpu-parts", 7)])
+def test_more_than_two_to_the_31_elements(level, parts, rng):
+    n, v, last = 42700, 50304, 2
+    assert n * v > 2**31
+    # Pages that are not touched take no memory.
+    z, u = np.zeros((n, v), np.uint16), np.zeros((n, v), np.uint16)
+    head = rng.normal(size=(2, last, v)).astype(ml_dtypes.bfloat16)
+    z[-last:], u[-last:] = head.view(np.uint16)
+    labels, weights = np.zeros(n, np.int32), np.ones(n, np.float32)
+    native.softmax_ce_last_blocks(level, (n - last) * parts, z, u, labels, weights)
+    logits, tangents = head.astype(np.float64)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    want = p * (tangents - (p * tangents).sum(1, keepdims=True))
+    got = u[-last:].view(ml_dtypes.bfloat16).astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-9)
+    assert not u[: -last : 997].any()

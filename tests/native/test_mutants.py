@@ -1,0 +1,232 @@
+"""The emulated GPU finds what is wrong: device code with a barrier removed, or off by one, fails.
+
+Each mutant is a copy of the kernels with one change, compiled by itself and given the same checks as
+the code that is shipped. Every barrier is removed once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CUDA = ROOT / "kernels" / "cuda"
+COMPILER = shutil.which("g++") or shutil.which("c++")
+FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+DEFINES = ["-DCURVAX_SIMT", "-DCURVAX_LEVEL=simt_device"]
+SEEDS = (1, 2, 3)
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+def pointer(x):
+    return x.ctypes.data
+
+
+class SoftmaxCe(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        *[(name, ctypes.c_int64) for name in ("rows", "vocab", "tangents")],
+        *[(name, ctypes.c_void_p) for name in ("logits", "u", "labels", "weights")],
+        *[(name, ctypes.c_void_p) for name in ("products", "grad", "loss", "lse")],
+        *[(name, ctypes.c_double) for name in ("softcap", "z_loss", "label_smoothing")],
+        ("ignore_index", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+class BlockOrtho(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        *[(name, ctypes.c_int64) for name in ("rows", "n", "used", "block")],
+        ("scale", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        *[(name, ctypes.c_void_p) for name in ("basis", "w", "coefficients", "factor", "info")],
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+class RotateBasis(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        *[(name, ctypes.c_int64) for name in ("rows", "n", "used", "kept")],
+        *[(name, ctypes.c_void_p) for name in ("basis", "rotation", "workspace")],
+    ]
+
+
+def check_softmax_ce(library, shared_bytes, vocab, softcap):
+    rng = np.random.default_rng(0)
+    rows, tangents = 3, 2
+    z = rng.normal(size=(rows, vocab)).astype(np.float32) * 3
+    u = rng.normal(size=(tangents, rows, vocab)).astype(np.float32)
+    labels, weights = np.array([0, vocab - 1, 5], np.int32), np.float32([1, 0.5, 2])
+    cap = softcap * np.tanh(z.astype(float) / softcap) if softcap else z.astype(float)
+    slope = 1 - (cap / softcap) ** 2 if softcap else np.ones_like(cap)
+    p = np.exp(cap - cap.max(1, keepdims=True))
+    total = p.sum(1, keepdims=True)
+    lse = np.log(total) + cap.max(1, keepdims=True)
+    p /= total
+    g = weights[:, None] * (p - np.eye(vocab)[labels])
+    tangent = slope * u
+    want = weights[:, None] * p * (tangent - (p * tangent).sum(-1, keepdims=True))
+    if softcap:
+        want = slope * want - 2 * cap / softcap**2 * tangent * g
+    for seed in SEEDS:
+        products, grad = u.copy(), z.copy()
+        loss, got_lse = np.full(rows, np.nan, np.float32), np.full(rows, np.nan, np.float32)
+        workspace = np.full(rows * 8 * 6, np.nan)
+        args = SoftmaxCe(0, rows, vocab, tangents, *map(pointer, (grad, products, labels, weights)))
+        args.products, args.grad, args.loss, args.lse = map(
+            pointer, (products, grad, loss, got_lse)
+        )
+        args.softcap, args.ignore_index, args.workspace = softcap, -100, pointer(workspace)
+        error = library.softmax_ce(seed, ctypes.c_int64(shared_bytes), ctypes.byref(args))
+        assert not error, error
+        np.testing.assert_allclose(products, want, atol=1e-6 * np.abs(want).max())
+        np.testing.assert_allclose(grad, slope * g, atol=1e-6)
+        np.testing.assert_allclose(got_lse, lse[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(loss, lse[:, 0] - cap[range(3), labels], rtol=1e-5)
+
+
+def check_block_ortho(library, used, b, n, scale):
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(n, used)))[0].T
+    w = rng.normal(size=(b, n)) @ np.diag(np.linspace(1, 3, n)) + 5 * rng.normal(size=(b, used)) @ q
+    w = (w * scale).astype(np.float32)
+    results = []
+    for seed in SEEDS:
+        basis = np.full((used + b + 1, n), np.nan, np.float32)
+        basis[:used] = q
+        block, c, s, info = w.copy(), np.ones((used + b + 1, b)), np.ones((b, b)), np.ones(4)
+        args = BlockOrtho(0, used + b + 1, n, used, b, 1.0, 0)
+        args.basis, args.w, args.coefficients, args.factor, args.info = map(
+            pointer, (basis, block, c, s, info)
+        )
+        error = library.block_ortho(seed, ctypes.byref(args))
+        assert not error, error
+        new = basis[used : used + b].astype(float)
+        stored = basis[:used].astype(float)
+        assert np.abs(new @ new.T - np.eye(b)).max() <= 1e-6
+        assert np.abs(new @ stored.T).max() <= 1e-6
+        assert np.isnan(basis[used + b :]).all()
+        rest = c[:used].T @ stored + s.T @ new - w
+        assert (np.linalg.norm(rest, axis=1) <= 3e-6 * np.linalg.norm(w.astype(float), axis=1)).all()
+        assert info[0] == 2
+        results.append((basis.tobytes(), c.tobytes(), s.tobytes()))
+    assert len(set(results)) == 1
+
+
+def check_rotate_basis(library, used, kept, n):
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(used, used)))[0]
+    padded = np.full((used + 2, used + 2), np.nan)
+    padded[:used, :used] = rotation
+    q = rng.normal(size=(used + 2, n)).astype(np.float32)
+    want = q.astype(float)
+    want[:kept] = rotation[:, :kept].T @ want[:used]
+    for seed in SEEDS:
+        basis, workspace = q.copy(), np.full((used + 6) ** 2, np.nan)
+        args = RotateBasis(0, used + 2, n, used, kept, *map(pointer, (basis, padded, workspace)))
+        error = library.rotate_basis(seed, ctypes.byref(args))
+        assert not error, error
+        np.testing.assert_allclose(basis, want, atol=2e-6)
+
+
+def check(path):
+    library = ctypes.CDLL(str(path))
+    for name in ("softmax_ce", "block_ortho", "rotate_basis"):
+        getattr(library, name).restype = ctypes.c_char_p
+    for softcap in (0.0, 4.0):
+        check_softmax_ce(library, 1 << 20, 1001, softcap)
+        check_softmax_ce(library, 0, 8300, softcap)
+    check_block_ortho(library, 37, 4, 1800, 1.0)
+    check_block_ortho(library, 9, 6, 1037, 1e-25)
+    check_rotate_basis(library, 17, 9, 700)
+    check_rotate_basis(library, 6, 5, 133)
+
+
+def build(folder, change=None):
+    """The library of the kernels with ``change = (file, position, old, new)`` made to a copy."""
+    kernels = folder / "kernels"
+    shutil.copytree(ROOT / "kernels", kernels)
+    if change is not None:
+        name, at, old, new = change
+        text = (kernels / "cuda" / name).read_text()
+        assert text[at : at + len(old)] == old
+        (kernels / "cuda" / name).write_text(text[:at] + new + text[at + len(old) :])
+    simt = ROOT / "tests" / "native" / "simt"
+    include = [f"-I{kernels}", f"-I{kernels / 'include'}", f"-I{simt.parent}"]
+    library = folder / "kernels.so"
+    sources = [str(simt / "exports.cc"), str(simt / "simt.cc")]
+    subprocess.run(
+        [COMPILER, *FLAGS, *DEFINES, *include, *sources, "-o", str(library)],
+        check=True,
+        capture_output=True,
+    )
+    return library
+
+
+def barriers():
+    for path in sorted(CUDA.glob("*.cuh")):
+        text = path.read_text()
+        for match in re.finditer(r"(?<=\n) +SyncThreads\(\);", text):
+            # That of Sums, which the barriers of what follows its only use make superfluous.
+            if "f(i, sum);\n    }\n" in text[match.start() - 30 : match.start()]:
+                continue
+            line = text.count("\n", 0, match.start()) + 1
+            change = (path.name, match.start(), match.group(), "")
+            yield pytest.param(change, id=f"{path.name}:{line}")
+
+
+OFF_BY_ONE = [
+    ("softmax_ce.cuh", "return j >= 0 && j < count_;", "return j >= 0 && j <= count_;"),
+    ("softmax_ce.cuh", "return v * V - shift_;", "return v * V - shift_ + 1;"),
+    ("softmax_ce.cuh", "CeilDiv(count + shift_, V)", "(count + shift_) / V"),
+    ("softmax_ce.cuh", "p = 0; p < parts; ++p) mu", "p = 1; p < parts; ++p) mu"),
+    ("block_ortho.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
+    ("block_ortho.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
+    ("block_ortho.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
+    ("block_ortho.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),
+    ("block_ortho.cuh", "Lane() / (kWarpSize / N)", "Lane() / (kWarpSize / N) + 1"),
+    ("block_ortho.cuh", "k = 1; k < kShares", "k = 2; k < kShares"),
+    ("block_ortho.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
+    ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
+    ("rotate_basis.cuh", "e < used * vectors", "e < used * vectors - 1"),
+    ("rotate_basis.cuh", "j < kept ? launch", "j < kept - 1 ? launch"),
+    ("rotate_basis.cuh", "if (j < kept) Narrow", "if (j <= kept) Narrow"),
+]
+
+
+def off_by_one():
+    for name, old, new in OFF_BY_ONE:
+        change = (name, (CUDA / name).read_text().index(old), old, new)
+        yield pytest.param(change, id=f"{name}: {new}")
+
+
+def run_checks(library):
+    """In a process of its own, which a mutant may crash."""
+    return subprocess.run(
+        [sys.executable, __file__, str(library)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_code_as_it_is(tmp_path):
+    result = run_checks(build(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.thin(8)
+@pytest.mark.parametrize("change", [*barriers(), *off_by_one()])
+def test_a_broken_kernel_is_found(change, tmp_path):
+    assert run_checks(build(tmp_path, change)).returncode != 0
+
+
+if __name__ == "__main__":
+    check(sys.argv[1])
