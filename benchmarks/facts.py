@@ -30,6 +30,7 @@ def machine_facts() -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "kernels": _native.build_info(),
+        "cuda_kernels": _native.build_info("cuda"),
         "commit": commit,
     }
 

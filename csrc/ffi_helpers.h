@@ -1,18 +1,14 @@
-// Checks and conversions that every handler needs.
+// Checks and conversions that every handler needs, on any platform.
 #ifndef CURVAX_CSRC_FFI_HELPERS_H_
 #define CURVAX_CSRC_FFI_HELPERS_H_
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <initializer_list>
-#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 
-#include "curvax/dispatch.h"
+#include "curvax/types.h"
 #include "xla/ffi/api/ffi.h"
 
 #define CURVAX_RETURN_IF_ERROR(expression)           \
@@ -22,42 +18,6 @@
   } while (false)
 
 namespace curvax {
-
-// Memory for one call, aligned for any vector; null if it cannot be had.
-//
-// Up to kKept bytes stay with the thread for its next call: a fresh allocation of this size is
-// mapped page by page while the kernel runs, which costs more than the kernel's work on it.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) {
-    thread_local Kept kept;
-    if (kept.memory == nullptr || bytes > kept.bytes) {
-      kept.bytes = 0;
-      kept.memory.reset(Allocate(bytes));
-      if (kept.memory != nullptr && bytes <= kKept) kept.bytes = bytes;
-    }
-    memory_ = kept.memory.get();
-    if (bytes > kKept) own_ = std::move(kept.memory);
-  }
-  void* get() const { return memory_; }
-
- private:
-  static constexpr int64_t kKept = int64_t{8} << 20;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  using Memory = std::unique_ptr<void, Free>;
-  struct Kept {
-    Memory memory;
-    int64_t bytes = 0;
-  };
-  static void* Allocate(int64_t bytes) {
-    return std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64));
-  }
-
-  void* memory_;
-  Memory own_;
-};
 
 inline std::optional<DType> ToDType(xla::ffi::DataType type) {
   switch (type) {
@@ -108,21 +68,17 @@ inline xla::ffi::Error CheckBuffer(const char* op, const char* name,
   return xla::ffi::Error::Success();
 }
 
-// Copies an operand to the result that it was meant to alias, unless it does.
-inline void CopyIfDifferent(const xla::ffi::AnyBuffer& from,
-                            xla::ffi::Result<xla::ffi::AnyBuffer>& to) {
-  if (from.untyped_data() != to->untyped_data() && from.size_bytes() > 0) {
-    std::memcpy(to->untyped_data(), from.untyped_data(), from.size_bytes());
+// Copies an operand to the result that it was meant to alias, unless it does. A Platform has a
+// Context and Copy(to, from, bytes, context).
+template <typename Platform>
+xla::ffi::Error CopyIfDifferent(const xla::ffi::AnyBuffer& from,
+                                xla::ffi::Result<xla::ffi::AnyBuffer>& to,
+                                typename Platform::Context context) {
+  if (from.untyped_data() == to->untyped_data() || from.size_bytes() == 0) {
+    return xla::ffi::Error::Success();
   }
-}
-
-// The kernels of the active level, chosen once; an error names what CURVAX_ISA may be.
-inline xla::ffi::Error FindKernels(const KernelTable** kernels) {
-  static const char* error = nullptr;
-  static const KernelTable* const table = ActiveTable(&error);
-  if (table == nullptr) return xla::ffi::Error::InvalidArgument(std::string("curvax: ") + error);
-  *kernels = table;
-  return xla::ffi::Error::Success();
+  return Platform::Copy(to->untyped_data(), from.untyped_data(),
+                        static_cast<int64_t>(from.size_bytes()), context);
 }
 
 }  // namespace curvax

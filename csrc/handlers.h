@@ -1,4 +1,4 @@
-// Declares every handler of the CPU module. X(name) lists them once, for the module and its build
+// Declares every handler. X(name) lists those of a platform once, for its module and its build
 // info.
 #ifndef CURVAX_CSRC_HANDLERS_H_
 #define CURVAX_CSRC_HANDLERS_H_
@@ -13,9 +13,20 @@
   X(block_ortho)                       \
   X(rotate_basis)
 
-#define CURVAX_DECLARE_HANDLER(name) \
+#define CURVAX_FOR_EACH_CUDA_HANDLER(X) \
+  X(softmax_ce_hvp)                     \
+  X(softmax_ce_triple)                  \
+  X(block_ortho)                        \
+  X(rotate_basis)
+
+#define CURVAX_DECLARE_CPU_HANDLER(name) \
   extern "C" XLA_FFI_Error* curvax_cpu_##name(XLA_FFI_CallFrame*);
-CURVAX_FOR_EACH_CPU_HANDLER(CURVAX_DECLARE_HANDLER)
-#undef CURVAX_DECLARE_HANDLER
+CURVAX_FOR_EACH_CPU_HANDLER(CURVAX_DECLARE_CPU_HANDLER)
+#undef CURVAX_DECLARE_CPU_HANDLER
+
+#define CURVAX_DECLARE_CUDA_HANDLER(name) \
+  extern "C" XLA_FFI_Error* curvax_cuda_##name(XLA_FFI_CallFrame*);
+CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_DECLARE_CUDA_HANDLER)
+#undef CURVAX_DECLARE_CUDA_HANDLER
 
 #endif  // CURVAX_CSRC_HANDLERS_H_

@@ -341,10 +341,10 @@ def test_info_describes_the_build():
 
 
 def test_info_without_compiled_kernels(monkeypatch):
-    monkeypatch.setattr(_native, "available", lambda: False)
-    monkeypatch.setattr(_native, "build_info", dict)
+    monkeypatch.setattr(_native.loading, "load", lambda platform: None)
     text = run("info").stdout
     assert "not compiled in" in text and "not active" in text and "FFI API" not in text
+    assert re.search("CUDA module +absent", text) and "CURVAX_CUDA=ON" in text
 
 
 def test_a_bad_environment_is_an_error_message():

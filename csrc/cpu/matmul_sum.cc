@@ -10,8 +10,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "csrc/cpu/run_kernel.h"
 #include "csrc/handlers.h"
-#include "csrc/run_kernel.h"
 
 namespace curvax {
 namespace {
@@ -99,7 +99,7 @@ ffi::Error MatmulSumHandler(ffi::ThreadPool threads, ffi::RemainingArgs operands
     const auto start = operands.get<ffi::AnyBuffer>(operands.size() - 1);
     if (start.has_error()) return start.error();
     CURVAX_RETURN_IF_ERROR(CheckSame(*start, *result));
-    CopyIfDifferent(*start, result);
+    CURVAX_RETURN_IF_ERROR(CopyIfDifferent<CpuPlatform>(*start, result, threads));
   } else {
     AskForHugePages(result->untyped_data(), result->size_bytes());
   }

@@ -54,15 +54,15 @@ struct Precision<double> {
 // The memory of the passes of one call, between sweeps.
 struct BlockOrthoState {
   int64_t used, pass, replaced, attempts;
-  int32_t incomplete;  // whether a pivot of the last factorisation was unresolved
-  int32_t skip_row;    // whether the current one is
-  double column_scale[kMaxBlock];    // W_in = W diag(column_scale)
-  double initial[kMaxBlock];         // norm of the column when it started, -1: not measured
-  double surviving[kMaxBlock];       // product of its pivots since
-  int32_t random[kMaxBlock];         // whether it has been replaced
-  int32_t dying[kMaxBlock];          // whether it is being replaced
-  int32_t attempt[kMaxBlock];        // the draw that replaces a dying column
-  int64_t order[kMaxBlock];          // of the factorisation: given columns, then replaced ones
+  int32_t incomplete;              // whether a pivot of the last factorisation was unresolved
+  int32_t skip_row;                // whether the current one is
+  double column_scale[kMaxBlock];  // W_in = W diag(column_scale)
+  double initial[kMaxBlock];       // norm of the column when it started, -1: not measured
+  double surviving[kMaxBlock];     // product of its pivots since
+  int32_t random[kMaxBlock];       // whether it has been replaced
+  int32_t dying[kMaxBlock];        // whether it is being replaced
+  int32_t attempt[kMaxBlock];      // the draw that replaces a dying column
+  int64_t order[kMaxBlock];        // of the factorisation: given columns, then replaced ones
   double t[kMaxBlock * kMaxBlock], r[kMaxBlock * kMaxBlock], inverse[kMaxBlock * kMaxBlock];
 };
 
@@ -75,9 +75,9 @@ CURVAX_HOST_DEVICE double RandomElement(const Philox4& words, int64_t i, int64_t
 CURVAX_HOST_DEVICE Philox4 RandomWords(const BlockOrthoState& state, uint64_t seed, int64_t c,
                                        int64_t i) {
   const int64_t first = i / 4 * 4;
-  const Philox4 counter = {
-      {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32),
-       static_cast<uint32_t>(state.used + c), static_cast<uint32_t>(state.attempt[c])}};
+  const Philox4 counter = {{static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32),
+                            static_cast<uint32_t>(state.used + c),
+                            static_cast<uint32_t>(state.attempt[c])}};
   return Philox(counter, seed);
 }
 
@@ -89,9 +89,8 @@ class BlockOrthoPass {
 
   // c1 (m + b, b): what a sweep has measured, of stored rows; left (m, b): scratch; a (m, stride)
   // and mix (b, b): the coefficients of the next sweep, W <- W mix + Q a.
-  CURVAX_TEAM BlockOrthoPass(const BlockOrthoArgs& args, const Team& team,
-                                    BlockOrthoState* state, double* c1, double* left, C* a,
-                                    int64_t stride, C* mix)
+  CURVAX_TEAM BlockOrthoPass(const BlockOrthoArgs& args, const Team& team, BlockOrthoState* state,
+                             double* c1, double* left, C* a, int64_t stride, C* mix)
       : args_(args),
         team_(team),
         s_(*state),
@@ -145,8 +144,7 @@ class BlockOrthoPass {
     });
     for (int64_t p = 0; p < b_; ++p) FactorisePivot(p);
     Accumulate();
-    const bool last =
-        (s_.incomplete == 0 && deviation <= kFinalDeviation) || s_.pass == kMaxPasses;
+    const bool last = (s_.incomplete == 0 && deviation <= kFinalDeviation) || s_.pass == kMaxPasses;
     team_.Once([&] {
       for (int64_t c = 0; c < b_; ++c) {
         if (s_.dying[c] != 0) Replace(c);

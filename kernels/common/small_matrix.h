@@ -15,7 +15,7 @@ namespace curvax::CURVAX_LEVEL {
 // c (m, n) = [c +] a (m, k) b (k, n).
 template <bool kAdd, typename Team>
 CURVAX_TEAM void Multiply(const Team& team, int64_t m, int64_t k, int64_t n, const double* a,
-                                 const double* b, double* c) {
+                          const double* b, double* c) {
   team.For(m * n, [=](int64_t e) {
     const int64_t i = e / n, j = e % n;
     double sum = kAdd ? c[e] : 0.0;
@@ -27,7 +27,7 @@ CURVAX_TEAM void Multiply(const Team& team, int64_t m, int64_t k, int64_t n, con
 // t (b, b) = gram - c^T c, with c (m, b).
 template <typename Team>
 CURVAX_TEAM void PythagoreanGram(const Team& team, int64_t m, int64_t b, const double* c,
-                                        const double* gram, double* t) {
+                                 const double* gram, double* t) {
   team.Sums(
       b * b, m, [=](int64_t e, int64_t r) { return c[r * b + e / b] * c[r * b + e % b]; },
       [=](int64_t e, double sum) { t[e] = gram[e] - sum; });
@@ -36,7 +36,7 @@ CURVAX_TEAM void PythagoreanGram(const Team& team, int64_t m, int64_t b, const d
 // inverse (b, b) of r, which is upper triangular when rows and columns are taken in `order`.
 template <typename Team>
 CURVAX_TEAM void InvertTriangular(const Team& team, int64_t b, const int64_t* order,
-                                         const double* r, double* inverse) {
+                                  const double* r, double* inverse) {
   // Row p of X from X r = I, left to right.
   team.For(b, [=](int64_t p) {
     const int64_t c = order[p];

@@ -59,7 +59,8 @@ CURVAX_HOST_DEVICE void Narrow(float x, Half* out) {
   const uint32_t bits = BitCast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   uint32_t half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Adding 0.5 leaves a subnormal half's bits, rounded by the addition, at the low end.
-  if (magnitude < 0x38800000u) half = BitCast<uint32_t>(BitCast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  if (magnitude < 0x38800000u)
+    half = BitCast<uint32_t>(BitCast<float>(magnitude) + 0.5f) - 0x3f000000u;
   if (magnitude >= 0x47800000u) half = 0x7c00u;
   if (magnitude > 0x7f800000u) half = 0x7e00u;
   out->bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));

@@ -73,7 +73,8 @@ class RowKernel {
  public:
   using C = Compute<S>;
 
-  RowKernel(const SoftmaxCeArgs& args, int64_t worker) : args_(args), targets_(args), cap_(args, 1, 0) {
+  RowKernel(const SoftmaxCeArgs& args, int64_t worker)
+      : args_(args), targets_(args), cap_(args, 1, 0) {
     const ScratchLayout layout = LayoutOf(args);
     char* memory =
         static_cast<char*>(args.workspace) + worker * layout.bytes(sizeof(C), args.softcap > 0);

@@ -50,8 +50,8 @@ constexpr int64_t RowParts(int64_t vocab, int64_t compute_bytes) {
 
 constexpr int kSweepThreads = 256;
 constexpr int kSweepWarps = kSweepThreads / 32;
-// Elements of every vector that a block works on at once, one per thread: with 64 rows of float that
-// is 64 KB, and the panels of all blocks in flight fit half of the L2 of an H100.
+// Elements of every vector that a block works on at once, one per thread: with 64 rows of float
+// that is 64 KB, and the panels of all blocks in flight fit half of the L2 of an H100.
 constexpr int64_t kPanel = kSweepThreads;
 // Columns of the block whose sums are in registers together.
 constexpr int kMaxTileColumns = 8;
@@ -82,6 +82,10 @@ constexpr int64_t SweepSharedBytes(int64_t block) {
   return (PaddedColumns(block) * kPanel + kSweepWarps * TileColumns(block) * kStrip) *
          int64_t{sizeof(Compute<S>)};
 }
+static_assert(SweepSharedBytes<float>(32) <= kSharedBytes &&
+                  SweepSharedBytes<double>(32) <= kSharedBytes &&
+                  SweepSharedBytes<Half>(32) <= kSharedBytes,
+              "the widest block must fit every device");
 // Blocks of a sweep that a processor holds: 128 registers per thread, or 255 where many columns of
 // 16-bit vectors, or of doubles, need them.
 template <typename S, int B>

@@ -3,10 +3,10 @@
 // Algorithm (K4): PackRotation lays the entries out as the threads read them. RotatePanels: one
 // block per panel of elements; it copies the panel of the used rows to shared memory and forms
 // kRotateRows new rows at a time from there, over the old ones. Bytes from device memory: the used
-// rows once, the kept ones once; nothing of size n is allocated. Accumulation: the compute type over
-// `used` terms; for float an entry is split in two floats, since rounding it to one would leave the
-// rows orthonormal only to 1e-7 after every restart, an error that is the same for all elements and
-// so adds up. Determinism: elements are independent.
+// rows once, the kept ones once; nothing of size n is allocated. Accumulation: the compute type
+// over `used` terms; for float an entry is split in two floats, since rounding it to one would
+// leave the rows orthonormal only to 1e-7 after every restart, an error that is the same for all
+// elements and so adds up. Determinism: elements are independent.
 #ifndef CURVAX_CUDA_ROTATE_BASIS_CUH_
 #define CURVAX_CUDA_ROTATE_BASIS_CUH_
 

@@ -228,7 +228,7 @@ class TestMemory:
             text = compiled.as_text()
             assert compiled.memory_analysis().alias_size_in_bytes >= size
             assert "input_output_alias" in text
-            if _native.use_native():
+            if _native.use_native("block_ortho"):
                 assert not [x for x in text.splitlines() if " copy(" in x and shape in x]
                 assert program.work_bytes(Clock("products"), *arguments) < n
 

@@ -1,4 +1,4 @@
-"""What only the kernels for a GPU have: sizes on the device, rows in parts, more than 2^31 elements.
+"""What only the kernels for a GPU have: counts on the device, rows in parts, arrays above 2^31.
 
 The rest of this folder runs the same kernels as the level "gpu".
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
 from tests.native.test_block_ortho_kernels import orthonormal, run, stored
 
 native = pytest.importorskip("curvax_native_tests")
@@ -62,4 +61,4 @@ def test_more_than_two_to_the_31_elements(level, parts, rng):
     want = p * (tangents - (p * tangents).sum(1, keepdims=True))
     got = u[-last:].view(ml_dtypes.bfloat16).astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-9)
-    assert not u[: -last : 997].any()
+    assert not u[:-last:997].any()

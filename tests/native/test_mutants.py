@@ -1,7 +1,7 @@
 """The emulated GPU finds what is wrong: device code with a barrier removed, or off by one, fails.
 
-Each mutant is a copy of the kernels with one change, compiled by itself and given the same checks as
-the code that is shipped. Every barrier is removed once.
+Each mutant is a copy of the kernels with one change, compiled by itself and given the same checks
+as the code that is shipped. Every barrier is removed once.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def check_block_ortho(library, used, b, n, scale):
         assert np.abs(new @ stored.T).max() <= 1e-6
         assert np.isnan(basis[used + b :]).all()
         rest = c[:used].T @ stored + s.T @ new - w
-        assert (np.linalg.norm(rest, axis=1) <= 3e-6 * np.linalg.norm(w.astype(float), axis=1)).all()
+        norms = np.linalg.norm(w.astype(float), axis=1)
+        assert (np.linalg.norm(rest, axis=1) <= 3e-6 * norms).all()
         assert info[0] == 2
         results.append((basis.tobytes(), c.tobytes(), s.tobytes()))
     assert len(set(results)) == 1
@@ -186,17 +187,17 @@ def barriers():
 
 
 OFF_BY_ONE = [
-    ("softmax_ce.cuh", "return j >= 0 && j < count_;", "return j >= 0 && j <= count_;"),
-    ("softmax_ce.cuh", "return v * V - shift_;", "return v * V - shift_ + 1;"),
-    ("softmax_ce.cuh", "CeilDiv(count + shift_, V)", "(count + shift_) / V"),
+    ("softmax_ce_row.cuh", "return j >= 0 && j < count_;", "return j >= 0 && j <= count_;"),
+    ("softmax_ce_row.cuh", "return v * V - shift_;", "return v * V - shift_ + 1;"),
+    ("softmax_ce_row.cuh", "CeilDiv(count + shift_, V)", "(count + shift_) / V"),
     ("softmax_ce.cuh", "p = 0; p < parts; ++p) mu", "p = 1; p < parts; ++p) mu"),
-    ("block_ortho.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
-    ("block_ortho.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
-    ("block_ortho.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
-    ("block_ortho.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),
-    ("block_ortho.cuh", "Lane() / (kWarpSize / N)", "Lane() / (kWarpSize / N) + 1"),
+    ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
+    ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
+    ("block_ortho_sweep.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
+    ("block_ortho_sweep.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),
+    ("block_ortho_sweep.cuh", "Lane() / (kWarpSize / N)", "Lane() / (kWarpSize / N) + 1"),
     ("block_ortho.cuh", "k = 1; k < kShares", "k = 2; k < kShares"),
-    ("block_ortho.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
+    ("block_ortho_sweep.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
     ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
     ("rotate_basis.cuh", "e < used * vectors", "e < used * vectors - 1"),
     ("rotate_basis.cuh", "j < kept ? launch", "j < kept - 1 ? launch"),

@@ -1,103 +1,57 @@
 """The compiled kernels: availability, version check and registration with XLA.
 
-This is the only module that imports the compiled extension. A build without it
-(``CURVAX_NO_NATIVE=1``) is complete but slower; an extension that is present and fails to load is
-an error, when something first asks for it: the command line must be able to report it.
+This package alone imports the compiled modules, `_cpu` and, in a build with CUDA, `_cuda`. A build
+without them (``CURVAX_NO_NATIVE=1``) is complete but slower; a module that is present and fails to
+load is an error, when something first asks for it: the command line must be able to report it.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import functools
 import os
-import pathlib
-import re
+import warnings
 from typing import Any
 
 import jax
 
-__all__ = ["available", "build_info", "use_native"]
+from curvax._native import loading
+
+__all__ = ["available", "build_info", "platform", "use_native", "workspace_bytes"]
+
+CUDA_REMEDY = "reinstall curvax with --config-settings=cmake.define.CURVAX_CUDA=ON where nvcc is"
 
 
-def _runtime_ffi_minor() -> int | None:
-    """Reads the FFI API version of the installed jaxlib from the header that it ships."""
-    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    if not header.is_file():
-        return None
-    match = re.search(r"#define\s+XLA_FFI_API_MINOR\s+(\d+)", header.read_text())
-    return int(match.group(1)) if match else None
+def platform() -> str:
+    """The platform of JAX's default device: ``"cpu"``, ``"cuda"`` or another's name."""
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if device is None:
+        name = jax.default_backend()
+    else:
+        name = device if isinstance(device, str) else device.platform
+    return "cuda" if name == "gpu" and "cuda" in loading.present() else name
 
 
-def _check_ffi_version(compiled: int, runtime: int | None) -> None:
-    """Raises if the runtime would refuse the handlers: XLA says so only when one is called."""
-    if runtime is not None and compiled > runtime:
-        raise ImportError(
-            f"curvax was compiled against XLA FFI API 0.{compiled}, but the installed jaxlib "
-            f"implements 0.{runtime} and would refuse its kernels. Upgrade jaxlib, rebuild curvax "
-            "against this jaxlib, or reinstall with CURVAX_NO_NATIVE=1."
-        )
+def available(kernel: str | None = None) -> bool:
+    """Whether compiled kernels for the default device are installed.
 
-
-def _load() -> Any | None:
-    if importlib.util.find_spec("curvax._native._cpu") is None:
-        return None
-    try:
-        module = importlib.import_module("curvax._native._cpu")
-    except ImportError as error:
-        raise ImportError(
-            f"curvax's compiled kernels are installed but failed to load: {error}. Reinstall "
-            "curvax, or install it with CURVAX_NO_NATIVE=1 to do without them."
-        ) from error
-    _check_ffi_version(_facts(module)["ffi_api_minor"], _runtime_ffi_minor())
-    for name, handler in module.registrations().items():
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return module
-
-
-def _facts(module: Any) -> dict[str, Any]:
-    try:
-        return dict(module.build_info())
-    except ValueError:
-        asked = os.environ["CURVAX_ISA"]
-    del os.environ["CURVAX_ISA"]
-    try:
-        best = module.build_info()
-    finally:
-        os.environ["CURVAX_ISA"] = asked
-    # The levels rise, so a machine has every one up to its best.
-    levels = best["compiled_levels"][: best["compiled_levels"].index(best["active_level"]) + 1]
-    raise ValueError(
-        f"CURVAX_ISA must be one of {', '.join(levels)}, which this build and this machine have, "
-        f"got {asked!r}; unset it to use {levels[-1]}"
-    )
-
-
-_NOT_LOADED = object()
-_module: Any = _NOT_LOADED
-
-
-def _loaded() -> Any | None:
-    global _module
-    if _module is _NOT_LOADED:
-        _module = _load()
-    return _module
-
-
-def available() -> bool:
-    """Whether the compiled kernels are installed.
+    Args:
+        kernel: one that has to be among them, such as ``"block_ortho"``.
 
     Raises:
         ImportError: they are installed but cannot be loaded.
         ValueError: ``CURVAX_ISA`` names a level that cannot be had.
     """
-    return _loaded() is not None
+    module = loading.load(platform())
+    if module is None:
+        return False
+    return kernel is None or f"curvax.{kernel}" in loading.facts(module)["kernels"]
 
 
-def use_native() -> bool:
-    """Whether an operation that may choose should choose its compiled kernel.
+def use_native(kernel: str) -> bool:
+    """Whether an operation that may choose should choose its compiled `kernel`.
 
-    False where the kernels are not installed, or when the environment variable ``CURVAX_IMPL`` is
-    ``reference``.
+    False where it is not installed, or when the environment variable ``CURVAX_IMPL`` is
+    ``reference``. A CUDA device without compiled kernels for it gives one warning.
 
     Raises:
         ImportError: the kernels are installed but cannot be loaded.
@@ -107,18 +61,49 @@ def use_native() -> bool:
     wanted = os.environ.get("CURVAX_IMPL", "auto") or "auto"
     if wanted not in ("auto", "reference"):
         raise ValueError(f"CURVAX_IMPL must be 'auto' or 'reference', got {wanted!r}")
-    return available() and wanted == "auto"
+    if wanted == "reference":
+        return False
+    if platform() == "cuda" and not available():
+        _warn_of_missing_cuda()
+    return available(kernel)
 
 
-def build_info() -> dict[str, Any]:
-    """Facts about the compiled kernels.
+@functools.cache
+def _warn_of_missing_cuda() -> None:
+    warnings.warn(
+        "JAX runs on a CUDA device, for which this build of curvax has no compiled kernels: its "
+        f"plain JAX forms are used, which are slower and need more memory. {CUDA_REMEDY}, or set "
+        "CURVAX_IMPL=reference to keep them without this warning.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def workspace_bytes(op: str, *sizes: Any) -> int:
+    """Bytes of the workspace that the CUDA kernels of `op` need; 0 where JAX has no CUDA device.
+
+    A custom call has the same results on every platform, and a CPU takes its own scratch memory.
+
+    Args:
+        op: ``"softmax_ce"`` (dtype, rows, vocab, tangents), ``"block_ortho"`` (dtype, rows, n,
+            block) or ``"rotate_basis"`` (rows).
+        *sizes: those of `op`.
+    """
+    module = loading.load("cuda") if "cuda" in loading.present() else None
+    return 0 if module is None else int(getattr(module, f"{op}_workspace")(*sizes))
+
+
+def build_info(platform: str = "cpu") -> dict[str, Any]:
+    """Facts about the compiled kernels of a platform.
 
     Returns:
-        ``ffi_api_minor``, ``compiled_levels``, ``active_level``, ``kernels`` and ``compiler``; an
-        empty dict where they are not installed.
+        ``ffi_api_minor`` and ``kernels``; for ``"cpu"`` also ``compiled_levels``, ``active_level``
+        and ``compiler``, for ``"cuda"`` also ``architectures`` and ``runtime``, the version of CUDA
+        as 1000 times its major plus 10 times its minor. An empty dict where they are not installed.
 
     Raises:
         ImportError: they are installed but cannot be loaded.
         ValueError: ``CURVAX_ISA`` names a level that cannot be had.
     """
-    return _facts(_module) if available() else {}
+    module = loading.load(platform)
+    return {} if module is None else loading.facts(module)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from curvax.cli.app import BAD_INPUT, app, fail
-from curvax.cli.machine import kernels
+from curvax.cli.machine import cuda_module, kernels
 from curvax.display import open_stdout, print_facts
 
 
@@ -40,6 +40,8 @@ def _info() -> Iterable[tuple[str, str]]:
         # GCC gives its number alone, other compilers their name too.
         name = "GCC " if build["compiler"][0].isdigit() else ""
         yield "compiler", name + build["compiler"]
+
+    yield "CUDA module", cuda_module()
 
     def probe(x: Any) -> Any:
         return x

@@ -15,13 +15,31 @@ def device() -> str:
 
 
 def kernels() -> str:
-    """Which compiled kernels are in use."""
+    """Which compiled kernels the default device uses."""
     from curvax import _native
 
     if not _native.available():
         return "not compiled in: plain JAX instead, slower"
-    build = _native.build_info()
-    names = ", ".join(name.removeprefix("curvax.") for name in build["kernels"])
-    if not _native.use_native():
-        return f"switched off by CURVAX_IMPL ({names})"
-    return f"compiled, level {build['active_level']} ({names})"
+    build = _native.build_info(_native.platform())
+    names = [name.removeprefix("curvax.") for name in build["kernels"]]
+    listed = ", ".join(names)
+    if not _native.use_native(names[0]):
+        return f"switched off by CURVAX_IMPL ({listed})"
+    level = f", level {build['active_level']}" if "active_level" in build else " for CUDA"
+    return f"compiled{level} ({listed})"
+
+
+def cuda_module() -> str:
+    """Whether there are kernels for CUDA devices, and for which."""
+    from curvax import _native
+
+    build = _native.build_info("cuda")
+    if not build:
+        return f"absent; for a CUDA device, {_native.CUDA_REMEDY}"
+    major, minor = divmod(build["runtime"] // 10, 100)
+    capabilities, ptx = [], ""
+    for target in build["architectures"].split():  # such as 90-real, or 80 for code and PTX
+        number, _, kind = target.partition("-")
+        capabilities.append(f"{int(number) / 10:.1f}")
+        ptx = ptx if kind else f"; PTX of {capabilities[-1]} for others"
+    return f"CUDA {major}.{minor}, for compute capability {', '.join(capabilities)}{ptx}"

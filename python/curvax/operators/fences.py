@@ -65,7 +65,7 @@ def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
         A function with the same values; `fun` itself where the fence is unavailable (no compiled
         module, `CURVAX_IMPL=reference`, or a backend other than the CPU).
     """
-    if not (_native.use_native() and jax.default_backend() == "cpu"):
+    if not _native.use_native("fence"):
         return fun
 
     @functools.wraps(fun)

@@ -21,8 +21,8 @@ class Workspace {
   void* get() const { return begin_; }
   std::string Result(const std::string& error) const {
     const char* end = memory_.data() + memory_.size();
-    const bool intact =
-        std::all_of(static_cast<const char*>(begin_) + bytes_, end, [](char c) { return c == char(0xa5); });
+    const bool intact = std::all_of(static_cast<const char*>(begin_) + bytes_, end,
+                                    [](char c) { return c == char(0xa5); });
     return !error.empty() ? error : intact ? "" : "a write past the workspace";
   }
 
@@ -39,9 +39,9 @@ std::string SoftmaxCe(const Device& device, SoftmaxCeArgs args) {
   Launcher launcher(device);
   // Of the parts of a row, which this device may not be large enough to do without.
   const int64_t element = args.dtype == DType::kF64 ? 8 : 4;
-  const Workspace workspace(std::max(
-      CURVAX_LEVEL::SoftmaxCeWorkspaceBytes(args),
-      args.rows * CURVAX_LEVEL::RowParts(args.vocab, element) * (4 + args.tangents) * 8));
+  const Workspace workspace(
+      std::max(CURVAX_LEVEL::SoftmaxCeWorkspaceBytes(args),
+               args.rows * CURVAX_LEVEL::RowParts(args.vocab, element) * (4 + args.tangents) * 8));
   args.workspace = workspace.get();
   CURVAX_LEVEL::LaunchSoftmaxCe(args, launcher);
   return workspace.Result(launcher.error);

@@ -35,7 +35,12 @@ struct Fiber {
 class Block {
  public:
   Block(const Grid& grid, uint32_t seed, const std::function<void()>& kernel)
-      : grid(grid), kernel_(kernel), random_(seed), fibers_(grid.threads), order_(grid.threads), resting_(grid.threads / kWarp) {
+      : grid(grid),
+        kernel_(kernel),
+        random_(seed),
+        fibers_(grid.threads),
+        order_(grid.threads),
+        resting_(grid.threads / kWarp) {
     for (Fiber& fiber : fibers_) {
       fiber.stack.reset(new char[kStackBytes]);
       getcontext(&fiber.start);

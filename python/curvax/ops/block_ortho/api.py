@@ -73,7 +73,7 @@ def orthonormalize_block(
         raise ValueError(f"`{op}(scale=...)` must be positive, got {scale}")
     most = min(q.shape) - w.shape[0]
     m = _count(op, "used", used, most, "min(rows, n) - b")
-    module = ffi if resolve(op, impl) == "ffi" else reference
+    module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference
     return module.orthonormalize_block(q, w, m, _seed(op, seed), float(scale))
 
 
@@ -121,7 +121,7 @@ def rotate_basis(
         )
     m = _count(op, "used", used, rows, "rows")
     k = _count(op, "kept", kept, rows, "rows")
-    module = ffi if resolve(op, impl) == "ffi" else reference
+    module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.rotate_basis(q, r, m, k)
 
 

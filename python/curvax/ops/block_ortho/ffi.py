@@ -1,9 +1,20 @@
-"""The compiled kernels, through XLA's foreign-function interface."""
+"""The compiled kernels, through XLA's foreign-function interface.
+
+The last result of each call is the kernel's workspace on a GPU, and empty without one.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
+
+from curvax import _native
+
+
+def _workspace(op: str, *sizes: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((_native.workspace_bytes(op, *sizes),), np.uint8)
 
 
 def orthonormalize_block(
@@ -28,11 +39,12 @@ def call_block_ortho(
             jax.ShapeDtypeStruct((rows, b), small),
             jax.ShapeDtypeStruct((b, b), small),
             jax.ShapeDtypeStruct((4,), small),
+            _workspace("block_ortho", basis.dtype.name, *basis.shape, b),
         ),
         vmap_method="sequential",
         input_output_aliases={0: 0, 1: 1},
     )
-    basis, scratch, coefficients, factor, info = call(
+    basis, scratch, coefficients, factor, info, _ = call(
         basis, block, used, seed, scale=np.float64(scale)
     )
     return basis, scratch, coefficients, factor, info
@@ -44,8 +56,12 @@ def rotate_basis(
     """See `api.rotate_basis`."""
     call = jax.ffi.ffi_call(
         "curvax.rotate_basis",
-        jax.ShapeDtypeStruct(basis.shape, basis.dtype),
+        (
+            jax.ShapeDtypeStruct(basis.shape, basis.dtype),
+            _workspace("rotate_basis", basis.shape[0]),
+        ),
         vmap_method="sequential",
         input_output_aliases={0: 0},
     )
-    return call(basis, rotation, used, kept)
+    rotated, _ = call(basis, rotation, used, kept)
+    return rotated

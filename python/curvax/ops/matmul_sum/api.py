@@ -38,5 +38,5 @@ def matmul_sum(
         ValueError: ``impl`` is not a known word.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
-    module = ffi if resolve("matmul_sum", impl) == "ffi" else reference
+    module = ffi if resolve("matmul_sum", impl, "matmul_sum") == "ffi" else reference
     return module.matmul_sum(terms, add_to, transpose_a, transpose_b)

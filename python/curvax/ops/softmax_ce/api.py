@@ -34,7 +34,7 @@ def softmax_ce_hvp(
     any other label outside ``[0, V)`` give NaN. Logits may be ``-inf``.
 
     Args:
-        logits: shape ``(N, V)``; float32, float64 or bfloat16.
+        logits: shape ``(N, V)``; float32, float64, bfloat16 or float16.
         tangents: shape ``(N, V)`` or ``(b, N, V)``, dtype of ``logits``; donate them: the kernel
             writes the products over them.
         labels: shape ``(N,)``, int32.
@@ -55,7 +55,7 @@ def softmax_ce_hvp(
     op = "softmax_ce_hvp"
     options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
     arrays = _check(op, logits, tangents, labels, weights)
-    module = ffi if resolve(op, impl) == "ffi" else reference
+    module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.hvp(*arrays, options)
 
 
@@ -77,8 +77,8 @@ def softmax_ce_triple(
     ``loss = lse - <t, z> + z_loss * lse**2`` and targets ``t = (1 - eps) onehot(label) + eps / V``.
 
     Args:
-        logits: shape ``(N, V)``; float32, float64 or bfloat16. Donate them: the kernel writes the
-            gradient over them.
+        logits: shape ``(N, V)``; float32, float64, bfloat16 or float16. Donate them: the kernel
+            writes the gradient over them.
         tangents: as for :func:`softmax_ce_hvp`; ``b`` may be 0 if only the gradient is wanted.
         labels: as for :func:`softmax_ce_hvp`.
         weights: as for :func:`softmax_ce_hvp`.
@@ -100,7 +100,7 @@ def softmax_ce_triple(
     op = "softmax_ce_triple"
     options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
     arrays = _check(op, logits, tangents, labels, weights)
-    module = ffi if resolve(op, impl) == "ffi" else reference
+    module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.triple(*arrays, options)
 
 
@@ -130,9 +130,9 @@ def _check(
         if x.dtype != dtype:
             raise ValueError(f"`{op}({name}=...)` must have dtype {dtype}, got {x.dtype}")
 
-    if z.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16):
+    if z.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
         raise ValueError(
-            f"`{op}(logits=...)` must be float32, float64 or bfloat16, got dtype {z.dtype}"
+            f"`{op}(logits=...)` must be float32, float64, bfloat16 or float16, got dtype {z.dtype}"
         )
     require("logits", z, "(N, V)", z.ndim == 2 and z.shape[1] > 0, z.dtype)
     n, v = z.shape

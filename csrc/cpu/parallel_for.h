@@ -1,6 +1,6 @@
 // XLA's intra-op thread pool as the kernels' ParallelFor.
-#ifndef CURVAX_CSRC_PARALLEL_FOR_H_
-#define CURVAX_CSRC_PARALLEL_FOR_H_
+#ifndef CURVAX_CSRC_CPU_PARALLEL_FOR_H_
+#define CURVAX_CSRC_CPU_PARALLEL_FOR_H_
 
 #include <algorithm>
 #include <atomic>
@@ -82,4 +82,4 @@ class XlaParallelFor {
 
 }  // namespace curvax
 
-#endif  // CURVAX_CSRC_PARALLEL_FOR_H_
+#endif  // CURVAX_CSRC_CPU_PARALLEL_FOR_H_

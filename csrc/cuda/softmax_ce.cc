@@ -1,0 +1,30 @@
+#include "csrc/softmax_ce.h"
+
+#include "csrc/cuda/launch.h"
+#include "csrc/handlers.h"
+
+namespace curvax {
+namespace {
+
+namespace ffi = xla::ffi;
+
+struct Cuda {
+  using Context = cuda::Stream;
+  static ffi::Error Run(const char* op, SoftmaxCeArgs* args, Context stream,
+                        const ffi::AnyBuffer& workspace) {
+    CURVAX_RETURN_IF_ERROR(CheckWorkspace(op, workspace, cuda::SoftmaxCeWorkspace(*args)));
+    args->workspace = workspace.untyped_data();
+    return LaunchResult(op, cuda::SoftmaxCe(*args, stream));
+  }
+};
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cuda_softmax_ce_hvp, SoftmaxCeHvp<Cuda>,
+                              BindSoftmaxCeHvp<StreamArgument>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cuda_softmax_ce_triple, SoftmaxCeTriple<Cuda>,
+                              BindSoftmaxCeTriple<StreamArgument>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+}  // namespace curvax

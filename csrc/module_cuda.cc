@@ -1,0 +1,84 @@
+// The Python module curvax._native._cuda: handlers as capsules, the sizes of their workspaces, and
+// facts about the build. It can be imported where there is no GPU and no driver.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "csrc/handlers.h"
+#include "curvax/cuda.h"
+
+namespace nb = nanobind;
+
+namespace curvax {
+namespace {
+
+nb::dict Registrations() {
+  nb::dict handlers;
+#define CURVAX_ADD_HANDLER(name) \
+  handlers["curvax." #name] = nb::capsule(reinterpret_cast<void*>(curvax_cuda_##name));
+  CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_ADD_HANDLER)
+#undef CURVAX_ADD_HANDLER
+  return handlers;
+}
+
+nb::dict BuildInfo() {
+  nb::list kernels;
+#define CURVAX_ADD_NAME(name) kernels.append("curvax." #name);
+  CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_ADD_NAME)
+#undef CURVAX_ADD_NAME
+  nb::dict info;
+  info["ffi_api_minor"] = XLA_FFI_API_MINOR;
+  info["architectures"] = cuda::Architectures();
+  info["runtime"] = cuda::RuntimeVersion();
+  info["kernels"] = kernels;
+  return info;
+}
+
+DType ParseDType(const std::string& name) {
+  if (name == "float32") return DType::kF32;
+  if (name == "float64") return DType::kF64;
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float16") return DType::kF16;
+  throw nb::value_error("dtype must be float32, float64, bfloat16 or float16");
+}
+
+int64_t SoftmaxCeWorkspace(const std::string& dtype, int64_t rows, int64_t vocab,
+                           int64_t tangents) {
+  SoftmaxCeArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.rows = rows;
+  args.vocab = vocab;
+  args.tangents = tangents;
+  return cuda::SoftmaxCeWorkspace(args);
+}
+
+int64_t BlockOrthoWorkspace(const std::string& dtype, int64_t rows, int64_t n, int64_t block) {
+  BlockOrthoArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.rows = rows;
+  args.n = n;
+  args.block = block;
+  return cuda::BlockOrthoWorkspace(args);
+}
+
+int64_t RotateBasisWorkspace(int64_t rows) {
+  RotateBasisArgs args = {};
+  args.rows = rows;
+  return cuda::RotateBasisWorkspace(args);
+}
+
+}  // namespace
+}  // namespace curvax
+
+NB_MODULE(_cuda, m) {
+  m.doc() = "Compiled CUDA kernels of curvax, as XLA FFI handlers.";
+  m.def("registrations", &curvax::Registrations, "Handlers by target name, as capsules.");
+  m.def("build_info", &curvax::BuildInfo, "Facts about this build.");
+  m.def("softmax_ce_workspace", &curvax::SoftmaxCeWorkspace, nb::arg("dtype"), nb::arg("rows"),
+        nb::arg("vocab"), nb::arg("tangents"), "Bytes of the workspace of softmax_ce.");
+  m.def("block_ortho_workspace", &curvax::BlockOrthoWorkspace, nb::arg("dtype"), nb::arg("rows"),
+        nb::arg("n"), nb::arg("block"), "Bytes of the workspace of block_ortho.");
+  m.def("rotate_basis_workspace", &curvax::RotateBasisWorkspace, nb::arg("rows"),
+        "Bytes of the workspace of rotate_basis.");
+}

@@ -1,0 +1,38 @@
+#include "cuda/block_ortho_launch.h"
+#include "cuda/stream_launcher.h"
+
+namespace curvax::cuda {
+
+int64_t BlockOrthoWorkspace(const BlockOrthoArgs& args) { return BlockOrthoLayout(args).bytes; }
+
+const char* BlockOrtho(const BlockOrthoArgs& args, const int32_t* used, const uint32_t* seed,
+                       Stream stream) {
+  StreamLauncher launcher(stream);
+  LaunchBlockOrtho(args, used, seed, launcher);
+  return launcher.error();
+}
+
+int64_t RotateBasisWorkspace(const RotateBasisArgs& args) {
+  return RotateWorkspaceBytes(args.rows);
+}
+
+const char* RotateBasis(const RotateBasisArgs& args, const int32_t* used, const int32_t* kept,
+                        Stream stream) {
+  if (RotatePanel(args.rows, args.dtype == DType::kF64 ? 8 : 4) == 0) {
+    return "the basis has more rows than shared memory can hold of a panel";
+  }
+  StreamLauncher launcher(stream);
+  LaunchRotateBasis(args, used, kept, launcher);
+  return launcher.error();
+}
+
+const char* Copy(void* to, const void* from, int64_t bytes, Stream stream) {
+  const cudaError_t status =
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream);
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+const char* Architectures() { return CURVAX_CUDA_ARCHITECTURES; }
+int RuntimeVersion() { return CUDART_VERSION; }
+
+}  // namespace curvax::cuda

@@ -1,0 +1,91 @@
+"""Finding, checking and registering the compiled module of a platform, once."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+from jax.extend.backend import backends
+
+# Platforms of compiled modules, by JAX's name for them when a target is registered.
+PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
+
+
+def present() -> frozenset[str]:
+    """Platforms that JAX has devices of."""
+    return frozenset(backends())
+
+
+def _runtime_ffi_minor() -> int | None:
+    """Reads the FFI API version of the installed jaxlib from the header that it ships."""
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    if not header.is_file():
+        return None
+    match = re.search(r"#define\s+XLA_FFI_API_MINOR\s+(\d+)", header.read_text())
+    return int(match.group(1)) if match else None
+
+
+def _check_ffi_version(compiled: int, runtime: int | None) -> None:
+    """Raises if the runtime would refuse the handlers: XLA says so only when one is called."""
+    if runtime is not None and compiled > runtime:
+        raise ImportError(
+            f"curvax was compiled against XLA FFI API 0.{compiled}, but the installed jaxlib "
+            f"implements 0.{runtime} and would refuse its kernels. Upgrade jaxlib, rebuild curvax "
+            "against this jaxlib, or reinstall with CURVAX_NO_NATIVE=1."
+        )
+
+
+def installed(platform: str) -> bool:
+    """Whether there is a compiled module for `platform`, loaded or not."""
+    return (
+        platform in PLATFORMS
+        and importlib.util.find_spec(f"curvax._native._{platform}") is not None
+    )
+
+
+@functools.cache
+def load(platform: str) -> Any | None:
+    """The module of `platform`, its handlers registered; None where it is not installed.
+
+    Raises:
+        ImportError: it is installed but cannot be loaded, or this jaxlib would refuse it.
+        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
+    """
+    if not installed(platform):
+        return None
+    try:
+        module = importlib.import_module(f"curvax._native._{platform}")
+    except ImportError as error:
+        raise ImportError(
+            f"curvax's compiled kernels are installed but failed to load: {error}. Reinstall "
+            "curvax, or install it with CURVAX_NO_NATIVE=1 to do without them."
+        ) from error
+    _check_ffi_version(facts(module)["ffi_api_minor"], _runtime_ffi_minor())
+    for name, handler in module.registrations().items():
+        jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
+    return module
+
+
+def facts(module: Any) -> dict[str, Any]:
+    """What a module says about its build; a ValueError if ``CURVAX_ISA`` cannot be had."""
+    try:
+        return dict(module.build_info())
+    except ValueError:
+        asked = os.environ["CURVAX_ISA"]
+    del os.environ["CURVAX_ISA"]
+    try:
+        best = module.build_info()
+    finally:
+        os.environ["CURVAX_ISA"] = asked
+    # The levels rise, so a machine has every one up to its best.
+    levels = best["compiled_levels"][: best["compiled_levels"].index(best["active_level"]) + 1]
+    raise ValueError(
+        f"CURVAX_ISA must be one of {', '.join(levels)}, which this build and this machine have, "
+        f"got {asked!r}; unset it to use {levels[-1]}"
+    )
