@@ -89,7 +89,7 @@ static_assert(SweepSharedBytes<float>(32) <= kSharedBytes &&
 // Blocks of a sweep that a processor holds: 128 registers per thread, or 255 where many columns of
 // 16-bit vectors, or of doubles, need them.
 template <typename S, int B>
-constexpr int kSweepResidents = (sizeof(S) == 2 && B >= 4) || (sizeof(S) == 8 && B == 8) ? 1 : 2;
+constexpr int kSweepResidents = (sizeof(S) == 2 && B >= 2) || (sizeof(S) == 8 && B == 8) ? 1 : 2;
 
 constexpr int kCombineThreads = 256;
 constexpr int kCombineEntries = 32;  // sums per block

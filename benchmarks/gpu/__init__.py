@@ -1,0 +1,1 @@
+"""Benchmarks on a CUDA device; `benchmarks/gpu.sh bench` runs them."""

@@ -1,0 +1,163 @@
+"""Top Hessian eigenpairs of a GPT-2-shaped model, end to end, trained a little on words.
+
+The tokens are the words of this repository's own text, hashed into the vocabulary: there is no
+network where this runs. Training moves the parameters away from their start, where the spectrum has
+little structure. All products are in full float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import curvax as cx
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of the model, of the batch, and what is asked for."""
+
+    layers: int
+    width: int
+    heads: int
+    vocab: int
+    context: int
+    batch: int
+    pairs: int
+    steps: int  # of training
+    basis_dtype: str | None = None
+
+
+SMALL = Shape(12, 768, 12, 50304, 1024, 8, pairs=10, steps=100)
+LARGE = Shape(19, 2048, 16, 50304, 1024, 2, pairs=5, steps=10, basis_dtype="float16")
+SMOKE = Shape(2, 32, 2, 503, 16, 2, pairs=2, steps=5)
+
+
+def init(shape: Shape) -> Any:
+    """Parameters with the layers stacked, tied embeddings."""
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    d, count = shape.width, shape.layers
+
+    def normal(size: tuple[int, ...], scale: float = 0.02) -> Any:
+        return scale * jax.random.normal(next(keys), size, jnp.float32)
+
+    residual = 0.02 / (2 * count) ** 0.5
+    return {
+        "embed": normal((shape.vocab, d)),
+        "position": normal((shape.context, d)),
+        "blocks": {
+            "norm1": jnp.ones((count, d)),
+            "norm2": jnp.ones((count, d)),
+            "qkv": normal((count, d, 3 * d)),
+            "out": normal((count, d, d), residual),
+            "up": normal((count, d, 4 * d)),
+            "down": normal((count, 4 * d, d), residual),
+        },
+        "norm": jnp.ones(d),
+    }
+
+
+def _norm(x: Any, scale: Any) -> Any:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
+
+
+def make_loss(shape: Shape) -> Any:
+    """Mean cross entropy of the next token; each layer is computed again backwards."""
+
+    @jax.checkpoint
+    def block(x: Any, p: Any) -> Any:
+        batch, length, d = x.shape
+        qkv = (_norm(x, p["norm1"]) @ p["qkv"]).reshape(batch, length, 3, shape.heads, -1)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (d // shape.heads) ** -0.5
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        weights = jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, d)
+        x = x + mixed @ p["out"]
+        return x + jax.nn.gelu(_norm(x, p["norm2"]) @ p["up"]) @ p["down"], None
+
+    def loss(params: Any, tokens: Any) -> Any:
+        x = params["embed"][tokens[:, :-1]] + params["position"][: tokens.shape[1] - 1]
+        x, _ = jax.lax.scan(block, x, params["blocks"])
+        hidden = _norm(x, params["norm"])
+        return cx.losses.linear_cross_entropy(hidden, params["embed"], tokens[:, 1:])
+
+    return loss
+
+
+def tokens(shape: Shape, count: int) -> Any:
+    """`count` batches `(batch, context + 1)` of hashed words."""
+    files = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("python/**/*.py"), *ROOT.glob("*.md")])
+    words = re.findall(r"\w+|[^\w\s]", "\n".join(f.read_text() for f in files))
+    ids = np.array([zlib.crc32(word.encode()) % shape.vocab for word in words], np.int32)
+    need = count * shape.batch * (shape.context + 1)
+    return jnp.asarray(np.resize(ids, need).reshape(count, shape.batch, shape.context + 1))
+
+
+def train(loss: Any, params: Any, batches: Any) -> Any:
+    """Some steps of Adam."""
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, m, v, t = carry
+        value, grad = jax.value_and_grad(loss)(params, batch)
+        m = jax.tree.map(lambda a, g: 0.9 * a + 0.1 * g, m, grad)
+        v = jax.tree.map(lambda a, g: 0.99 * a + 0.01 * g * g, v, grad)
+        rate = 3e-4 * jnp.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+        params = jax.tree.map(lambda p, a, b: p - rate * a / (jnp.sqrt(b) + 1e-8), params, m, v)
+        return (params, m, v, t + 1), value
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = (params, zeros, jax.tree.map(jnp.zeros_like, params), jnp.float32(1))
+    (params, *_), values = jax.jit(lambda c, b: jax.lax.scan(step, c, b), donate_argnums=0)(
+        start, batches
+    )
+    return params, np.asarray(values)
+
+
+def run(shape: Shape) -> dict[str, Any]:
+    """Seconds, share of the products, and peak memory of the device."""
+    with jax.default_matmul_precision("highest"):
+        loss = make_loss(shape)
+        batches = tokens(shape, max(shape.steps, 1))
+        params, values = train(loss, init(shape), batches)
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        start = time.perf_counter()
+        operator = cx.hessian(loss, params, batches[0])
+        result = cx.eigsh(operator, shape.pairs, tol=1e-3, seed=0, basis_dtype=shape.basis_dtype)
+        total = time.perf_counter() - start
+    stats = jax.devices()[0].memory_stats() or {}
+    out = {
+        "parameters": count,
+        "training_loss": [float(values[0]), float(values[-1])],
+        "seconds": total,
+        "parts": dict(result.seconds),
+        "share_of_products": (result.seconds["products"] + result.seconds["verification"])
+        / (total - result.seconds["compile"]),
+        "matvecs": [result.num_matvecs.solve, result.num_matvecs.verification],
+        "block_size": result.block_size,
+        "eigenvalues": [float(x) for x in result.eigenvalues],
+        "relative_residuals": [
+            float(x) for x in result.residuals / np.abs(result.eigenvalues).max()
+        ],
+        "all_converged": bool(result.all_converged),
+        "peak_device_GB": stats.get("peak_bytes_in_use", 0) / 1e9,
+    }
+    if importlib.util.find_spec("hessian_eigenthings") is None:
+        out["hessian-eigenthings"] = "not installed"
+    elif shape is SMALL:
+        from benchmarks.gpu.gpt_torch import solve
+
+        out["hessian-eigenthings"] = solve(shape, params, batches[0])
+    return out
