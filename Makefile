@@ -14,8 +14,9 @@ TEST_ARGS ?=
 TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
-# What the default tests leave out: long ones, and those that need a download, a GPU or a framework.
-MARKERS := not (slow or llm or cuda or peers or frameworks)
+# What the default tests leave out: long ones, and those that need a download, a GPU, its compiler or
+# a framework.
+MARKERS := not (slow or llm or cuda or nvcc or peers or frameworks)
 
 VENV := .venv
 TEST_VENV := .venv-test

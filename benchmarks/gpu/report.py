@@ -57,6 +57,8 @@ def _sanitized(path: Path) -> str:
     counts = re.findall(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
     found = sum(int(a or b) for a, b in counts)
     status = re.findall(r"exit status (\d+)", text)[-1]
+    if status == "127":
+        return "skipped: compute-sanitizer is not installed"
     if not counts:
         return f"did not finish: exit status {status}"
     return "no errors" if found == 0 and status == "0" else f"{found} errors, exit status {status}"
