@@ -170,7 +170,9 @@ class SweepBlock {
   __device__ const S* Row(int64_t r) const {
     return static_cast<const S*>(launch_.args.basis) + r * n_;
   }
-  __device__ bool Aligned() const { return n_ % V == 0; }
+  __device__ bool Aligned() const {
+    return n_ % V == 0 && reinterpret_cast<uintptr_t>(launch_.args.basis) % 16 == 0;
+  }
 
   // They are added to after the next barrier.
   __device__ void ClearSums() const {
@@ -259,11 +261,12 @@ class SweepBlock {
       for (int j = 0; j < kLoads; ++j) {
         const int64_t row = r + j * kSweepWarps;
         if (row >= m_) continue;
+        C factors[B];
+        LoadAligned<B>(a + row * stride, factors);
 #pragma unroll
         for (int c = 0; c < B; ++c) {
-          const C factor = a[row * stride + c];
 #pragma unroll
-          for (int k = 0; k < V; ++k) sum[c][k] += factor * q[j][k];
+          for (int k = 0; k < V; ++k) sum[c][k] += factors[c] * q[j][k];
         }
       }
     }
@@ -304,7 +307,14 @@ class SweepBlock {
   }
   template <bool kAligned>
   __device__ void BasisProducts(int64_t p, int64_t first) const {
+    const int own = OwnedValue<kRows * B>();
+    const int64_t column = first + own % B;
     for (int64_t r = Warp(); r < m_; r += kRows * kSweepWarps) {
+      const int64_t own_row = r + own / B * kSweepWarps;
+      const bool mine = OwnsValue<kRows * B>() && own_row < m_ && column < b_;
+      // Read before the products, which hide the latency.
+      double* total = partial_ + own_row * b_ + column;
+      const double before = mine ? *total : 0.0;
       C sum[kRows * B] = {};
 #pragma unroll 1
       for (int strip = 0; strip < kStrips; ++strip) {
@@ -328,11 +338,7 @@ class SweepBlock {
         }
       }
       SumOverLanes(sum);
-      const int own = OwnedValue<kRows * B>();
-      const int64_t row = r + own / B * kSweepWarps, column = first + own % B;
-      if (OwnsValue<kRows * B>() && row < m_ && column < b_) {
-        partial_[row * b_ + column] += sum[0];
-      }
+      if (mine) *total = before + sum[0];
     }
   }
   __device__ void GramProducts(int64_t k, int64_t first) const {

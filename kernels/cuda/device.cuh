@@ -115,6 +115,21 @@ __device__ __forceinline__ Bytes16 Pack(const Compute<S> (&in)[kVector<S>]) {
   return bytes;
 }
 
+// N values that begin at a multiple of their size, in pieces of 16 bytes where that is as many.
+template <int N, typename C>
+__device__ __forceinline__ void LoadAligned(const C* p, C (&out)[N]) {
+  constexpr int kPieces = N * static_cast<int>(sizeof(C)) / 16;
+  if constexpr (kPieces > 0) {
+    Bytes16 pieces[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) pieces[i] = reinterpret_cast<const Bytes16*>(p)[i];
+    __builtin_memcpy(out, pieces, sizeof(pieces));
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] = p[i];
+  }
+}
+
 template <typename T>
 __device__ __forceinline__ T WarpSum(T v) {
 #pragma unroll

@@ -58,7 +58,7 @@ __device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int64
   constexpr int V = kVector<S>;
   const int64_t n = launch.args.n, panel = launch.panel;
   const S* basis = static_cast<const S*>(launch.args.basis) + begin;
-  if (n % V == 0) {
+  if (n % V == 0 && reinterpret_cast<uintptr_t>(launch.args.basis) % 16 == 0) {
     const int64_t vectors = width / V;
     for (int64_t e = ThreadIndex(); e < used * vectors; e += BlockSize()) {
       const int64_t r = e / vectors, i = e % vectors * V;
@@ -96,11 +96,10 @@ __global__ void __launch_bounds__(kRotateThreads)
     C sum[kRotateRows] = {};
     for (int64_t r = 0; r < used; ++r, entry += kEntry<C>) {
       const C q = rows[r * panel + i];
+      C factors[kEntry<C>];
+      LoadAligned<kEntry<C>>(entry, factors);
 #pragma unroll
-      for (int k = 0; k < kRotateRows; ++k) {
-        sum[k] += entry[k] * q;
-        if constexpr (kEntryParts<C> == 2) sum[k] += entry[kRotateRows + k] * q;
-      }
+      for (int k = 0; k < kEntry<C>; ++k) sum[k % kRotateRows] += factors[k] * q;
     }
 #pragma unroll
     for (int k = 0; k < kRotateRows; ++k) {

@@ -21,6 +21,29 @@ def test_an_impossible_number_of_used_rows_leaves_the_basis_alone(used, rng):
     assert np.isnan(c).all() and np.isnan(s).all() and np.isnan(info[2])
 
 
+def begin_anywhere(x):
+    """A copy of an array whose data begin one element after an aligned address."""
+    raw = np.zeros(x.size + 17, x.dtype)
+    start = -raw.ctypes.data // x.itemsize % (16 // x.itemsize) + 1
+    raw[start : start + x.size] = x.ravel()
+    return raw[start : start + x.size].reshape(x.shape)
+
+
+def test_arrays_that_begin_anywhere(rng):
+    """128-bit loads need rows that begin at a multiple of 16 bytes."""
+    q, w = orthonormal(rng, 6, 512), rng.normal(size=(3, 512)).astype(np.float32)
+    aligned = run("gpu", 1, "float32", stored(q, 4, "float32", 1.0), w, 6)
+    basis, block = begin_anywhere(stored(q, 4, "float32", 1.0)), begin_anywhere(w)
+    assert basis.ctypes.data % 16 == 4
+    c, s, info = np.zeros((10, 3)), np.zeros((3, 3)), np.zeros(4)
+    native.block_ortho("gpu", 1, "float32", basis, block, 6, 3, 1.0, c, s, info)
+    np.testing.assert_allclose(basis, aligned[0], atol=1e-6)
+    rotation = np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    want = rotation[:9, :4].T @ basis[:9].astype(np.float64)
+    native.rotate_basis("gpu", 1, "float32", basis, rotation, 9, 4)
+    np.testing.assert_allclose(basis[:4], want, atol=1e-6)
+
+
 @pytest.mark.parametrize(("used", "kept"), [(5, 6), (9, 2), (-1, -1), (3, -1)])
 def test_an_impossible_rotation_leaves_nan(used, kept, rng):
     basis = rng.normal(size=(8, 333)).astype(np.float32)
