@@ -18,7 +18,6 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out/gpu}
 SITE=$PWD/build/gpu-site
-mkdir -p "$OUT"
 export CURVAX_COMMIT=${CURVAX_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 export PYTHONPATH=$SITE:$PWD
 # Two stages on one device, or a peer beside JAX, would otherwise not find memory.
@@ -68,5 +67,6 @@ case $stage in
   *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 shift
+mkdir -p "$OUT"
 if [ "$stage" != build ] && [ ! -d "$SITE" ]; then stage_build; fi
 "stage_$stage" "$@"

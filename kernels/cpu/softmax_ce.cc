@@ -159,9 +159,8 @@ class RowKernel {
     sum_ = 0;
     double dot = 0;
     for (int64_t k = 0; k < blocks_; ++k) {
-      const double scale = block_max_[k] == -__builtin_inf() && max_ != -__builtin_inf()
-                               ? 0.0
-                               : __builtin_exp(block_max_[k] - max_);
+      const double scale =
+          block_max_[k] == -__builtin_inf() ? 0.0 : __builtin_exp(block_max_[k] - max_);
       sum_ += block_scale_[k] * scale;
       dot += block_dot_[k] * scale;
       block_scale_[k] = scale;

@@ -19,7 +19,8 @@ int64_t RotateBasisWorkspace(const RotateBasisArgs& args) {
 const char* RotateBasis(const RotateBasisArgs& args, const int32_t* used, const int32_t* kept,
                         Stream stream) {
   if (RotatePanel(args.rows, args.dtype == DType::kF64 ? 8 : 4) == 0) {
-    return "the basis has more rows than shared memory can hold of a panel";
+    return "the basis has more rows (25344, or 12672 in float64) than shared memory can hold; use "
+           "impl='reference'";
   }
   StreamLauncher launcher(stream);
   LaunchRotateBasis(args, used, kept, launcher);
@@ -29,7 +30,9 @@ const char* RotateBasis(const RotateBasisArgs& args, const int32_t* used, const 
 const char* Copy(void* to, const void* from, int64_t bytes, Stream stream) {
   const cudaError_t status =
       cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  if (status == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();  // so that nobody else takes it for theirs
+  return cudaGetErrorString(status);
 }
 
 const char* Architectures() { return CURVAX_CUDA_ARCHITECTURES; }

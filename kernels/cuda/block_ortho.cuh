@@ -9,8 +9,9 @@
 //   CombineSums        adds up what the blocks of a sweep have summed
 //   Decide             one block: the pass; what the next sweep does, in BlockOrthoDevice::next
 // A sweep splits n over blocks, which take panels of kPanel elements of all vectors. K2 reads a
-// panel of Q twice; the second time it comes from L2 or L1. Bytes from device memory: 3 m s n for a
-// basis of s-byte elements, and about 6 b n elements of the block. Loads are of 128 bits where the
+// panel of Q twice; the second time it comes from L2 or L1, while all panels in flight fit there
+// (launch_config.h). Bytes from device memory: then 3 m s n for a basis of s-byte elements, and
+// about 6 b n elements of the block. Loads are of 128 bits where the
 // rows are aligned, else of one element per thread, neighbours by neighbours.
 // Accumulation: the compute type within a panel, double across panels and blocks; everything of
 // size m x b or b x b in double. Determinism: the division of the work depends on sizes alone and

@@ -101,7 +101,7 @@ constexpr int kRotateThreads = 256;
 constexpr int kRotateRows = 4;  // new rows that a thread forms together
 // Elements of every row that a block works on at once; 0 if so many rows cannot be held.
 constexpr int64_t RotatePanel(int64_t rows, int64_t compute_bytes) {
-  for (int64_t panel = kRotateThreads; panel >= 8; panel /= 2) {
+  for (int64_t panel = kRotateThreads; panel >= 1; panel /= 2) {
     // Two blocks on a processor, where the panel would not become too narrow.
     const int64_t limit = panel > 32 ? kSharedBytes / 2 : kSharedBytes;
     if (rows * panel * compute_bytes <= limit) return panel;

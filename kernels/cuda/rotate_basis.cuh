@@ -58,7 +58,7 @@ __device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int64
   constexpr int V = kVector<S>;
   const int64_t n = launch.args.n, panel = launch.panel;
   const S* basis = static_cast<const S*>(launch.args.basis) + begin;
-  if (n % V == 0 && reinterpret_cast<uintptr_t>(launch.args.basis) % 16 == 0) {
+  if (n % V == 0 && panel % V == 0 && reinterpret_cast<uintptr_t>(launch.args.basis) % 16 == 0) {
     const int64_t vectors = width / V;
     for (int64_t e = ThreadIndex(); e < used * vectors; e += BlockSize()) {
       const int64_t r = e / vectors, i = e % vectors * V;

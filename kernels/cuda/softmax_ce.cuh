@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kPartThreads, 1)
   for (int64_t p = 0; p < parts; ++p) top = Max(top, record(p)[PartRecord::kTop]);
   const auto share = [&](int64_t p) {  // of what part p has summed relative to its own maximum
     const double own = record(p)[PartRecord::kTop];
-    return own == -INFINITY && top != -INFINITY ? 0.0 : double(Exp(C(own - top)));
+    return own == -INFINITY ? 0.0 : double(Exp(C(own - top)));
   };
   for (int64_t p = 0; p < parts; ++p) {
     sum += record(p)[PartRecord::kSum] * share(p);

@@ -17,10 +17,13 @@ class StreamLauncher {
   int64_t MostSweepBlocks() const { return kMostSweepBlocks; }
 
   int64_t SharedLimit() {
-    int device = 0, bytes = 0;
-    Check(cudaGetDevice(&device));
-    Check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    return bytes;
+    if (shared_limit_ == 0) {
+      int device = 0;
+      Check(cudaGetDevice(&device));
+      Check(
+          cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    }
+    return shared_limit_;
   }
 
   template <typename Args>
@@ -31,8 +34,10 @@ class StreamLauncher {
       error_ = "more blocks than a grid can have";
     } else if (shape.blocks > 0 && error_ == nullptr) {
       if (shape.shared_bytes > kUnasked) {
+        // The most there is, not what this launch needs: another thread may be about to launch the
+        // same kernel with more, and the setting is the function's.
         Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shape.shared_bytes)));
+                                   static_cast<int>(SharedLimit())));
       }
       // Returns its own error, where the last one of the thread might be another's.
       void* parameters[] = {&args};
@@ -53,6 +58,7 @@ class StreamLauncher {
   }
 
   Stream stream_;
+  int shared_limit_ = 0;
   const char* error_ = nullptr;
 };
 

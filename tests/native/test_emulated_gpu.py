@@ -51,6 +51,31 @@ def test_an_impossible_rotation_leaves_nan(used, kept, rng):
     assert np.isnan(basis).all()
 
 
+def test_rotation_of_very_many_rows(rng):
+    """So many that a panel is narrower than a vector of 16 bytes can be."""
+    rows, n = 13000, 12
+    basis = rng.normal(size=(rows, n)).astype(np.float16)
+    rotation = np.zeros((rows, rows))  # pages that are not touched take no memory
+    rotation[:5, :3] = rng.normal(size=(5, 3))
+    want = rotation[:5, :3].T @ basis[:5].astype(np.float64)
+    rest = basis[3:].copy()
+    native.rotate_basis("gpu", 1, "float16", basis.view(np.uint16), rotation, 5, 3)
+    np.testing.assert_allclose(basis[:3], want, rtol=2**-9, atol=1e-3)
+    assert basis[3:].tobytes() == rest.tobytes()
+
+
+def test_a_row_of_minus_infinity_alone_is_the_same_everywhere():
+    levels = [*native.levels(), *native.emulated()]
+    for level in levels:
+        z, u = np.full((1, 20000), -np.inf, np.float32), np.ones((1, 1, 20000), np.float32)
+        loss, lse, grad = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros_like(z)
+        labels, weights = np.zeros(1, np.int32), np.ones(1, np.float32)
+        options = (0.0, 0.0, 0.0, -100)
+        native.softmax_ce(level, 1, "float32", z, u, labels, weights, u, grad, loss, lse, *options)
+        assert lse[0] == -np.inf, level
+        assert np.isnan(u).all() and np.isnan(grad).all() and np.isnan(loss).all(), level
+
+
 def test_rows_in_parts_agree_with_whole_ones(rng):
     n, v = 3, 20000  # three parts
     z = rng.normal(size=(n, v)).astype(np.float32)

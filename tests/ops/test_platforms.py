@@ -80,6 +80,15 @@ def test_platforms_have_one_name_and_their_own_workspace(on_cuda):
         assert "@curvax.rotate_basis" in text and "tensor<3009xui8>" in text
 
 
+def test_kernels_of_every_platform_are_registered(on_cuda, monkeypatch):
+    """Arrays may be committed to a CPU where the default device is another."""
+    on_cuda(FAKE_CUDA)
+    loaded, load = set(), loading.load
+    monkeypatch.setattr(loading, "load", lambda p: (loaded.add(p), load(p))[1])
+    assert _native.use_native("block_ortho")
+    assert loaded == {"cpu", "cuda"}
+
+
 def test_a_cpu_takes_no_workspace(native_kernels):
     text = lowered(softmax_ce_hvp, *softmax_arguments(), platform="cpu")
     assert "@curvax.softmax_ce_hvp" in text and "tensor<0xui8>" in text

@@ -41,6 +41,7 @@ def available(kernel: str | None = None) -> bool:
         ImportError: they are installed but cannot be loaded.
         ValueError: ``CURVAX_ISA`` names a level that cannot be had.
     """
+    loading.load_present()
     module = loading.load(platform())
     if module is None:
         return False

@@ -49,6 +49,15 @@ def installed(platform: str) -> bool:
     )
 
 
+def load_present() -> None:
+    """Registers the modules of every platform that JAX has devices of.
+
+    Arrays may be committed to another device than the default one.
+    """
+    for platform in present():
+        load(platform)
+
+
 @functools.cache
 def load(platform: str) -> Any | None:
     """The module of `platform`, its handlers registered; None where it is not installed.

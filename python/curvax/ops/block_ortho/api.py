@@ -56,7 +56,8 @@ def orthonormalize_block(
     Raises:
         ValueError: a shape or dtype is wrong, or ``used`` is a known number and too large.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
-        ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel only).
+        ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel of the CPU
+            only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN).
     """
     op = "orthonormalize_block"
     q, w = jnp.asarray(basis), jnp.asarray(block)
@@ -105,7 +106,8 @@ def rotate_basis(
     Raises:
         ValueError: a shape or dtype is wrong, or a known count is out of range.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
-        jax.errors.JaxRuntimeError: a count is out of range at run time (kernel only).
+        jax.errors.JaxRuntimeError: a count is out of range at run time (kernel of the CPU only; on
+            a CUDA device, which cannot raise, every row becomes NaN).
     """
     op = "rotate_basis"
     q = jnp.asarray(basis)
@@ -120,7 +122,8 @@ def rotate_basis(
             f"got {r.shape} and {r.dtype}"
         )
     m = _count(op, "used", used, rows, "rows")
-    k = _count(op, "kept", kept, rows, "rows")
+    known = isinstance(used, (int, np.integer))
+    k = _count(op, "kept", kept, int(used) if known else rows, "used" if known else "rows")
     module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.rotate_basis(q, r, m, k)
 
