@@ -222,3 +222,5 @@ def test_rotation_wrong_arguments():
             rotate_basis(basis, np.eye(4, dtype=np.float32), 4, 2)
         with pytest.raises(ValueError, match=r"used=.*got 5"):
             rotate_basis(basis, np.eye(4), 5, 2)
+        with pytest.raises(ValueError, match=r"kept=.*used = 2.*got 3"):
+            rotate_basis(basis, np.eye(4), 2, 3)

@@ -122,8 +122,8 @@ def rotate_basis(
             f"got {r.shape} and {r.dtype}"
         )
     m = _count(op, "used", used, rows, "rows")
-    known = isinstance(used, (int, np.integer))
-    k = _count(op, "kept", kept, int(used) if known else rows, "used" if known else "rows")
+    most = (int(used), "used") if isinstance(used, (int, np.integer)) else (rows, "rows")
+    k = _count(op, "kept", kept, *most)
     module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.rotate_basis(q, r, m, k)
 
