@@ -101,6 +101,9 @@ def test_kernels_of_the_cpu_alone_are_not_called_on_cuda(on_cuda):
         a = np.ones((4, 5), np.float32)
         assert "custom_call" not in lowered(lambda x: matmul_sum((x, x.T)), a)
 
+    with pytest.raises(RuntimeError, match="'matmul_sum' for cuda.*none exists"):
+        matmul_sum((a, a.T), impl="ffi")
+
     def probe(x):
         return x
 

@@ -19,6 +19,8 @@ from curvax._native import loading
 __all__ = ["available", "build_info", "platform", "use_native", "workspace_bytes"]
 
 CUDA_REMEDY = "reinstall curvax with --config-settings=cmake.define.CURVAX_CUDA=ON where nvcc is"
+# Kernels that answer to what XLA does on a CPU, and have no counterpart elsewhere.
+CPU_ONLY = frozenset({"fence", "matmul_sum"})
 
 
 def platform() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 
 def device() -> str:
@@ -37,9 +38,15 @@ def cuda_module() -> str:
     if not build:
         return f"absent; for a CUDA device, {_native.CUDA_REMEDY}"
     major, minor = divmod(build["runtime"] // 10, 100)
-    capabilities, ptx = [], ""
-    for target in build["architectures"].split():  # such as 90-real, or 80 for code and PTX
+    code, ptx = [], []
+    for target in build["architectures"].split():  # CMake's: 80 (code and PTX), 90a-real, native
         number, _, kind = target.partition("-")
-        capabilities.append(f"{int(number) / 10:.1f}")
-        ptx = ptx if kind else f"; PTX of {capabilities[-1]} for others"
-    return f"CUDA {major}.{minor}, for compute capability {', '.join(capabilities)}{ptx}"
+        match = re.fullmatch(r"(\d+)(\d)([a-z]?)", number)
+        name = f"{match[1]}.{match[2]}{match[3]}" if match else target
+        if kind != "virtual":
+            code.append(name)
+        if match and kind != "real":
+            ptx.append(name)
+    listed = ", ".join(code) or "none"
+    others = f"; PTX of {', '.join(ptx)} for others" if ptx else ""
+    return f"CUDA {major}.{minor}, for compute capability {listed}{others}"

@@ -23,10 +23,10 @@ def resolve(op: str, impl: str, kernel: str) -> str:
         return "ffi" if _native.use_native(kernel) else "reference"
     if impl == "ffi" and not _native.available(kernel):
         platform = _native.platform()
-        remedy = {
-            "cpu": "reinstall curvax without CURVAX_NO_NATIVE",
-            "cuda": _native.CUDA_REMEDY,
-        }.get(platform, "none exists for this platform")
+        remedies = {"cpu": "reinstall curvax without CURVAX_NO_NATIVE"}
+        if kernel not in _native.CPU_ONLY:
+            remedies["cuda"] = _native.CUDA_REMEDY
+        remedy = remedies.get(platform, "none exists for this platform")
         raise RuntimeError(
             f"`{op}(impl='ffi')` needs curvax's compiled kernel {kernel!r} for {platform}, which "
             f"is not installed; {remedy}, or use impl='reference'"
