@@ -1,11 +1,8 @@
 // The Python module curvax._native._cuda: handlers as capsules, the sizes of their workspaces, and
 // facts about the build. It can be imported where there is no GPU and no driver.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
-
 #include <string>
 
-#include "csrc/handlers.h"
+#include "csrc/module.h"
 #include "curvax/cuda.h"
 
 namespace nb = nanobind;
@@ -13,25 +10,16 @@ namespace nb = nanobind;
 namespace curvax {
 namespace {
 
-nb::dict Registrations() {
-  nb::dict handlers;
-#define CURVAX_ADD_HANDLER(name) \
-  handlers["curvax." #name] = nb::capsule(reinterpret_cast<void*>(curvax_cuda_##name));
-  CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_ADD_HANDLER)
-#undef CURVAX_ADD_HANDLER
-  return handlers;
-}
+constexpr Handler kHandlers[] = {
+#define CURVAX_HANDLER(name) {"curvax." #name, curvax_cuda_##name},
+    CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_HANDLER)
+#undef CURVAX_HANDLER
+};
 
 nb::dict BuildInfo() {
-  nb::list kernels;
-#define CURVAX_ADD_NAME(name) kernels.append("curvax." #name);
-  CURVAX_FOR_EACH_CUDA_HANDLER(CURVAX_ADD_NAME)
-#undef CURVAX_ADD_NAME
-  nb::dict info;
-  info["ffi_api_minor"] = XLA_FFI_API_MINOR;
+  nb::dict info = CommonFacts(kHandlers);
   info["architectures"] = cuda::Architectures();
   info["runtime"] = cuda::RuntimeVersion();
-  info["kernels"] = kernels;
   return info;
 }
 
@@ -73,7 +61,9 @@ int64_t RotateBasisWorkspace(int64_t rows) {
 
 NB_MODULE(_cuda, m) {
   m.doc() = "Compiled CUDA kernels of curvax, as XLA FFI handlers.";
-  m.def("registrations", &curvax::Registrations, "Handlers by target name, as capsules.");
+  m.def(
+      "registrations", [] { return curvax::Registrations(curvax::kHandlers); },
+      "Handlers by target name, as capsules.");
   m.def("build_info", &curvax::BuildInfo, "Facts about this build.");
   m.def("softmax_ce_workspace", &curvax::SoftmaxCeWorkspace, nb::arg("dtype"), nb::arg("rows"),
         nb::arg("vocab"), nb::arg("tangents"), "Bytes of the workspace of softmax_ce.");

@@ -56,6 +56,27 @@ struct Row {
   }
 };
 
+// Products and gradient of a part of a row, whose exponentials are relative to the row's maximum:
+// their sum over the row is `sum`, and that of e f u_k is dot(k), asked for once and by all
+// threads.
+template <typename S, bool kCap, typename Dot>
+__device__ __forceinline__ void WriteResults(const SoftmaxCeArgs& args, const Row<Compute<S>>& row,
+                                             double sum, RowPart<S, kCap>& part, const Dot& dot) {
+  using C = Compute<S>;
+  const SoftmaxCeTargets targets(args);
+  const C target_label = C(row.weight * targets.label), target_rest = C(row.weight * targets.rest);
+  const C scale = C(row.weight / sum);
+  for (int64_t k = 0; k < args.tangents; ++k) {
+    const SoftmaxCeTerms<C> terms(args, row.kappa, dot(k) / sum);
+    part.Product(k, scale, terms, target_label, target_rest, row.label);
+  }
+  // Last, since it may lie over the logits.
+  if (args.grad != nullptr) {
+    const SoftmaxCeTerms<C> terms(args, row.kappa, 0);
+    part.Gradient(scale, terms, target_label, target_rest, row.label);
+  }
+}
+
 template <typename S, bool kCap>
 __global__ void __launch_bounds__(kMaxRowThreads<Compute<S>>, 1)
     SoftmaxCeRow(const __grid_constant__ SoftmaxCeArgs args) {
@@ -77,19 +98,7 @@ __global__ void __launch_bounds__(kMaxRowThreads<Compute<S>>, 1)
   row.SetLogSumExp(args, top, sum);
   if (ThreadIndex() == 0) row.WriteScalars(args, index, z_label, z_sum);
 
-  const SoftmaxCeTargets targets(args);
-  const C target_label = C(row.weight * targets.label), target_rest = C(row.weight * targets.rest);
-  const C scale = C(row.weight / sum);
-  for (int64_t k = 0; k < args.tangents; ++k) {
-    const double mu = (k == 0 ? dot : part.Dot(k)) / sum;
-    const SoftmaxCeTerms<C> terms(args, row.kappa, mu);
-    part.Product(k, scale, terms, target_label, target_rest, row.label);
-  }
-  // Last, since it may lie over the logits.
-  if (args.grad != nullptr) {
-    const SoftmaxCeTerms<C> terms(args, row.kappa, 0);
-    part.Gradient(scale, terms, target_label, target_rest, row.label);
-  }
+  WriteResults(args, row, sum, part, [&](int64_t k) { return k == 0 ? dot : part.Dot(k); });
 }
 
 // Sums of one part of a row: doubles in the workspace, those of the tangents last.
@@ -144,35 +153,31 @@ __global__ void __launch_bounds__(kPartThreads, 1)
     return part.Clear();
   }
   const auto record = [&](int64_t p) { return PartRecord::Of(args, parts, index, p); };
-  double top = -INFINITY, sum = 0, z_sum = 0, z_label = 0;
-  for (int64_t p = 0; p < parts; ++p) top = Max(top, record(p)[PartRecord::kTop]);
-  const auto share = [&](int64_t p) {  // of what part p has summed relative to its own maximum
-    const double own = record(p)[PartRecord::kTop];
-    return own == -INFINITY ? 0.0 : double(Exp(C(own - top)));
-  };
-  for (int64_t p = 0; p < parts; ++p) {
-    sum += record(p)[PartRecord::kSum] * share(p);
-    z_sum += record(p)[PartRecord::kLogitSum];
-    z_label += record(p)[PartRecord::kLabelLogit];
+  double* sums = reinterpret_cast<double*>(SharedMemory());
+  double largest = -INFINITY;
+  for (int64_t p = ThreadIndex(); p < parts; p += BlockSize()) {
+    largest = Max(largest, record(p)[PartRecord::kTop]);
   }
+  const double top = BlockMax(largest, sums);
+  // Adds up a field of all parts, each thread some of them, relative to the row's maximum or as is.
+  const auto total = [&](int64_t field, bool relative) {
+    double own = 0;
+    for (int64_t p = ThreadIndex(); p < parts; p += BlockSize()) {
+      const double part_top = record(p)[PartRecord::kTop];
+      const double share = part_top == -INFINITY ? 0.0 : double(Exp(C(part_top - top)));
+      own += record(p)[field] * (relative ? share : 1.0);
+    }
+    return BlockSum(own, sums);
+  };
+  const double sum = total(PartRecord::kSum, true);
+  const double z_sum = total(PartRecord::kLogitSum, false);
+  const double z_label = total(PartRecord::kLabelLogit, false);
   row.SetLogSumExp(args, top, sum);
   if (which == 0 && ThreadIndex() == 0) row.WriteScalars(args, index, z_label, z_sum);
 
   part.ReadLogits(nullptr);
   part.Exponentials(C(top), nullptr);
-  const SoftmaxCeTargets targets(args);
-  const C target_label = C(row.weight * targets.label), target_rest = C(row.weight * targets.rest);
-  const C scale = C(row.weight / sum);
-  for (int64_t k = 0; k < args.tangents; ++k) {
-    double mu = 0;
-    for (int64_t p = 0; p < parts; ++p) mu += record(p)[PartRecord::kDots + k] * share(p);
-    const SoftmaxCeTerms<C> terms(args, row.kappa, mu / sum);
-    part.Product(k, scale, terms, target_label, target_rest, row.label);
-  }
-  if (args.grad != nullptr) {
-    const SoftmaxCeTerms<C> terms(args, row.kappa, 0);
-    part.Gradient(scale, terms, target_label, target_rest, row.label);
-  }
+  WriteResults(args, row, sum, part, [&](int64_t k) { return total(PartRecord::kDots + k, true); });
 }
 
 }  // namespace curvax::CURVAX_LEVEL
