@@ -22,7 +22,8 @@ constexpr int64_t kSharedBytes = 99 << 10;
 constexpr int64_t kReduceBytes = 32 * sizeof(double);
 template <typename C>  // as many as leave each 80 registers, or 128 for doubles
 constexpr int kMaxRowThreads = sizeof(C) == 8 ? 512 : 768;
-constexpr int kPartThreads = 512;
+template <typename C>
+constexpr int kPartThreads = sizeof(C) == 8 ? 256 : 512;
 template <typename C>
 constexpr int64_t kPartElements = (32 << 10) / static_cast<int64_t>(sizeof(C));
 

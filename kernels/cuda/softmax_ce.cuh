@@ -111,7 +111,7 @@ struct PartRecord {
 };
 
 template <typename S, bool kCap>
-__global__ void __launch_bounds__(kPartThreads, 1)
+__global__ void __launch_bounds__(kPartThreads<Compute<S>>, 1)
     SoftmaxCePartSums(const __grid_constant__ SoftmaxCeArgs args) {
   using C = Compute<S>;
   constexpr int64_t kPart = kPartElements<C>;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kPartThreads, 1)
 }
 
 template <typename S, bool kCap>
-__global__ void __launch_bounds__(kPartThreads, 1)
+__global__ void __launch_bounds__(kPartThreads<Compute<S>>, 1)
     SoftmaxCePartProducts(const __grid_constant__ SoftmaxCeArgs args) {
   using C = Compute<S>;
   constexpr int64_t kPart = kPartElements<C>;

@@ -27,7 +27,7 @@ bool LaunchSoftmaxCeAs(const SoftmaxCeArgs& args, Launcher& launcher) {
                            {args.rows, RowThreads<S>(args.vocab), row_bytes}, args);
   }
   constexpr int64_t kPart = kPartElements<Compute<S>>;
-  const LaunchShape shape = {args.rows * CeilDiv(args.vocab, kPart), kPartThreads,
+  const LaunchShape shape = {args.rows * CeilDiv(args.vocab, kPart), kPartThreads<Compute<S>>,
                              RowSharedBytes<S>(kPart)};
   return launcher.Launch(&SoftmaxCePartSums<S, kCap>, shape, args) &&
          launcher.Launch(&SoftmaxCePartProducts<S, kCap>, shape, args);

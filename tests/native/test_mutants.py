@@ -194,7 +194,11 @@ OFF_BY_ONE = [
     ("softmax_ce_row.cuh", "return j >= 0 && j < count_;", "return j >= 0 && j <= count_;"),
     ("softmax_ce_row.cuh", "return v * V - shift_;", "return v * V - shift_ + 1;"),
     ("softmax_ce_row.cuh", "CeilDiv(count + shift_, V)", "(count + shift_) / V"),
-    ("softmax_ce.cuh", "own = 0;\n    for (int64_t p = Th", "own = 0;\n    for (int64_t p = 1 + Th"),
+    (
+        "softmax_ce.cuh",
+        "own = 0;\n    for (int64_t p = Th",
+        "own = 0;\n    for (int64_t p = 1 + Th",
+    ),
     ("block_ortho_sweep.cuh", "% 16 == 0;", "% 4 == 0;"),
     ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
     ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
