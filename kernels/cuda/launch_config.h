@@ -99,7 +99,10 @@ constexpr int kDecideThreads = 256;
 // rotate_basis.
 
 constexpr int kRotateThreads = 256;
-constexpr int kRotateRows = 4;  // new rows that a thread forms together
+// What a thread forms together: elements of new rows. A load of an element from shared memory, or
+// of an entry of the rotation, then serves this many products; with one element the loads, not the
+// arithmetic, would set the pace.
+constexpr int kRotateRows = 4, kRotateElements = 4;
 // Elements of every row that a block works on at once; 0 if so many rows cannot be held.
 constexpr int64_t RotatePanel(int64_t rows, int64_t compute_bytes) {
   for (int64_t panel = kRotateThreads; panel >= 1; panel /= 2) {

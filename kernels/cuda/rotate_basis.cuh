@@ -1,12 +1,13 @@
 // Rotates a basis in place on a GPU: row j <- sum_{i < used} rotation[i, j] row i, for j < kept.
 //
 // Algorithm (K4): PackRotation lays the entries out as the threads read them. RotatePanels: one
-// block per panel of elements; it copies the panel of the used rows to shared memory and forms
-// kRotateRows new rows at a time from there, over the old ones. Bytes from device memory: the used
-// rows once, the kept ones once; nothing of size n is allocated. Accumulation: the compute type
-// over `used` terms; for float an entry is split in two floats, since rounding it to one would
-// leave the rows orthonormal only to 1e-7 after every restart, an error that is the same for all
-// elements and so adds up. Determinism: elements are independent.
+// block per panel of elements; it copies the panel of the used rows to shared memory, and each
+// thread forms kRotateElements elements of kRotateRows new rows at a time from there, over the old
+// ones. Bytes from device memory: the used rows once, the kept ones once; nothing of size n is
+// allocated. Accumulation: the compute type over `used` terms; for float an entry is split in two
+// floats, since rounding it to one would leave the rows orthonormal only to 1e-7 after every
+// restart, an error that is the same for all elements and so adds up. Determinism: elements are
+// independent.
 #ifndef CURVAX_CUDA_ROTATE_BASIS_CUH_
 #define CURVAX_CUDA_ROTATE_BASIS_CUH_
 
@@ -88,23 +89,32 @@ __global__ void __launch_bounds__(kRotateThreads)
   CopyPanel<S>(launch, used, begin, width, rows);
   SyncThreads();
 
-  const int64_t i = ThreadIndex() % panel, lanes = BlockSize() / panel;
-  S* basis = static_cast<S*>(launch.args.basis) + begin + i;
+  const int64_t stride = Max<int64_t>(panel / kRotateElements, 1), lanes = BlockSize() / stride;
+  const int64_t i = ThreadIndex() % stride;
+  S* basis = static_cast<S*>(launch.args.basis) + begin;
   if (i >= width) return;
-  for (int64_t g = ThreadIndex() / panel; g * kRotateRows < kept; g += lanes) {
+  for (int64_t g = ThreadIndex() / stride; g * kRotateRows < kept; g += lanes) {
     const C* entry = static_cast<const C*>(launch.args.workspace) + g * used * kEntry<C>;
-    C sum[kRotateRows] = {};
+    C sum[kRotateRows][kRotateElements] = {};
     for (int64_t r = 0; r < used; ++r, entry += kEntry<C>) {
-      const C q = rows[r * panel + i];
       C factors[kEntry<C>];
       LoadAligned<kEntry<C>>(entry, factors);
 #pragma unroll
-      for (int k = 0; k < kEntry<C>; ++k) sum[k % kRotateRows] += factors[k] * q;
+      for (int e = 0; e < kRotateElements; ++e) {
+        const C q = rows[r * panel + Min(i + e * stride, width - 1)];
+#pragma unroll
+        for (int k = 0; k < kEntry<C>; ++k) sum[k % kRotateRows][e] += factors[k] * q;
+      }
     }
 #pragma unroll
     for (int k = 0; k < kRotateRows; ++k) {
       const int64_t j = g * kRotateRows + k;
-      if (j < kept) Narrow(possible ? sum[k] : C(NAN), basis + j * n);
+      if (j >= kept) continue;
+#pragma unroll
+      for (int e = 0; e < kRotateElements; ++e) {
+        const int64_t at = i + e * stride;
+        if (at < width) Narrow(possible ? sum[k][e] : C(NAN), basis + j * n + at);
+      }
     }
   }
 }

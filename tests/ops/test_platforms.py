@@ -145,3 +145,21 @@ def test_other_platforms_have_no_kernels(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not _native.use_native("block_ortho")
+
+
+@pytest.mark.parametrize(
+    ("platform", "remedy"), [("cpu", "with CURVAX_NO_NATIVE=1"), ("cuda", "without CURVAX_CUDA=ON")]
+)
+def test_a_module_that_cannot_be_used_names_its_platform_and_remedy(monkeypatch, platform, remedy):
+    monkeypatch.setattr(loading, "installed", lambda platform: True)
+    monkeypatch.setattr(loading.importlib, "import_module", _no_such_library)
+    with pytest.raises(ImportError, match=f"kernels for {platform} .*libcudart.*{remedy}"):
+        loading.load.__wrapped__(platform)
+    module = types.SimpleNamespace(build_info=lambda: {"ffi_api_minor": 99})
+    monkeypatch.setattr(loading.importlib, "import_module", lambda name: module)
+    with pytest.raises(ImportError, match=f"FFI API 0.99, .*{remedy}"):
+        loading.load.__wrapped__(platform)
+
+
+def _no_such_library(name):
+    raise ImportError("libcudart.so.13: cannot open shared object file")

@@ -15,6 +15,8 @@ from jax.extend.backend import backends
 
 # Platforms of compiled modules, by JAX's name for them when a target is registered.
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
+# How curvax is installed without the module of a platform.
+_WITHOUT = {"cpu": "with CURVAX_NO_NATIVE=1", "cuda": "without CURVAX_CUDA=ON"}
 
 
 def present() -> frozenset[str]:
@@ -31,13 +33,13 @@ def _runtime_ffi_minor() -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _check_ffi_version(compiled: int, runtime: int | None) -> None:
+def _check_ffi_version(platform: str, compiled: int, runtime: int | None) -> None:
     """Raises if the runtime would refuse the handlers: XLA says so only when one is called."""
     if runtime is not None and compiled > runtime:
         raise ImportError(
             f"curvax was compiled against XLA FFI API 0.{compiled}, but the installed jaxlib "
             f"implements 0.{runtime} and would refuse its kernels. Upgrade jaxlib, rebuild curvax "
-            "against this jaxlib, or reinstall with CURVAX_NO_NATIVE=1."
+            f"against this jaxlib, or reinstall it {_WITHOUT[platform]}."
         )
 
 
@@ -72,10 +74,10 @@ def load(platform: str) -> Any | None:
         module = importlib.import_module(f"curvax._native._{platform}")
     except ImportError as error:
         raise ImportError(
-            f"curvax's compiled kernels are installed but failed to load: {error}. Reinstall "
-            "curvax, or install it with CURVAX_NO_NATIVE=1 to do without them."
+            f"curvax's compiled kernels for {platform} are installed but failed to load: {error}. "
+            f"Reinstall curvax, or install it {_WITHOUT[platform]} to do without them."
         ) from error
-    _check_ffi_version(facts(module)["ffi_api_minor"], _runtime_ffi_minor())
+    _check_ffi_version(platform, facts(module)["ffi_api_minor"], _runtime_ffi_minor())
     for name, handler in module.registrations().items():
         jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
     return module
