@@ -210,7 +210,8 @@ OFF_BY_ONE = [
     ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
     ("rotate_basis.cuh", "e < used * vectors", "e < used * vectors - 1"),
     ("rotate_basis.cuh", "j < kept ? launch", "j < kept - 1 ? launch"),
-    ("rotate_basis.cuh", "if (j < kept) Narrow", "if (j <= kept) Narrow"),
+    ("rotate_basis.cuh", "if (j >= kept) continue", "if (j > kept) continue"),
+    ("rotate_basis.cuh", "if (at < width)", "if (at <= width)"),
 ]
 
 
