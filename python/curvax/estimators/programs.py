@@ -144,7 +144,9 @@ def regress(state: Array, block: Array, products: Array) -> Array:
     """
 
     def fold(state: Array, first: Array, width: int) -> Array:
-        fit, root, weight = _wide(state, first, width)
+        # Not `_wide`: a loop copies what it carries where that passes a barrier (jaxlib 0.11).
+        piece = lax.dynamic_slice_in_dim(state, first, width, axis=1)
+        fit, root, weight = piece.astype(jnp.float64)
         zs, ws = (_wide(x, first, width) for x in (block, products))
         squares = root * root
         for z, w in zip(zs, ws, strict=True):
