@@ -68,7 +68,7 @@ def assert_honest(matrix, result, eps):
     np.testing.assert_allclose(result.residuals, residuals, rtol=1e-2, atol=rounding)
     np.testing.assert_array_equal(result.bounds, result.residuals)
     assert np.all(result.estimated_errors <= result.residuals)
-    assert np.all(residuals[result.converged] <= result.tol_effective * scale + rounding)
+    assert np.all((residuals <= result.tol_effective * scale + rounding)[result.converged])
     vectors = np.asarray(result.eigenvectors, np.float64)
     overlap = np.abs(vectors @ vectors.T - np.eye(len(vectors))).max()
     # Each restart rounds the rows anew; the errors add up as a random walk does.

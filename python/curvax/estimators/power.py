@@ -228,7 +228,7 @@ class _Power:
             complete=None,
             orthogonality=float(np.abs(wide - np.eye(len(values))).max()),
             noise=0.0,
-            tol_effective=self.tol,
+            tol_effective=np.full(len(values), self.tol),
             num_matvecs=Matvecs(self.matvecs, 0),
             num_restarts=0,
             block_size=1,

@@ -9,6 +9,7 @@ import numpy as np
 
 from curvax.checks import check_flag, check_integer, check_number
 from curvax.krylov.selection import Wanted, parse_wanted
+from curvax.krylov.tolerance import RELATIVE_TO
 from curvax.operators.base import Operator
 from curvax.ops.block_ortho import MAX_BLOCK
 from curvax.results import Progress
@@ -25,7 +26,8 @@ class Request:
 
     Attributes:
         wanted: the eigenvalues.
-        tol: relative to |λ|max.
+        tol: the tolerance.
+        relative_to: what that is relative to, one of `RELATIVE_TO`.
         seed: None to draw one.
         block_size: vectors per product, `"auto"` or `"tune"`.
         max_basis: rows of the basis, or None.
@@ -38,6 +40,7 @@ class Request:
 
     wanted: Wanted
     tol: float
+    relative_to: str
     seed: int | None
     block_size: int | str
     max_basis: int | None
@@ -59,6 +62,7 @@ def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -
     return Request(
         wanted=wanted,
         tol=tol,
+        relative_to=_check_relative_to(options["relative_to"], wanted),
         seed=check_integer("seed", options["seed"], low=0),
         block_size=_check_block_size(options["block_size"], op.shape[0]),
         max_basis=check_integer("max_basis", options["max_basis"], low=1),
@@ -68,6 +72,14 @@ def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -
         callback=options["callback"],
         return_eigenvectors=check_flag("return_eigenvectors", options["return_eigenvectors"]),
     )
+
+
+def _check_relative_to(asked: Any, wanted: Wanted) -> str:
+    if asked is None:
+        return "end" if wanted.which in ("SA", "BE") else "largest"
+    if asked not in RELATIVE_TO:
+        raise ValueError(f"relative_to must be one of {RELATIVE_TO} or None, got {asked!r}")
+    return str(asked)
 
 
 def _check_block_size(asked: Any, n: int) -> int | str:

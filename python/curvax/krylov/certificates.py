@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from curvax.krylov import programs, storage
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Lanczos, Matrix
-from curvax.results import warn
+from curvax.krylov import programs
+from curvax.krylov.lanczos import Lanczos
+from curvax.krylov.selection import Matrix
 
 # Products of a sampled verification.
 SAMPLES = 3
@@ -19,8 +19,8 @@ class Certificate:
     """Of the first k rows of the basis.
 
     Attributes:
-        values: `(k,)` Rayleigh quotients.
-        residuals: `(k,)` measured norms.
+        values: `(k,)` Rayleigh quotients; the Ritz values of pairs that were not measured.
+        residuals: `(k,)` measured norms, NaN where none was.
         noise: the part of the residuals that the recurrence did not predict, relative to `scale`.
     """
 
@@ -29,31 +29,50 @@ class Certificate:
     noise: float
 
 
-def measure(state: Lanczos, predicted: Matrix, scale: float) -> Certificate:
-    """Multiply each of the first `len(predicted)` rows and take its residual.
+def measure(
+    state: Lanczos, values: Matrix, measured: Any, scale: float, unknown: float
+) -> Certificate:
+    """Multiply rows of the basis and take their residuals.
 
     Args:
-        state: its rows are the Ritz vectors, after a restart.
-        predicted: the residuals that the recurrence estimates.
+        state: its first k rows are the Ritz vectors, after a restart.
+        values: `(k,)` the Ritz values.
+        measured: `(k,)` bool, which to multiply.
         scale: |λ|max.
+        unknown: the norm of what E does not hold of the residuals, known from elsewhere.
     """
-    k, b = len(predicted), state.block
-    values, norms = np.zeros(k), np.zeros(k)
+    k, b = len(values), state.block
+    values, norms, noise = values.copy(), np.full(k, np.nan), 0.0
     for start in range(0, k, b):
         # The last block may reach back over rows already done, or on over rows that follow.
         stop = min(start + b, k)
-        quotients, lengths = _residuals(state, start)
+        if not measured[start:stop].any():
+            continue
+        quotients, lengths, errors = _residuals(state, start, values)
         values[start:stop] = quotients[: stop - start]
         norms[start:stop] = lengths[: stop - start]
-    return Certificate(values, norms, _unexplained(norms, predicted, scale))
+        noise = max(noise, float(errors[: stop - start].max()))
+    noise = max(noise - unknown, 0.0) / scale if scale > 0 else 0.0
+    return Certificate(values, norms, noise)
 
 
 # A function of its own, as `_unpredicted` is: its vectors are gone before the next are made.
-def _residuals(state: Lanczos, start: int) -> tuple[Matrix, Matrix]:
-    """The Rayleigh quotients and the residual norms of the block of rows from `start`."""
+def _residuals(state: Lanczos, start: int, values: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """Of the block of rows from `start`: Rayleigh quotients, residual norms, and their errors.
+
+    The error is the norm of what the recurrence did not predict, `‖A x − θ x − Q_new E y‖`: the
+    difference of the norms would lose it where the residual is large.
+    """
+    b, used = state.block, state.used
+    thetas, coupling = np.zeros(b), np.zeros((b, b))
+    known = min(b, len(values) - start)
+    thetas[:known] = values[start : start + known]
+    coupling[:, :known] = state.coupling[:, start : start + known]
     products = state.multiply(state.load(start), part="verification")
-    quotients, lengths = programs.residuals(state.clock, state.basis, products, np.int32(start))
-    return np.asarray(quotients), np.asarray(lengths)
+    arguments = np.int32(start), np.int32(used), thetas, coupling
+    measured = programs.residuals(state.clock, state.basis, products, *arguments)
+    quotients, lengths, errors = (np.asarray(x) for x in measured)
+    return quotients, lengths, errors
 
 
 def measure_sampled(state: Lanczos, values: Matrix, predicted: Matrix, scale: float) -> Certificate:
@@ -82,11 +101,6 @@ def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
     return float(programs.squared_distance(state.clock, product, expected))
 
 
-def _unexplained(measured: Matrix, predicted: Matrix, scale: float) -> float:
-    gap = np.sqrt(np.maximum(measured**2 - predicted**2, 0.0)).max(initial=0.0)
-    return float(gap / scale) if scale > 0 else 0.0
-
-
 def orthogonality(state: Lanczos, k: int) -> float:
     """`max |XᵀX − I|` over the first k rows of the basis."""
     gram = np.asarray(programs.gram(state.clock, state.basis, np.zeros(k, np.int32)))
@@ -109,31 +123,3 @@ def estimate_errors(values: Matrix, residuals: Matrix, others: Any) -> Matrix:
     with np.errstate(divide="ignore", invalid="ignore"):
         quadratic = np.where((gap > 0) & np.isfinite(gap), residuals**2 / gap, np.inf)
     return np.minimum(residuals, quadratic)
-
-
-def attainable(dtype: Any, basis_dtype: Any) -> float:
-    """The relative residual of products in `dtype`, on stored vectors, that can be relied on."""
-    return max(4 * float(np.finfo(dtype).eps), storage.floor(basis_dtype))
-
-
-def effective_tolerance(tol: float, noise: float, dtype: Any, basis_dtype: Any) -> float:
-    """`tol`, or more where the measured noise of the products does not allow it.
-
-    Twice the noise, since that is measured on a few vectors; but noise that an operator of a
-    symmetric matrix cannot have excuses nothing.
-    """
-    return max(tol, min(2 * noise, 2 * ASYMMETRY_LIMIT), attainable(dtype, basis_dtype))
-
-
-def warn_raised(tol: float, effective: float, dtype: Any, basis_dtype: Any) -> None:
-    """Warn if a tolerance was raised, unless it was 0, which asks for just that."""
-    if not effective > tol > 0:
-        return
-    products, stored = np.dtype(dtype).name, np.dtype(basis_dtype).name
-    where, remedy = f"the noise of the products in {products}", "tol_effective"
-    if storage.floor(basis_dtype):
-        where = f"a basis stored in {stored}"
-        remedy = f"tol_effective; basis_dtype={products!r} allows less"
-    warn(
-        f"tol = {tol:.3g} is below what {where} allows; {effective:.3g} was applied (see {remedy})"
-    )

@@ -9,9 +9,11 @@ import numpy as np
 from curvax.compiled import Clock
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
-from curvax.krylov.certificates import effective_tolerance, estimate_errors, warn_raised
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT, Matrix
+from curvax.krylov.certificates import estimate_errors
+from curvax.krylov.lanczos import ASYMMETRY_LIMIT
+from curvax.krylov.selection import Matrix
 from curvax.krylov.settings import Settings
+from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 
@@ -31,6 +33,9 @@ class DenseSolve:
         self.interrupted = interrupted
         self.clock = clock
         self.history: list[Progress] = []
+        self.tolerance = Tolerance(
+            settings.wanted, settings.tol, settings.relative_to, op.dtype, op.dtype
+        )
 
     def run(self) -> EigenResult:
         """Form the matrix, decompose it in float64, and measure the residuals of the pairs."""
@@ -50,16 +55,17 @@ class DenseSolve:
         others = np.delete(values, chosen)
         if self.interrupted:
             residuals, values = np.full(len(x), np.nan), values[chosen]
-            errors, tol = estimate_errors(values, predicted, others), self.settings.tol
-            converged = np.zeros(len(x), bool)
+            errors, converged = estimate_errors(values, predicted, others), np.zeros(len(x), bool)
+            allowed = self.tolerance.allowed(values, predicted, scale)
         else:
             with self.clock.part("verification"):
                 values, residuals = self._measure(x)
             noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
-            tol = effective_tolerance(self.settings.tol, noise, self.op.dtype, self.op.dtype)
+            self.tolerance.admit(noise)
+            allowed = self.tolerance.allowed(values, residuals, scale)
             errors = estimate_errors(values, residuals, others)
-            converged = residuals <= tol * scale
-            self._warn(tol, converged)
+            converged = residuals <= allowed
+            self._warn(converged)
         order = np.argsort(-values, kind="stable")
         wide = x[order].astype(np.float64)
         keep = self.settings.return_eigenvectors
@@ -73,7 +79,7 @@ class DenseSolve:
             complete=None if self.interrupted else True,
             orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
             noise=noise,
-            tol_effective=tol,
+            tol_effective=self.tolerance.relative(allowed, scale)[order],
             num_matvecs=Matvecs(m, 0 if self.interrupted else len(x)),
             num_restarts=0,
             block_size=self.settings.block,
@@ -140,8 +146,8 @@ class DenseSolve:
             f"{', '.join(bad)}"
         )
 
-    def _warn(self, tol: float, converged: Any) -> None:
-        warn_raised(self.settings.tol, tol, self.op.dtype, self.op.dtype)
+    def _warn(self, converged: Any) -> None:
+        self.tolerance.warn_if_raised()
         if not converged.all():
             total = self.op.shape[0] + len(converged)
             warn_unconverged(

@@ -29,6 +29,7 @@ def eigsh(
     *,
     which: Literal["LM", "LA", "SA", "BE"] = "LM",
     tol: float = 1e-3,
+    relative_to: Literal["largest", "end", "each"] | None = None,
     v0: Any = None,
     seed: int | None = None,
     block_size: int | Literal["auto", "tune"] = "auto",
@@ -48,6 +49,7 @@ def eigsh(  # type: ignore[misc]
     *,
     which: Literal["LM", "LA", "SA", "BE"] = "LM",
     tol: float = 1e-3,
+    relative_to: Literal["largest", "end", "each"] | None = None,
     v0: Any = None,
     seed: int | None = None,
     block_size: int | Literal["auto", "tune"] = "auto",
@@ -62,8 +64,8 @@ def eigsh(  # type: ignore[misc]
 
     The names are those of `scipy.sparse.linalg.eigsh`. The Krylov basis stays on the device; the
     host sees small matrices, once per block. A pair counts as converged if its residual,
-    *measured* with a fresh product after the solve, is at most `tol · |λ|max`. A small residual
-    proves that an eigenvalue is near, not that none was missed: see `certify`.
+    *measured* with a fresh product after the solve, is at most `tol` times what `relative_to` says.
+    A small residual proves that an eigenvalue is near, not that none was missed: see `certify`.
 
     Where the basis may hold n vectors, and n products are allowed, the matrix is formed by those
     products and decomposed instead, which finds every eigenvalue (`complete` is then True).
@@ -75,11 +77,19 @@ def eigsh(  # type: ignore[misc]
         k: how many pairs, from 1 to n. With `which="BE"` also a pair `(high, low)`.
         which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends (half,
             rounded up, from the high end).
-        tol: allowed residual relative to the largest absolute eigenvalue; 0 asks for what the
-            dtypes allow.
+        tol: allowed residual, relative; 0 asks for what the dtypes allow.
+        relative_to: what `tol` is relative to: `"largest"`, the largest absolute eigenvalue (by
+            default for LM and LA); `"end"`, the outermost eigenvalue of the pair's end of the
+            spectrum (by default for SA and BE, whose low end is often a hundredth of the high one);
+            or `"each"`, the eigenvalue itself, as ARPACK does. Never below `tol²·|λ|max`, or what
+            the noise of the products allows. An end that does not reach beyond zero, and is zero
+            within its residual, as the low end of a semidefinite matrix, is taken relative to the
+            largest: it is reported as zero within its bound.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
-            `EigenResult`. Random if None. A solve from a start of one's own makes at least
-            `k + max(5, 4·block_size)` products, to show what the start does not contain.
+            `EigenResult`. Random if None. A tenth of a random vector is mixed into a start of one's
+            own, and the solve goes on until an eigenvalue that exceeds a wanted one by 2 % of
+            |λ|max (or three tolerances) would have shown from that: a start in an invariant
+            subspace is left.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
             recorded in the result.
         block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);
@@ -99,8 +109,9 @@ def eigsh(  # type: ignore[misc]
             signed sums of the pairs, instead of k products; the values are then those of the
             projection, which a 16-bit basis moves by up to its roundoff (2e-4 of |λ|max in
             float16), or that over √n for eigenvectors spread over all entries. `"complete"` also
-            searches, from random blocks orthogonal to the found pairs and for as many products as
-            the solve took, for eigenvalues that were missed, and adds them.
+            searches, from random blocks orthogonal to the found pairs, for eigenvalues that were
+            missed, and adds them. Each search goes on until one further out than the tolerance
+            would have shown, whatever its multiplicity, but for one start in a thousand.
         callback: called with a `Progress` after each block.
         return_eigenvectors: whether to return the vectors.
 
@@ -120,10 +131,14 @@ def eigsh(  # type: ignore[misc]
     References:
         K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
         problems", SIAM J. Matrix Anal. Appl. 22 (2000), section 2; Y. Zhou and Y. Saad, "Block
-        Krylov-Schur method for large symmetric eigenvalue problems", Numer. Algor. 47 (2008).
+        Krylov-Schur method for large symmetric eigenvalue problems", Numer. Algor. 47 (2008). When
+        a search ends: J. van Dorsselaer, M. Hochstenbach and H. van der Vorst, "Computing
+        probabilistic bounds for extreme eigenvalues of symmetric matrices with the Lanczos method",
+        SIAM J. Matrix Anal. Appl. 22 (2000); see `curvax.krylov.exclusion`.
     """
     options = {
         "tol": tol,
+        "relative_to": relative_to,
         "seed": seed,
         "block_size": block_size,
         "max_basis": max_basis,

@@ -27,9 +27,9 @@ from jax import Array
 
 from curvax.compiled import Clock
 from curvax.krylov import programs
+from curvax.krylov.exclusion import Cycle, log_growth
+from curvax.krylov.selection import Matrix
 from curvax.operators.base import Operator
-
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 # Above this relative asymmetry the operator is not symmetric: a 16-bit model's noise stays below.
 ASYMMETRY_LIMIT = 1e-2
@@ -79,6 +79,9 @@ class Lanczos:
         self.basis = jnp.zeros((rows, op.shape[0]), dtype)
         # The next block, as it will be multiplied, if it need not be read from the basis.
         self._next: Array | None = None
+        # Since the start: the cycles that ended, and the first row of the block that began this.
+        self._cycles: list[Cycle] = []
+        self._begin = 0
 
     def start(self, block: Array) -> None:
         """Begin with a block, which is consumed, or go on with one not of the recurrence.
@@ -89,6 +92,7 @@ class Lanczos:
         self._append(block)
         self.coupling = np.zeros((self.block, self.used))
         self._coupling_known = self.used == 0
+        self._cycles, self._begin = [], self.used
 
     def random_block(self) -> Array:
         """A block of standard normal vectors, the next of the seed's sequence."""
@@ -199,11 +203,23 @@ class Lanczos:
                 self.clock, self.basis, rotation, np.int32(m + b), np.int32(p + b)
             )
             jax.block_until_ready(self.basis)
+        self._cycles = self._with_present(ritz)
+        self._begin = p
         self._columns[:] = 0
         self._columns[range(p), range(p)] = ritz.values[keep]
         self.coupling = self.coupling @ ritz.vectors[:, keep]
         self.used = p
         self.restarts += 1
+
+    def log_growth(self, mu: float, ritz: Ritz) -> float:
+        """How much of an eigenvector of the eigenvalue `mu` has shown since the start."""
+        return log_growth(mu, self._with_present(ritz))
+
+    def _with_present(self, ritz: Ritz) -> list[Cycle]:
+        begins = ritz.vectors[self._begin : self._begin + self.block]
+        if not len(begins):
+            return self._cycles
+        return [*self._cycles, Cycle(ritz.values, self.coupling @ ritz.vectors, begins)]
 
     def drop(self, kept: int) -> None:
         """Forget all but the first rows, and the next block: `start` must follow."""

@@ -142,6 +142,7 @@ def plan(
         "max_basis": max_basis,
         "max_matvecs": None,
         "basis_dtype": basis_dtype,
+        "relative_to": None,
         "certify": certify,
         "callback": None,
         "return_eigenvectors": return_eigenvectors,

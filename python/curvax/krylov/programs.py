@@ -63,16 +63,22 @@ def rotate(basis: Array, rotation: Array, used: Array, kept: Array) -> Array:
 
 
 @program(wide=True)
-def residuals(basis: Array, products: Array, start: Array) -> tuple[Array, Array]:
-    """Rayleigh quotients `λ` and residual norms `‖w − λ x‖/‖x‖` of rows, in float64.
+def residuals(
+    basis: Array, products: Array, start: Array, following: Array, thetas: Array, coupling: Array
+) -> tuple[Array, Array, Array]:
+    """Of rows of the basis, in float64: what their products say, and what the recurrence did not.
 
     Args:
         basis: `(rows, n)`.
-        products: `(b, n)`, the products `w` of the vectors that the rows from `start` stand for.
+        products: `(b, n)`, the products `w` of the vectors `x` that the rows from `start` are.
         start: scalar int32.
+        following: scalar int32, the first row of the next block `q`, of b vectors.
+        thetas: `(b,)` Ritz values.
+        coupling: `(b, b)`, with which the recurrence predicts `w = θ x + qᵀ · coupling`.
 
     Returns:
-        Two arrays `(b,)`.
+        Three arrays `(b,)`: Rayleigh quotients λ, residual norms `‖w − λ x‖/‖x‖`, and the norms of
+        `w − θ x − qᵀ · coupling`.
     """
     b, n = products.shape
 
@@ -88,12 +94,18 @@ def residuals(basis: Array, products: Array, start: Array) -> tuple[Array, Array
     squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n)
     quotients = inner / squares
 
-    def rest(total: Array, first: Array, width: int) -> Array:
+    def rest(total: Any, first: Array, width: int) -> Any:
         x, w = columns(first, width)
-        difference = w - quotients[:, None] * x
-        return total + jnp.sum(difference * difference, axis=1)
+        q = _piece(basis, following, b, first, width).astype(jnp.float64)
+        residual = w - quotients[:, None] * x
+        error = w - thetas[:, None] * x - jnp.matmul(coupling.T, q, precision="highest")
+        return (
+            total[0] + jnp.sum(residual * residual, axis=1),
+            total[1] + jnp.sum(error * error, axis=1),
+        )
 
-    return quotients, jnp.sqrt(over_columns(rest, jnp.zeros(b), n) / squares)
+    norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n)
+    return quotients, jnp.sqrt(norms / squares), jnp.sqrt(errors)
 
 
 @program(wide=True)

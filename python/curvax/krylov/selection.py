@@ -1,13 +1,32 @@
 """Which eigenvalues are wanted, and in which order of preference."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 WHICH = ("LM", "LA", "SA", "BE")
 
 Indices = np.ndarray[Any, np.dtype[np.intp]]
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+# An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
+# this multiple of the residual allowed.
+SETTLED = 3.0
+
+
+class End(NamedTuple):
+    """An end of the spectrum.
+
+    Attributes:
+        outward: `(m,)` how far outwards each value lies.
+        place: where, in the order of preference, the wanted ones of this end stand.
+        signs: of the values that lie far outwards.
+    """
+
+    outward: Matrix
+    place: slice
+    signs: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,37 +73,73 @@ class Wanted:
             taken.add(index)
         return np.asarray(order, np.intp)
 
+    def ends(self, values: Matrix) -> list[End]:
+        """The ends that hold wanted values; by magnitude, both ends are one."""
+        if self.which == "BE":
+            high = End(values, slice(0, self.high), (1,))
+            low = End(-values, slice(self.high, self.k), (-1,))
+            return [end for end in (high, low) if end.place.start < end.place.stop]
+        outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
+        signs = {"LM": (1, -1), "LA": (1,), "SA": (-1,)}[self.which]
+        return [End(outward, slice(0, self.k), signs)]
+
     def doubtful(
-        self,
-        values: np.ndarray[Any, Any],
-        residuals: np.ndarray[Any, Any],
-        order: Indices,
-        settled: float,
+        self, values: Matrix, residuals: Matrix, order: Indices, allowed: Matrix
     ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the wanted the next in line would displace, moved outwards by its residual.
+        """Which of the wanted an unwanted value could displace, moved outwards by its residual.
 
         Args:
             values: `(m,)` Ritz values.
             residuals: `(m,)` their residual norms: an eigenvalue lies within.
             order: `self.order(values)`.
-            settled: one next in line whose residual is at most this displaces none.
+            allowed: `(min(k, m),)` the residual allowed of each of the wanted, in this order. One
+                not wanted displaces none of an end if its residual is at most three times that of
+                the last wanted there.
 
         Returns:
             `(min(k, m),)`, in the order of preference.
         """
-        if self.which == "BE":
-            ends = [(values, 0, self.high, 0), (-values, self.high, self.k, 1)]
-        else:
-            outward = {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
-            ends = [(outward, 0, self.k, 0)]
         out = np.zeros(min(self.k, len(order)), bool)
-        for outward, first, stop, skipped in ends:
-            # Beyond the wanted the two ends take turns, the high end first.
-            following = order[self.k + skipped :][:1]
-            reach = outward[following] + residuals[following]
-            reach = reach[residuals[following] > settled].max(initial=-np.inf)
-            out[first:stop] = outward[order[first:stop]] < reach
+        rest = order[self.k :]
+        for outward, place, _ in self.ends(values):
+            wanted = order[place]
+            if not len(wanted):
+                continue
+            rising = rest[residuals[rest] > SETTLED * allowed[place][-1]]
+            reach = (outward[rising] + residuals[rising]).max(initial=-np.inf)
+            out[place] = outward[wanted] < reach
         return out
+
+    def edges(self, values: Matrix, margins: Matrix) -> Matrix:
+        """The places at which another value would displace the last wanted one of an end.
+
+        Args:
+            values: `(k,)` the wanted, in the order of preference.
+            margins: `(k,)` how much further out than each it would lie.
+        """
+        places: list[float] = []
+        for outward, place, signs in self.ends(values):
+            last = place.start + int(np.argmin(outward[place]))
+            places += [sign * float(outward[last] + margins[last]) for sign in signs]
+        return np.asarray(places)
+
+    def hiding_places(self, values: Matrix, margins: Matrix) -> Matrix:
+        """Where an eigenvalue that was not found, and belongs among the wanted, would show least.
+
+        Its Lanczos polynomial is least next to those found, which are roots of it: at the edges,
+        and beside each. What is nearer to one found than half of the margin is not told from it.
+
+        Args:
+            values: `(k,)` the wanted, in the order of preference.
+            margins: `(k,)` the distance from each.
+        """
+        edges = self.edges(values, margins)
+        beside = np.concatenate([values - margins, values + margins])
+        signs = np.concatenate([end.signs for end in self.ends(values)])
+        further = (beside[:, None] - edges) * signs > 0
+        places = np.concatenate([edges, beside[further.any(axis=1)]])
+        distance = np.abs(places[:, None] - values) / margins
+        return places[distance.min(axis=1) > 0.5]
 
 
 def parse_wanted(k: Any, which: Any, n: int) -> Wanted:

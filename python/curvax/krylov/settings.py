@@ -22,6 +22,7 @@ class Settings:
 
     wanted: Wanted
     tol: float
+    relative_to: str
     seed: int
     block: int
     rows: int
@@ -45,6 +46,7 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
     return Settings(
         wanted=request.wanted,
         tol=request.tol,
+        relative_to=request.relative_to,
         seed=secrets.randbits(32) if request.seed is None else request.seed,
         block=plan.block_size,
         rows=plan.max_basis,

@@ -1,7 +1,7 @@
 """One solve: iterate, certify, search for what was missed, and report."""
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,32 +13,31 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs, storage
 from curvax.krylov.certificates import (
     Certificate,
-    attainable,
-    effective_tolerance,
     estimate_errors,
     measure,
     measure_sampled,
     orthogonality,
-    warn_raised,
 )
-from curvax.krylov.lanczos import Lanczos, Matrix, Ritz
-from curvax.krylov.selection import Indices
+from curvax.krylov.exclusion import needed_growth
+from curvax.krylov.lanczos import Lanczos, Ritz
+from curvax.krylov.selection import SETTLED, Indices, Matrix
 from curvax.krylov.settings import Settings
+from curvax.krylov.start import MIXED
+from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
-
-# A search for missed pairs is at least this long, in products, whatever the solve took: enough for
-# a random block to show an eigenvalue outside the bulk.
-_SHORTEST_SEARCH = 20
-
 
 # Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
 # of the rest within a few steps.
 _BEYOND_CLOSURE = 5
 
-# An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
-# this multiple of the tolerance.
-_SETTLED = 3.0
+# From a start of the user's, an eigenvalue that exceeds those found by this much of |λ|max, or by
+# three tolerances, would have shown from the random part of the start, but for one start in twelve.
+_OVERTAKING = 2e-2
+_FAINT = 0.1
+
+# From the random block of a search, even a component that one start in a thousand has would.
+_RARE = 1e-3
 
 
 @dataclasses.dataclass
@@ -51,6 +50,7 @@ class _Pairs:
         others: Ritz values that were not wanted.
         doubtful: `(k,)` whether one not wanted, far from converged, could still displace it.
         scale: |λ|max.
+        unknown: the norm of what the recurrence does not hold of their residuals.
     """
 
     values: Matrix
@@ -58,6 +58,7 @@ class _Pairs:
     others: Matrix
     doubtful: np.ndarray[Any, np.dtype[np.bool_]]
     scale: float
+    unknown: float
 
 
 class Solve:
@@ -70,11 +71,13 @@ class Solve:
         self.settings = settings
         self.interrupted = interrupted
         self.clock = clock
-        self.tol = max(settings.tol, attainable(op.dtype, settings.basis_dtype))
+        self.tolerance = Tolerance(
+            settings.wanted, settings.tol, settings.relative_to, op.dtype, settings.basis_dtype
+        )
         self.noise = 0.0
         self.verification = 0
         self.history: list[Progress] = []
-        # Whether the products ran out before directions beyond the start had time to show.
+        # Whether the products ran out before what the start did not contain had time to show.
         self._cut_short = False
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
@@ -83,14 +86,10 @@ class Solve:
     def run(self, start: Array | None, warm: bool) -> EigenResult:
         """Solve from a starting block (random if None) and report."""
         self.state.start(self.state.random_block() if start is None else start)
-        # A start near other eigenvectors has all but nothing of the wanted ones at first.
-        shortest = self.settings.wanted.k + self._beyond if warm else 0
-        pairs, certificate = self._converge(shortest)
+        pairs, certificate = self._converge(warm)
         complete = None
-        if self.settings.certify == "complete" and certificate is not None:
-            length = max(self.solve_matvecs, _SHORTEST_SEARCH)
-            length = max(length, 3 * self.settings.wanted.k) if warm else length
-            pairs, certificate, complete = self._search(pairs, certificate, length)
+        if self.settings.certify == "complete" and not self.interrupted:
+            pairs, certificate, complete = self._search(pairs, certificate)
         return self._report(pairs, certificate, complete)
 
     @property
@@ -107,77 +106,110 @@ class Solve:
         """Products that random directions get to show an eigenvalue that stands out."""
         return max(_BEYOND_CLOSURE, 4 * self.settings.block)
 
-    def _converge(self, shortest: int) -> tuple[_Pairs, Certificate | None]:
+    def _converge(self, warm: bool) -> tuple[_Pairs, Certificate]:
         """Iterate and certify until the measured residuals are within the tolerance."""
         # The recurrence sees neither the rounding of stored vectors nor the noise of products.
-        target = math.sqrt(self.tol**2 - storage.noise(self.settings.basis_dtype) ** 2)
+        fraction, unseen = 1.0, storage.noise(self.settings.basis_dtype)
         while True:
-            ritz, order = self._iterate(target, shortest)
-            shortest = 0
-            pairs = self._settle(ritz, order)
+            ritz, order = self._iterate(fraction, unseen, self._overtaken if warm else _nothing)
+            pairs = self._settle(ritz, order, 0.0)
             pairs.doubtful[:] |= self._cut_short
-            if self.interrupted:
-                return pairs, None
             certificate = self._certify(pairs)
-            if self._judge(certificate, pairs.scale) or self._exhausted:
+            if self._judge(certificate, pairs.scale) or self._exhausted or self.interrupted:
                 return pairs, certificate
             # Too hopeful by the noise, which adds in squares.
-            target = min(math.sqrt(max(self.tol**2 - self.noise**2, 0.0)), target) / 2
+            fraction, unseen = fraction / 2, max(unseen, self.noise)
 
     def _judge(self, certificate: Certificate, scale: float) -> bool:
         """Whether every pair is within the tolerance, raised first to what the noise allows."""
         self.noise = max(self.noise, certificate.noise)
-        if np.all(certificate.residuals <= self.tol * scale):
+
+        def good() -> bool:
+            return bool(np.all(certificate.residuals <= self._certified(certificate, scale)))
+
+        if good():
             return True
-        noise = max(self.noise, self.state.asymmetry)
-        self.tol = effective_tolerance(self.tol, noise, self.op.dtype, self.settings.basis_dtype)
-        return bool(np.all(certificate.residuals <= self.tol * scale))
+        self.tolerance.admit(max(self.noise, self.state.asymmetry))
+        return good()
 
-    def _iterate(self, target: float, shortest: int = 0) -> tuple[Ritz, Indices]:
-        """Step until the wanted pairs' estimated residuals are within `target`, relatively.
+    def _allowed(self, ritz: Ritz, order: Indices) -> Matrix:
+        """The residual allowed of each wanted pair that there is."""
+        chosen = order[: self.settings.wanted.k]
+        return self.tolerance.allowed(ritz.values[chosen], ritz.residuals[chosen], ritz.scale)
 
-        At least `shortest` products are made. Ends early at Ctrl-C or out of products.
+    def _certified(self, certificate: Certificate, scale: float) -> Matrix:
+        return self.tolerance.allowed(certificate.values, certificate.residuals, scale)
+
+    def _iterate(
+        self, fraction: float, unseen: float, hidden: Callable[[Ritz, Indices], bool]
+    ) -> tuple[Ritz, Indices]:
+        """Step until the wanted pairs' estimated residuals are within a part of the tolerance.
+
+        Ends early at Ctrl-C or out of products.
+
+        Args:
+            fraction: that part.
+            unseen: what measured residuals hold beside the estimated, in squares, relative to
+                |λ|max.
+            hidden: whether an eigenvalue that belongs among the wanted may not have shown yet.
         """
-        state, wanted, begun = self.state, self.settings.wanted, self.solve_matvecs
+        state, wanted = self.state, self.settings.wanted
         ritz, closed = state.ritz() if state.used else None, None
         while True:
             if state.full:
                 assert ritz is not None  # a full basis has columns
-                state.restart(ritz, self._kept(wanted.order(ritz.values)))
+                state.restart(ritz, self._kept(ritz, wanted.order(ritz.values)))
             state.step()
             ritz = state.ritz()
             order = wanted.order(ritz.values)
+            chosen = order[: wanted.k]
+            allowed = self._allowed(ritz, order)
+            self._note(ritz, ritz.residuals[chosen], allowed)
+            target = fraction * np.sqrt(np.maximum(allowed**2 - (unseen * ritz.scale) ** 2, 0))
             enough = len(order) >= wanted.k
-            relative = ritz.residuals[order[: wanted.k]] / (ritz.scale or 1.0)
-            self._note(ritz, relative if enough else np.full(wanted.k, np.inf))
-            converged = enough and bool(np.all(relative <= target))
-            converged = converged and not self._doubtful(ritz, order).any()
-            if state.replaced or np.all(ritz.residuals <= self.tol * ritz.scale):
-                closed = self.solve_matvecs if closed is None else closed
-            if closed is not None:
-                # Every residual was small whatever lies outside the Krylov space, as from a start
-                # in an invariant subspace: the random directions that follow get time to show it.
-                converged = converged and self.solve_matvecs - closed >= self._beyond
-            made = self.solve_matvecs - begun
-            done = converged and made >= shortest
-            self._cut_short = made < shortest or (
-                closed is not None and self.solve_matvecs - closed < self._beyond
+            converged = enough and bool(
+                np.all(ritz.residuals[chosen] <= target)
+                and not wanted.doubtful(ritz.values, ritz.residuals, order, allowed).any()
             )
-            if done or self._exhausted or self.interrupted:
+            if state.replaced or np.all(ritz.residuals <= self.tolerance.of_largest * ritz.scale):
+                closed = self.solve_matvecs if closed is None else closed
+            # Every residual was small whatever lies outside the Krylov space, as from a start in an
+            # invariant subspace: the random directions that follow get time to show it.
+            early = closed is not None and self.solve_matvecs - closed < self._beyond
+            over = self._exhausted or bool(self.interrupted)
+            self._cut_short = early or ((converged or over and enough) and hidden(ritz, order))
+            if over or (converged and not self._cut_short):
                 return ritz, order
 
-    def _doubtful(self, ritz: Ritz, order: Indices) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Whether an unwanted Ritz pair, far from converged, could still displace each wanted."""
-        settled = _SETTLED * self.tol * ritz.scale
-        return self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, settled)
+    def _overtaken(self, ritz: Ritz, order: Indices) -> bool:
+        """Whether an eigenvalue could hide of which the user's start held next to nothing."""
+        values = ritz.values[order[: self.settings.wanted.k]]
+        margin = max(SETTLED * self.tolerance.of_largest, _OVERTAKING) * ritz.scale
+        places = self.settings.wanted.hiding_places(values, np.full(len(values), margin))
+        return self._hides(places, ritz, MIXED, _FAINT)
 
-    def _note(self, ritz: Ritz, relative: Matrix) -> None:
+    def _missed(self, ritz: Ritz, order: Indices) -> bool:
+        """Whether an eigenvalue could hide from a search, further out than the tolerance."""
+        values = ritz.values[order[: self.settings.wanted.k]]
+        places = self.settings.wanted.edges(values, self._allowed(ritz, order))
+        return self._hides(places, ritz, 1.0, _RARE)
+
+    def _hides(self, places: Matrix, ritz: Ritz, weight: float, odds: float) -> bool:
+        needed = needed_growth(self.op.shape[0], weight, odds)
+        return any(self.state.log_growth(float(mu), ritz) < needed for mu in places)
+
+    def _note(self, ritz: Ritz, residuals: Matrix, allowed: Matrix) -> None:
+        k, tol = self.settings.wanted.k, self.tolerance.of_largest
+        enough = len(residuals) == k
+        # In units of the tolerance, so that the solve ends where all are within theirs.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = np.where(residuals > 0, residuals / allowed, 0.0)
         progress = Progress(
             matvecs=self.solve_matvecs,
-            converged=int(np.sum(relative <= self.tol)),
-            k=self.settings.wanted.k,
-            residual=float(relative.max()),
-            tol=self.tol,
+            converged=int(np.sum(residuals <= allowed)) if enough else 0,
+            k=k,
+            residual=tol * float(parts.max()) if enough else float("inf"),
+            tol=tol,
             max_matvecs=self.settings.max_matvecs,
             restarts=self.state.restarts,
             largest=ritz.scale,
@@ -187,80 +219,97 @@ class Solve:
         if self.settings.callback is not None:
             self.settings.callback(progress)
 
-    def _kept(self, order: Indices) -> Indices:
-        """Which Ritz pairs survive a restart: the wanted, and 40 % of the room beyond them."""
-        k, m = self.settings.wanted.k, len(order)
-        room = self.settings.rows - 2 * self.settings.block
-        return order[: max(min(k + int(0.4 * (m - k)), room), min(k, m))]
+    def _kept(self, ritz: Ritz, order: Indices) -> Indices:
+        """Which Ritz pairs survive a restart: the wanted, and 40 % of the room beyond them.
 
-    def _settle(self, ritz: Ritz, order: Indices) -> _Pairs:
+        Of the others a block at least is not settled. What is on its way to displace a wanted pair
+        would start anew at every restart if settled pairs held its place.
+        """
+        k, m, b = self.settings.wanted.k, len(order), self.settings.block
+        room = self.settings.rows - 2 * b
+        count = max(min(k + int(0.4 * (m - k)), room), min(k, m))
+        kept, dropped = order[:count], order[count:]
+        allowed = self._allowed(ritz, order)
+        rising = ritz.residuals > SETTLED * allowed.min()
+        missing = min(b, count - k) - int(np.sum(rising[kept[k:]]))
+        late = dropped[rising[dropped]][: max(missing, 0)]
+        return np.concatenate([kept[: count - len(late)], late])
+
+    def _settle(self, ritz: Ritz, order: Indices, unknown: float) -> _Pairs:
         """Turn the first rows of the basis into Ritz vectors, the wanted first."""
-        chosen = order[: self.settings.wanted.k]
-        self.state.restart(ritz, self._kept(order))
+        wanted = self.settings.wanted
+        chosen, allowed = order[: wanted.k], self._allowed(ritz, order)
+        self.state.restart(ritz, self._kept(ritz, order))
         self.state.restarts -= 1  # the basis was not full
         return _Pairs(
             ritz.values[chosen],
             ritz.residuals[chosen],
-            ritz.values[order[self.settings.wanted.k :]],
-            self._doubtful(ritz, order),
+            ritz.values[order[wanted.k :]],
+            wanted.doubtful(ritz.values, ritz.residuals, order, allowed),
             ritz.scale,
+            unknown,
         )
 
     def _certify(self, pairs: _Pairs) -> Certificate:
-        before = self.state.matvecs
+        """Measure the residuals; after Ctrl-C only of the pairs that seem to have converged."""
+        before, measured = self.state.matvecs, np.ones(len(pairs.values), bool)
+        if self.interrupted:
+            measured = pairs.predicted <= self.tolerance.allowed(
+                pairs.values, pairs.predicted, pairs.scale
+            )
         with self.clock.part("verification"):
-            if self.settings.certify == "sampled":
+            if self.settings.certify == "sampled" and measured.all():
                 certificate = measure_sampled(
                     self.state, pairs.values, pairs.predicted, pairs.scale
                 )
             else:
-                certificate = measure(self.state, pairs.predicted, pairs.scale)
+                certificate = measure(
+                    self.state, pairs.values, measured, pairs.scale, pairs.unknown
+                )
         self.verification += self.state.matvecs - before
         return certificate
 
-    def _search(
-        self, pairs: _Pairs, certificate: Certificate, length: int
-    ) -> tuple[_Pairs, Certificate, bool]:
+    def _search(self, pairs: _Pairs, certificate: Certificate) -> tuple[_Pairs, Certificate, bool]:
         """Look for missed pairs in the complement of those found, until a search finds none.
 
-        A pair that the solve missed has no component in its Krylov space. From a random block
-        orthogonal to the found pairs it converges no later than the last of them did, having
-        fewer eigenvalues beyond it; hence the length of a search.
+        A pair that the solve missed has no component in its Krylov space. A random block orthogonal
+        to the found pairs has one, whatever the multiplicity; it goes on until an eigenvalue
+        further out than the wanted ones would have shown.
         """
         k = self.settings.wanted.k
         while not (self._exhausted or self.interrupted):
             restarts = self.state.restarts
+            # From here on E does not hold the residuals of the rows that stay.
+            unknown = float(np.linalg.norm(certificate.residuals))
             self.state.drop(k)
             self.state.start(self.state.random_block())
-            begun = self.solve_matvecs
-            ritz, order = self._iterate(self.tol / 2, shortest=length)
-            finished = self.solve_matvecs - begun >= length
-            finished = finished and not self._doubtful(ritz, order).any()
-            change = np.abs(np.sort(ritz.values[order[:k]]) - np.sort(pairs.values)).max()
-            unchanged = bool(change <= 0.1 * self.tol * ritz.scale)
+            ritz, order = self._iterate(0.5, 0.0, self._missed)
+            values = ritz.values[order[:k]]
+            allowed = self._allowed(ritz, order)
+            doubtful = self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, allowed)
+            finished = not (doubtful.any() or self._missed(ritz, order) or self._cut_short)
+            change = np.abs(np.sort(values) - np.sort(pairs.values))
+            unchanged = bool(np.all(change <= 0.1 * np.sort(allowed)[0]))
             if unchanged and self.state.restarts == restarts:
                 return pairs, certificate, finished  # the verified rows were not touched
-            pairs = self._settle(ritz, order)
+            pairs = self._settle(ritz, order, unknown)
             certificate = self._certify(pairs)
+            self._judge(certificate, pairs.scale)
             if unchanged:
                 return pairs, certificate, finished
         return pairs, certificate, False
 
     def _report(
-        self, pairs: _Pairs, certificate: Certificate | None, complete: bool | None
+        self, pairs: _Pairs, certificate: Certificate, complete: bool | None
     ) -> EigenResult:
         settings, state = self.settings, self.state
-        k = len(pairs.values)
-        if certificate is None:
-            values, residuals = pairs.values, np.full(k, np.nan)
-            errors = estimate_errors(values, pairs.predicted, pairs.others)
-            converged = np.zeros(k, bool)
-        else:
-            values, residuals = certificate.values, certificate.residuals
-            errors = estimate_errors(values, residuals, pairs.others)
-            converged = (residuals <= self.tol * pairs.scale) & ~pairs.doubtful
+        values, residuals = certificate.values, certificate.residuals
+        allowed = self._certified(certificate, pairs.scale)
+        converged = (residuals <= allowed) & ~pairs.doubtful
+        known = np.where(np.isnan(residuals), pairs.predicted, residuals)
+        errors = estimate_errors(values, known, pairs.others)
         with self.clock.part("verification"):
-            loss = orthogonality(state, k)
+            loss = orthogonality(state, len(values))
         self._warn(converged)
         down = np.argsort(-values, kind="stable")
         vectors = self._vectors(down) if settings.return_eigenvectors else None
@@ -274,7 +323,7 @@ class Solve:
             complete=complete,
             orthogonality=loss,
             noise=max(self.noise, state.asymmetry),
-            tol_effective=self.tol,
+            tol_effective=self.tolerance.relative(allowed, pairs.scale)[down],
             num_matvecs=Matvecs(self.solve_matvecs, self.verification),
             num_restarts=state.restarts,
             block_size=settings.block,
@@ -295,8 +344,13 @@ class Solve:
         if self.interrupted:
             return
         settings = self.settings
-        warn_raised(settings.tol, self.tol, self.op.dtype, settings.basis_dtype)
+        self.tolerance.warn_if_raised()
         if not converged.all():
-            remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({self.tol:.3g})"
+            tol = self.tolerance.of_largest
+            remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({tol:.3g})"
             found = int(converged.sum())
             warn_unconverged(found, settings.wanted.k, self.solve_matvecs, remedy)
+
+
+def _nothing(ritz: Ritz, order: Indices) -> bool:
+    return False

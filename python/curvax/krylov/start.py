@@ -11,12 +11,17 @@ from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
 from curvax.results import EigenResult
 
+# The length of the random vector that is mixed into a unit vector of the user's. Alone, that might
+# lie in an invariant subspace, as where a loss is a sum over disjoint parameters, and stay there.
+MIXED = 0.1
+
 
 def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     """The block `(b, n)` that `v0` means, or None for a random one.
 
     More vectors than a block holds are added up: the Krylov space of a sum of approximate
-    eigenvectors contains them all again after as many products.
+    eigenvectors contains them all again after as many products. To each row a tenth of a random
+    vector is added.
 
     Raises:
         TypeError: `v0` has no vectors, or is not made of real numbers.
@@ -29,12 +34,12 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     given, b = vectors.shape[0], settings.block
     if given > b:
         pad = jnp.zeros((-given % b, vectors.shape[1]), vectors.dtype)
-        return jnp.concatenate([vectors, pad]).reshape(-1, b, vectors.shape[1]).sum(axis=0)
-    if given < b:
-        key = jax.random.fold_in(jax.random.key(settings.seed & 0xFFFFFFFF), 0)
-        rest = jax.random.normal(key, (b - given, vectors.shape[1]), vectors.dtype)
-        return jnp.concatenate([vectors, rest])
-    return vectors
+        vectors = jnp.concatenate([vectors, pad]).reshape(-1, b, vectors.shape[1]).sum(axis=0)
+        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), MIXED)
+    key = jax.random.fold_in(jax.random.key(settings.seed & 0xFFFFFFFF, impl="threefry2x32"), 0)
+    noise = jax.random.normal(key, (b, vectors.shape[1]), vectors.dtype)
+    noise = noise / jnp.linalg.norm(noise, axis=1, keepdims=True)
+    return jnp.concatenate([vectors + MIXED * noise[: len(vectors)], noise[len(vectors) :]])
 
 
 def unit_vectors(op: Operator, v0: Any) -> Array:

@@ -65,16 +65,17 @@ class EigenResult(Stored):
             each value: the residual (Weyl). It does not say that none was missed: see `complete`.
         estimated_errors: `(k,)` `min(‖r‖, ‖r‖²/gap)` (Kato-Temple) with the gap to the nearest
             other Ritz value, so an estimate. After an interrupt, from the recurrence.
-        converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`, and no other Ritz value, far
-            from converged, could still displace the pair from the wanted ones.
+        converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`, and no other Ritz value, moved
+            by its residual, could still displace the pair from the wanted ones.
         complete: True, or False, if `certify="complete"` searched for missed eigenvalues and
             found none left, or ran out of products; None if nothing was searched.
         orthogonality: `max |XᵀX − I|` over the returned vectors, measured.
         noise: the largest error of the products that the solve saw, relative to |λ|max: the
             asymmetry of the projected operator, and the part of the measured residuals that the
             recurrence does not explain.
-        tol_effective: the tolerance applied, relative to |λ|max: `tol`, or more where the noise
-            of the products does not allow it.
+        tol_effective: `(k,)` the residual allowed of each pair, in units of |λ|max: `tol` times
+            what it is relative to (`relative_to` of `eigsh`), or more where the noise of the
+            products does not allow it.
         num_matvecs: vectors multiplied, in the solve and in the verification.
         num_restarts: thick restarts.
         block_size: vectors per product.
@@ -98,7 +99,7 @@ class EigenResult(Stored):
     complete: bool | None
     orthogonality: float
     noise: float
-    tol_effective: float
+    tol_effective: FloatArray
     num_matvecs: Matvecs
     num_restarts: int
     block_size: int
@@ -112,6 +113,13 @@ class EigenResult(Stored):
     def all_converged(self) -> bool:
         """Whether every pair converged."""
         return bool(np.all(self.converged))
+
+    @property
+    def relative_bounds(self) -> FloatArray:
+        """`(k,)` each bound divided by its |value|; above 1 the value may be zero."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = self.bounds / np.abs(self.eigenvalues)
+        return np.where(self.bounds == 0, 0.0, ratio)
 
     def __str__(self) -> str:
         """A table: value, residual, bound, estimated error, converged."""
