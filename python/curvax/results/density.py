@@ -19,7 +19,7 @@ _BISECTIONS = 60
 _ROUNDING = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SpectralDensity(Stored):
     """The density of an operator's eigenvalues, by stochastic Lanczos quadrature.
 
@@ -52,14 +52,14 @@ class SpectralDensity(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("grid", "density", "lower", "upper")
 
-    grid: FloatArray = dataclasses.field(repr=False)
-    density: FloatArray = dataclasses.field(repr=False)
-    lower: FloatArray = dataclasses.field(repr=False)
-    upper: FloatArray = dataclasses.field(repr=False)
+    grid: FloatArray
+    density: FloatArray
+    lower: FloatArray
+    upper: FloatArray
     width: float
-    nodes: FloatArray = dataclasses.field(repr=False)
-    weights: FloatArray = dataclasses.field(repr=False)
-    atoms: FloatArray = dataclasses.field(repr=False)
+    nodes: FloatArray
+    weights: FloatArray
+    atoms: FloatArray
     outliers: FloatArray
     num_parameters: int
     num_steps: int
@@ -67,7 +67,7 @@ class SpectralDensity(Stored):
     num_matvecs: int
     block_size: int
     seed: int
-    seconds: dict[str, float] = dataclasses.field(repr=False)
+    seconds: dict[str, float]
     interrupted: bool = False
 
     def evaluate(self, x: Any) -> tuple[Any, Any, Any]:
