@@ -49,7 +49,7 @@ def report(
         The end of the command, to be raised.
     """
     with InterruptFlag(warns=False) as late:
-        _print_result(console, result, wanted)
+        print_result(console, result, wanted)
         write_result(console, result, out / "spectrum", title)
         write_config(console, context, op, out)
     if result.interrupted or late:
@@ -57,7 +57,8 @@ def report(
     return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
 
 
-def _print_result(console: Console, result: EigenResult, wanted: int) -> None:
+def print_result(console: Console, result: EigenResult, wanted: int) -> None:
+    """Print the table, the facts and the verdict of a result of `wanted` pairs."""
     from curvax.results.tables import measured, place, verdict
 
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
