@@ -8,6 +8,7 @@ import pytest
 from fake_results import GPT_LIKE, fake_result
 from matplotlib.image import imread
 
+import curvax as cx
 from curvax.plot import plot_spectrum
 
 
@@ -57,6 +58,33 @@ def test_draws_every_value_and_residual():
     np.testing.assert_allclose(dashed[0].get_ydata(), 1e-3 * 30.06)
     assert "1.0e-03" in lower.get_title(loc="right")
     assert upper.get_legend() is None
+
+
+def test_the_tolerance_is_relative_to_the_largest_of_the_spectrum():
+    """Which is not among the lowest values."""
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    matrix = ((basis * np.geomspace(1e-3, 50.0, 60)) @ basis.T).astype(np.float32)
+    for rows in (None, 40):
+        result = cx.eigsh(matrix, 3, which="SA", max_basis=rows, seed=0)
+        _, lower = plot_spectrum(result).axes
+        (dashed,) = (line for line in lower.lines if line.get_linestyle() not in ("-", "None"))
+        np.testing.assert_allclose(dashed.get_ydata(), result.tol_effective * 50.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("low, high", [(0.15, 6.0), (0.3, 0.8), (1e-7, 1e-2), (3.0, 3.5)])
+def test_labels_of_a_logarithmic_panel_do_not_touch(low, high):
+    figure = plot_spectrum(fake_result(residuals=np.geomspace(low, high, 15)))
+    figure.canvas.draw()
+    lower = figure.axes[1]
+    boxes = [
+        label.get_window_extent()
+        for label in [*lower.get_yticklabels(), *lower.get_yticklabels(minor=True)]
+        if label.get_text()
+        and lower.get_ylim()[0] <= label.get_position()[1] <= lower.get_ylim()[1]
+    ]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) >= 2
+    assert all(one.y1 <= other.y0 + 1 for one, other in zip(boxes, boxes[1:], strict=False))
 
 
 def test_marks_what_did_not_converge_and_shows_its_bounds():

@@ -18,6 +18,7 @@ from curvax.plot.style import (
     caption,
     finish,
     new_figure,
+    set_log,
     set_symlog,
     signed,
     symlog_threshold,
@@ -68,10 +69,6 @@ def _places(indices: IntArray) -> FloatArray:
     lower = (indices < 0) & bool(np.any(indices > 0))
     # Of many, wide enough for the numbers to either side.
     return np.arange(1, len(indices) + 1) + max(1.0, 0.06 * len(indices)) * lower
-
-
-def _largest(values: FloatArray) -> float:
-    return float(np.max(np.abs(values), initial=0.0))
 
 
 def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
@@ -146,13 +143,15 @@ def _write_values(axes: Axes, places: FloatArray, values: FloatArray, bars: Floa
 
 
 def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None:
-    scale = _largest(result.eigenvalues)
+    # The largest of the spectrum need not be among the wanted.
+    seen = [progress.largest for progress in result.history[-1:]]
+    scale = max([*np.abs(result.eigenvalues), *seen], default=0.0)
     limit = result.tol_effective * scale
     # A residual of exactly zero has no place on a logarithmic axis: it is drawn at the bottom.
     floor = np.finfo(np.float64).eps * (scale or 1.0)
     residuals = np.maximum(result.residuals, floor)
     measured = np.isfinite(result.residuals)
-    axes.set_yscale("log")
+    set_log(axes)
     _mark(axes, places, residuals, measured & result.converged, GREY)
     _mark(axes, places, residuals, measured & ~result.converged, FAILED, label="not converged")
     if limit > 0:

@@ -101,6 +101,24 @@ def set_symlog(axes: Axes, which: Literal["x", "y"], threshold: float | None) ->
     axes.xaxis.set_major_locator(locator)
 
 
+def set_log(axes: Axes) -> None:
+    """Make the vertical axis of a low panel logarithmic, with labels that do not touch.
+
+    They stand at powers of ten and, where these would be few, at twice and five times them.
+    """
+    axes.set_yscale("log")
+
+    def label(value: float, _: float) -> str:
+        low, high = axes.get_ylim()
+        power = int(np.floor(np.log10(value) + 1e-9))
+        digit = round(value / 10.0**power)
+        if digit not in (2, 5) or high > 100.0 * low:
+            return ""
+        return rf"$\mathdefault{{{digit}\times10^{{{power}}}}}$"
+
+    axes.yaxis.set_minor_formatter(label)
+
+
 def caption(axes: Axes, text: str, color: str = GREY) -> None:
     """Small print at the upper right, outside the panel."""
     axes.set_title(text, loc="right", fontsize=7, color=color, pad=3)
