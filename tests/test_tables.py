@@ -128,7 +128,10 @@ def test_table_of_an_interrupted_diagonal_leaves_out_what_was_not_reached():
     assert rows[1] == ["a", "3", "6", "3", "2", "4", "0"]
     assert rows[2] == ["b", "5", "0", "nan", "nan", "nan", "nan"]
     assert rows[3] == ["total", "8", "6", "3", "2", "4"]
-    assert str(fake_diagonal(tree, interrupted=True)).endswith(": 6 entries not reached")
+    ending = "\ninterrupted after 20 products: 6 entries not reached"
+    assert str(fake_diagonal(tree, interrupted=True)).endswith(ending)
+    estimated = fake_diagonal({"a": np.ones(2)}, {"a": np.ones(2)}, interrupted=True)
+    assert str(estimated).endswith("\ninterrupted after 20 products")
 
 
 def test_table_of_a_density():
@@ -144,6 +147,11 @@ def test_table_of_a_density():
         f"below 0     0.2997 smoothed, 95 % in [{low:.4f}, {high:.4f}]; of the nodes 0.2997",
         "outliers    7.5",
     ]
+    # Runs that broke down, or that an interrupt ended, have as many steps as nodes.
+    short = fake_density([[-1.0, 1.0, NAN], [-1.0, 0.5, 1.0]], [[0.5, 0.5, NAN], [1 / 3] * 3])
+    assert "runs        2 of 2 to 3 steps, 6 products" in str(short)
+    ended = fake_density([[-1.0, 1.0, NAN]], [[0.5, 0.5, NAN]], interrupted=True)
+    assert "runs        1 of 2 steps" in str(ended) and str(ended).endswith("\ninterrupted")
     # Smoothing moves half of the mass at zero below it.
     flat = fake_density([[-1e-8, 1.0]], [[0.25, 0.75]], [], n=1000, width=1e-3)
     assert "below 0     0.1250 smoothed" in str(flat) and "of the nodes 0.0000" in str(flat)

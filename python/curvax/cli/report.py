@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,9 @@ def _verdict(result: EigenResult, wanted: int) -> str:
     k, done = len(result.converged), int(result.converged.sum())
     if result.interrupted:
         # An early interrupt finds fewer pairs than were asked for.
-        return f"interrupted: {done} of the {wanted} wanted eigenpairs converged"
+        found = f"interrupted: {done} of the {wanted} wanted eigenpairs converged"
+        unknown = sum(map(math.isnan, result.residuals))
+        return f"{found}, {unknown} are not verified" if unknown else found
     if result.all_converged:
         return f"all {k} eigenpairs converged"
     return (

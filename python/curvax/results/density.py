@@ -125,9 +125,11 @@ class SpectralDensity(Stored):
         values = [f"{value:.6g}" for value in self.outliers[:_MAX_OUTLIERS]]
         if len(self.outliers) > _MAX_OUTLIERS:
             values.append(f"and {len(self.outliers) - _MAX_OUTLIERS} more")
+        made = sorted({int(count) for count in np.sum(~np.isnan(self.nodes), axis=1)})
+        steps = f"{made[0]}" if len(made) == 1 else f"{made[0]} to {made[-1]}"
         facts = {
             "parameters": f"{self.num_parameters:,}, eigenvalues deflated: {self.num_deflated}",
-            "runs": f"{len(self.nodes)} of {self.num_steps} steps, {self.num_matvecs:,} products",
+            "runs": f"{len(self.nodes)} of {steps} steps, {self.num_matvecs:,} products",
             "width": f"{self.width:.3g}",
             "quantiles": "    ".join(at),
             "below 0": f"{self.cdf(0.0):.4f} smoothed, 95 % in [{low:.4f}, {high:.4f}]; "

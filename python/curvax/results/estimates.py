@@ -143,7 +143,8 @@ class DiagonalResult(Stored):
         rows.append(("total", f"{sum(sizes):,}", *summary(reached), ""))
         header = ("leaf", "size", "sum", "mean", "min", "max", "stderr")
         missing = sum(sizes) - sum(len(values) for values in reached)
-        note = f"\ninterrupted: {missing:,} entries not reached" if self.interrupted else ""
+        note = f"\ninterrupted after {self.num_matvecs:,} products" if self.interrupted else ""
+        note += f": {missing:,} entries not reached" if missing else ""
         return aligned(header, rows, named=True) + note
 
 
