@@ -111,7 +111,7 @@ def eigsh(  # type: ignore[misc]
         the pairs, in descending order of the values whatever `which` is, and what was measured of
         them. A pair does not count as converged while one not wanted could still displace it. Pairs
         that did not converge are returned too, marked, with a `ConvergenceWarning`. After Ctrl-C:
-        what was known, marked not converged.
+        what was known, marked not converged, with an `InterruptWarning`.
 
     Raises:
         TypeError: an argument of a wrong type.
