@@ -36,6 +36,7 @@ help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/.installed ## install with a command line and plots, and analyse the shipped GPT
+	@echo "running $(VENV)/bin/curvax demo $(DEMO_ARGS)"
 	@$(VENV)/bin/curvax demo $(DEMO_ARGS) || { status=$$?; \
 	  [ "$(DEMO_ACCEPT)" != 0 ] && [ $$status -eq "$(DEMO_ACCEPT)" ] || exit $$status; }
 
@@ -66,11 +67,17 @@ clean: ## remove environments, builds and caches
 %/.exists:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "curvax needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(@D)
+	@echo "making the environment $(@D)"
+	@$(PYTHON) -m venv $(@D)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.exists $(NATIVE) $(PACKAGE)
-	$(VENV)/bin/python $(PIP) install ".[cli,plot]"
+	@echo "compiling the kernels, which takes a minute or two"
+	@rm -rf $(VENV)/wheel
+	@$(VENV)/bin/python $(PIP) wheel --no-deps --wheel-dir $(VENV)/wheel .
+	@echo "installing curvax, JAX, and what the command line and pictures need"
+	@wheel=$$(echo $(VENV)/wheel/*.whl); $(VENV)/bin/python $(PIP) install "$$wheel[cli,plot]" \
+	  && $(VENV)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 
 # Without isolation, so that the build sees pybind11 and an unchanged source is not compiled again.

@@ -11,6 +11,7 @@ from curvax.results import (
     LanczosTridiagonal,
     Matvecs,
     Progress,
+    SolveResult,
     SpectralDensity,
     TraceProgress,
     TraceResult,
@@ -155,6 +156,21 @@ def fake_lanczos(m=30, *, last_beta=0.1, basis=None):
     return LanczosTridiagonal(rng.normal(size=m), betas, last_beta, basis, m, None)
 
 
+def fake_solution(x=(1.0, 2.0), **changes):
+    """A `SolveResult` that conjugate gradients reached."""
+    fields = dict(
+        x=np.float32(x),
+        relative_residual=1.234e-6,
+        converged=True,
+        tol=1e-5,
+        damping=0.0,
+        method="cg",
+        num_matvecs=12,
+        seconds=1.5,
+    )
+    return SolveResult(**(fields | changes))
+
+
 def fake_blocks(names, make, size=100):
     """`BlockResults` of `make(i)` for the i-th name."""
     results = {name: make(i) for i, name in enumerate(names)}
@@ -175,6 +191,7 @@ def odd_results():
         "density": fake_density([[0.0, 1.0], [0.5, NAN]], [[0.5, 0.5], [1.0, NAN]], [3.0]),
         "lanczos": fake_lanczos(5, basis=jnp.ones((5, 7))),
         "start": fake_lanczos(1, last_beta=np.float64(0.0)),
+        "solution": fake_solution([NAN, -0.0], damping=INF, interrupted=True),
         "eigen blocks": fake_blocks(["a/b", "..\\c", "ü.0"], lambda i: fake_result([i + 1.0])),
         "trace blocks": fake_blocks("abc", lambda i: fake_trace(i)),
         "diagonal blocks": fake_blocks("ab", lambda i: fake_diagonal(np.arange(3.0) + i)),

@@ -138,15 +138,19 @@ def test_an_interrupted_solve_keeps_what_is_known(solver, tmp_path):
     solver.outcome = fake_result(residuals=np.full(15, np.nan), interrupted=True)
     outcome = run("demo", "--out", tmp_path)
     assert outcome.exit_code == 130
-    assert {row[2] for row in table_rows(outcome.stdout)} == {"-"}
-    assert "interrupted: 0 of the 15 wanted eigenpairs converged" in outcome.stdout
+    rows = table_rows(outcome.stdout)
+    assert {row[2] for row in rows} == {"-"} and {row[4] for row in rows} == {"not verified"}
+    assert "-" in (tmp_path / "spectrum.txt").read_text() and "nan" not in outcome.stdout
+    verdict = "interrupted: 0 of the 15 wanted eigenpairs converged, 15 are not verified"
+    assert verdict in outcome.stdout
     written = json.loads((tmp_path / "spectrum.json").read_text())
     assert written["interrupted"] and written["residuals"] == [None] * 15
     assert (tmp_path / "spectrum.png").exists()
 
 
 def test_too_few_pairs_have_no_index(solver, tmp_path):
-    solver.outcome = fake_result([3.0, -1.0], residuals=[np.nan, np.nan], interrupted=True)
+    unknown = dict(residuals=[np.nan, np.nan], interrupted=True, indices=np.zeros(2, int))
+    solver.outcome = fake_result([3.0, -1.0], **unknown)
     text = run("demo", "--out", tmp_path).stdout
     assert [row[:2] for row in table_rows(text)] == [["?", "3.00000"], ["?", "-1.00000"]]
     assert "interrupted: 0 of the 15 wanted eigenpairs converged" in text

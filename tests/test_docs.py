@@ -1,9 +1,11 @@
 """The documentation: its snippets run, its tables agree with the code, its links lead somewhere."""
 
+import builtins
 import importlib.util
 import inspect
 import re
 import shlex
+import symtable
 from pathlib import Path
 
 import jax
@@ -82,6 +84,53 @@ def test_python_snippets_run(page, tmp_path, monkeypatch):
     namespace = {}
     for code in snippets(page, "python"):
         exec(compile(code, page, "exec"), namespace)
+
+
+def missing_names(code):
+    """Names that a piece of Python uses and does not define."""
+
+    def scopes(table):
+        yield table
+        for child in table.get_children():
+            yield from scopes(child)
+
+    top = symtable.symtable(code, "code", "exec")
+    defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    used = {
+        symbol.get_name()
+        for scope in scopes(top)
+        for symbol in scope.get_symbols()
+        if symbol.is_referenced() and (scope is top or symbol.is_global())
+    }
+    return used - defined - set(dir(builtins))
+
+
+SECTIONS = ["Hugging Face", "Keras", "Flax and Equinox", "Files"]
+
+
+def section_code(title):
+    """The Python of a section of the page on adapters."""
+    text = (ROOT / "docs" / "adapters.md").read_text()
+    (section,) = re.findall(rf"^## {title}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(code for language, code in FENCE.findall(section) if language == "python")
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_section_on_a_framework_defines_all_that_it_uses(title):
+    assert not missing_names(section_code(title))
+    assert missing_names("import os\nf = lambda x: (x, y, os, len)\nz = w") == {"y", "w"}
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("title", SECTIONS)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's
+def test_a_section_on_a_framework_runs_by_itself(title, tmp_path, monkeypatch):
+    code = section_code(title)
+    for module in re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, title, "exec"), {})
 
 
 def test_quick_start_is_short():

@@ -32,7 +32,7 @@ def test_files(monkeypatch, capsys):
         run("walkthrough_files.py", monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "can run code on load" in out
-    found = [float(line.split()[0]) for line in out.splitlines() if line.endswith("  yes")]
+    found = [float(line.split()[1]) for line in out.splitlines() if line.endswith("  yes")]
     # The post's six.
     posted = [76.840744, 1.3489572, 1.1418587, 0.1918977, -0.61654264, -1.1432382]
     np.testing.assert_allclose(found, posted, rtol=1e-5)

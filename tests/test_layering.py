@@ -14,9 +14,9 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("checks", "filters", "memory", "compiled", "interrupt"),
+    ("checks", "filters", "memory", "compiled"),
     ("results",),
-    ("_native",),
+    ("_native", "interrupt"),
     ("ops",),
     ("losses",),
     ("operators",),

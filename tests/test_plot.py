@@ -8,6 +8,7 @@ import pytest
 from fake_results import GPT_LIKE, fake_result
 from matplotlib.image import imread
 
+import curvax as cx
 from curvax.plot import plot_spectrum
 
 
@@ -59,6 +60,33 @@ def test_draws_every_value_and_residual():
     assert upper.get_legend() is None
 
 
+def test_the_tolerance_is_relative_to_the_largest_of_the_spectrum():
+    """Which is not among the lowest values."""
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    matrix = ((basis * np.geomspace(1e-3, 50.0, 60)) @ basis.T).astype(np.float32)
+    for rows in (None, 40):
+        result = cx.eigsh(matrix, 3, which="SA", max_basis=rows, seed=0)
+        _, lower = plot_spectrum(result).axes
+        (dashed,) = (line for line in lower.lines if line.get_linestyle() not in ("-", "None"))
+        np.testing.assert_allclose(dashed.get_ydata(), result.tol_effective * 50.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("low, high", [(0.15, 6.0), (0.3, 0.8), (1e-7, 1e-2), (3.0, 3.5)])
+def test_labels_of_a_logarithmic_panel_do_not_touch(low, high):
+    figure = plot_spectrum(fake_result(residuals=np.geomspace(low, high, 15)))
+    figure.canvas.draw()
+    lower = figure.axes[1]
+    boxes = [
+        label.get_window_extent()
+        for label in [*lower.get_yticklabels(), *lower.get_yticklabels(minor=True)]
+        if label.get_text()
+        and lower.get_ylim()[0] <= label.get_position()[1] <= lower.get_ylim()[1]
+    ]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) >= 2
+    assert all(one.y1 <= other.y0 + 1 for one, other in zip(boxes, boxes[1:], strict=False))
+
+
 def test_marks_what_did_not_converge_and_shows_its_bounds():
     residuals = np.full(15, 1e-4)
     residuals[[4, 12]] = 1.5
@@ -89,6 +117,57 @@ def test_values_are_written_beside_few_markers_only():
 )
 def test_scale_follows_the_range(values, scale):
     assert plot_spectrum(fake_result(values)).axes[0].get_yscale() == scale
+
+
+def bars(axes):
+    """The ends `(m, 2)` of the error bars, and the values that they belong to."""
+    for container in axes.containers:
+        segments = container.lines[2][0].get_segments()
+        yield from ((segment[:, 1].min(), segment[:, 1].max()) for segment in segments)
+
+
+@pytest.mark.parametrize(
+    "values, bounds, scale, linear",
+    [
+        # Known to be positive: the scale stays logarithmic down to it.
+        ([1e4, 30.0, 0.1, -1.0], [1.0, 9.0, 0.03, 0.01], "symlog", 0.1),
+        # Of either sign: the linear part holds the bar, at its true length.
+        ([1e4, 30.0, 0.1, -1.0], [1.0, 9.0, 0.3, 0.01], "symlog", 1.0),
+        ([1e4, 30.0, 0.1, -1.0], [1.0, 9.0, 0.03, 4.0], "symlog", 10.0),
+        ([1e4, 0.0, -30.0], [1.0, 2.0, 1.0], "symlog", 10.0),
+        # What is smaller is known no better than a linear axis shows it.
+        ([1e4, 30.0, 0.1, -1.0], [1.0, 50.0, 0.01, 0.01], "linear", None),
+        ([1e4, 30.0, 0.1, -1.0], [1.0, 9.0, np.inf, np.nan], "symlog", 0.1),
+    ],
+)
+def test_no_bar_crosses_the_linear_part_of_a_scale(values, bounds, scale, linear):
+    (axes, _) = plot_spectrum(fake_result(values, residuals=bounds)).axes
+    assert axes.get_yscale() == scale
+    if linear is not None:
+        assert axes.yaxis.get_transform().linthresh == linear
+    expected = [(value - bound, value + bound) for value, bound in zip(values, bounds, strict=True)]
+    for low, high in bars(axes):
+        assert min(abs(low - a) + abs(high - b) for a, b in expected) < 1e-9 * max(values)
+        assert linear is None or low * high > 0 or max(-low, high) <= linear
+
+
+def test_bars_are_as_long_as_what_is_not_known():
+    """Random values over eight decades: no bar that reaches past zero leaves the linear part."""
+    rng = np.random.default_rng(0)
+    crossing = 0
+    for _ in range(20):
+        values = -np.sort(-rng.choice([-1, 1], 12) * 10.0 ** rng.uniform(-4, 4, 12))
+        bounds = np.abs(values) * 10.0 ** rng.uniform(-4, 0.5, 12)
+        bounds[np.abs(values) > 1e2] *= 1e-3
+        (axes, _) = plot_spectrum(fake_result(values, residuals=bounds)).axes
+        heights = axes.yaxis.get_transform()
+        if axes.get_yscale() == "symlog":
+            for low, high in bars(axes):
+                inside = max(-low, high) <= heights.linthresh
+                crossing += inside
+                # Elsewhere from half to one and a half of a value: within a decade.
+                assert inside or np.ptp(heights.transform([low, high])) <= 0.75 * heights.linthresh
+    assert crossing > 10
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [-3.0], [0.0, 0.0], [1e-14, -1e-15], [1e14, 1e13]])

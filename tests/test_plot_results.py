@@ -253,6 +253,21 @@ def test_traces_of_blocks_are_bars_with_intervals():
     assert np.all(np.ptp(errors.lines[2][0].get_segments(), axis=1) == 0)
 
 
+def test_intervals_of_blocks_past_zero_stay_in_the_linear_part():
+    """The others are as long as they are; that of a single sample is not drawn."""
+    results = [fake_trace(1e4, 10.0), fake_trace(3.0, 2.0), fake_trace(-0.5, 1.0)]
+    results.append(fake_trace(20.0, INF, interval=(-INF, INF)))
+    (axes,) = fake_blocks("abcd", lambda i: results[i]).plot().axes
+    assert axes.get_xscale() == "symlog"
+    linear = axes.xaxis.get_transform().linthresh
+    (segments,) = (c.lines[2][0].get_segments() for c in axes.containers if hasattr(c, "lines"))
+    for segment, result in zip(segments[:3], results[:3], strict=True):
+        low, high = segment[:, 0]
+        np.testing.assert_allclose((low, high), result.interval)
+        assert low > 0 or max(-low, high) <= linear
+    assert np.ptp(segments[3][:, 0]) == 0 and linear == 10.0
+
+
 def test_diagonals_of_blocks_are_spreads():
     tree = {"x": np.arange(50.0), "y": np.arange(50.0, 101.0)}
     blocks = fake_blocks(["a", "b"], lambda i: fake_diagonal(tree))

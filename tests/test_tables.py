@@ -10,10 +10,13 @@ from fake_results import (
     fake_diagonal,
     fake_lanczos,
     fake_result,
+    fake_solution,
     fake_trace,
     odd_results,
 )
 
+import curvax as cx
+from curvax.adapters.adapted import Verification
 from curvax.results import BlockResults
 
 NAN = float("nan")
@@ -24,6 +27,8 @@ def test_every_table_fits_a_terminal():
     values = 1e-90 * np.array([-1.23456789, 1.23456789, 1e89])
     results = [
         *odd_results().values(),
+        fake_result(values * 1e-9, residuals=[NAN, 1e-100, 0.0], interrupted=True),
+        fake_solution(method="minres", damping=1.23456e-5, tol=1.23456e-5, converged=False),
         fake_trace(-1.23456789e-90, 1e-90, method="xnystrace", num_matvecs=10**7),
         fake_diagonal({f"{wide}.{i}": values for i in range(9)}),
         fake_density([np.linspace(-1, 1, 9)], [np.full(9, 1 / 9)], outliers=-1e-9 * np.arange(40)),
@@ -33,6 +38,66 @@ def test_every_table_fits_a_terminal():
     ]
     for result in results:
         assert max(map(len, str(result).splitlines())) <= 80, str(result)
+
+
+@pytest.mark.parametrize("name", odd_results())
+def test_the_cell_of_a_notebook_shows_the_table(name):
+    result = odd_results()[name]
+    assert repr(result) == str(result) and "array" not in repr(result)
+
+
+def test_a_plan_and_a_verification_show_what_they_print():
+    plan = cx.plan(np.eye(3, dtype=np.float32), 1)
+    assert repr(plan) == str(plan) and repr(plan).startswith("1 eigenpairs of 3 parameters")
+    found = Verification(1e-7, 2e-7, None, 3e-5, "torch", {"outputs": 1e-4})
+    assert (
+        repr(found)
+        == str(found)
+        == (
+            "relative differences: outputs 1.0e-07, loss 2.0e-07, Hessian-vector product 3.0e-05 "
+            "against torch"
+        )
+    )
+
+
+def test_a_solution_is_told_in_whole_sentences():
+    assert str(fake_solution()) == (
+        "CG solved A x = b with 12 products.\n"
+        "The measured relative residual is 1.23e-06, within the tolerance of 1e-05."
+    )
+    failed = dict(converged=False, relative_residual=0.5, method="minres", damping=0.25)
+    assert str(fake_solution(num_matvecs=12345, **failed)) == (
+        "MINRES did not solve (A + 0.25 I) x = b with 12,345 products.\n"
+        "The measured relative residual is 5.00e-01, above the tolerance of 1e-05."
+    )
+    interrupted = str(fake_solution(**failed, interrupted=True))
+    assert interrupted.startswith("Interrupted: MINRES did not solve")
+
+
+def test_table_of_eigenpairs():
+    result = fake_result([3.0, 2.0, -1.0], residuals=[1e-3, 0.5, 2e-3])
+    head, *rows = cells(result)
+    assert head == ["index", "eigenvalue", "residual", "bound", "est.", "error", "converged"]
+    assert rows == [
+        ["1", "3", "1.00e-03", "1.00e-03", "1.00e-06", "yes"],
+        ["2", "2", "5.00e-01", "5.00e-01", "2.50e-01", "NO"],
+        ["-1", "-1", "2.00e-03", "2.00e-03", "4.00e-06", "yes"],
+    ]
+
+
+def test_table_of_an_interrupted_solve_calls_estimates_not_verified():
+    errors = np.array([1e-6, 0.25, 0.1])
+    found = dict(residuals=[1e-3, NAN, NAN], estimated_errors=errors, interrupted=True)
+    result = fake_result([3.0, 2.0, -1.0], **found)
+    assert cells(result)[1:] == [
+        ["1", "3", "1.00e-03", "1.00e-03", "1.00e-06", "yes"],
+        ["2", "2", "-", "-", "2.50e-01", "not", "verified"],
+        ["-1", "-1", "-", "-", "1.00e-01", "not", "verified"],
+        "interrupted: what is not verified is an estimate".split(),
+    ]
+    blocks = fake_blocks("ab", lambda i: result)
+    assert cells(blocks)[1] == ["a", "100", "3", "2", "-1", "-", "1/3"]
+    assert str(blocks).endswith("\ninterrupted: the results are what was known by then")
 
 
 def cells(result):
@@ -63,7 +128,10 @@ def test_table_of_an_interrupted_diagonal_leaves_out_what_was_not_reached():
     assert rows[1] == ["a", "3", "6", "3", "2", "4", "0"]
     assert rows[2] == ["b", "5", "0", "nan", "nan", "nan", "nan"]
     assert rows[3] == ["total", "8", "6", "3", "2", "4"]
-    assert str(fake_diagonal(tree, interrupted=True)).endswith(": 6 entries not reached")
+    ending = "\ninterrupted after 20 products: 6 entries not reached"
+    assert str(fake_diagonal(tree, interrupted=True)).endswith(ending)
+    estimated = fake_diagonal({"a": np.ones(2)}, {"a": np.ones(2)}, interrupted=True)
+    assert str(estimated).endswith("\ninterrupted after 20 products")
 
 
 def test_table_of_a_density():
@@ -79,6 +147,11 @@ def test_table_of_a_density():
         f"below 0     0.2997 smoothed, 95 % in [{low:.4f}, {high:.4f}]; of the nodes 0.2997",
         "outliers    7.5",
     ]
+    # Runs that broke down, or that an interrupt ended, have as many steps as nodes.
+    short = fake_density([[-1.0, 1.0, NAN], [-1.0, 0.5, 1.0]], [[0.5, 0.5, NAN], [1 / 3] * 3])
+    assert "runs        2 of 2 to 3 steps, 6 products" in str(short)
+    ended = fake_density([[-1.0, 1.0, NAN]], [[0.5, 0.5, NAN]], interrupted=True)
+    assert "runs        1 of 2 steps" in str(ended) and str(ended).endswith("\ninterrupted")
     # Smoothing moves half of the mass at zero below it.
     flat = fake_density([[-1e-8, 1.0]], [[0.25, 0.75]], [], n=1000, width=1e-3)
     assert "below 0     0.1250 smoothed" in str(flat) and "of the nodes 0.0000" in str(flat)

@@ -10,10 +10,18 @@ class InterruptFlag:
     """Within the context the first SIGINT sets the flag; a second one raises as usual.
 
     An interrupt that fell between the donation of the basis and its return would lose it. Outside
-    the main thread, where Python delivers no signals, the flag stays unset.
+    the main thread, where Python delivers no signals, the flag stays unset. Whoever called is told
+    at the end, by an `InterruptWarning`: a loop would otherwise go on. Of nested contexts the
+    outermost warns, and all are set by what set an inner one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, warns: bool = True) -> None:
+        """Make an unset flag.
+
+        Args:
+            warns: whether to warn at the end; not where the program ends anyway.
+        """
+        self._warns = warns
         self._set = False
         self._previous: Any = None
 
@@ -38,3 +46,18 @@ class InterruptFlag:
     ) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+        if not self._set:
+            return
+        outer = getattr(self._previous, "__self__", None)
+        if isinstance(outer, InterruptFlag):
+            outer._set = True
+        elif self._warns and error is None:
+            # Not above: it imports JAX, before which the command line answers Ctrl-C.
+            from curvax.results import InterruptWarning, warn
+
+            warn(
+                "interrupted by Ctrl-C: the result holds what was known by then. To end a loop "
+                "too, turn this into an error: "
+                "warnings.simplefilter('error', curvax.InterruptWarning)",
+                InterruptWarning,
+            )

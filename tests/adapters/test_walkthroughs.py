@@ -34,7 +34,7 @@ def run(name, *needed):
 
 def pairs(text):
     """Eigenvalues, and whether each converged."""
-    rows = re.findall(r"^ +(-?[\d.]+) +\S+ +\S+ +\S+ +(yes|no)$", text, re.MULTILINE)
+    rows = re.findall(r"^ +-?\d+ +(-?[\d.]+)(?: +\S+)+ +(yes|NO)$", text, re.MULTILINE)
     assert rows
     return [float(value) for value, _ in rows], all(mark == "yes" for _, mark in rows)
 

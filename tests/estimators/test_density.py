@@ -310,7 +310,8 @@ class TestCallback:
 
         options = {"num_runs": 5, "num_steps": 10, "seed": 0, "block_size": 1}
         whole = cx.spectral_density(dense("outliers"), **options)
-        result = cx.spectral_density(dense("outliers"), **options, callback=press)
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.spectral_density(dense("outliers"), **options, callback=press)
         assert result.interrupted and not whole.interrupted
         assert result.nodes.shape == (runs, 10) and result.num_matvecs == products
         assert np.all(np.sum(~np.isnan(result.nodes), axis=1) == steps)
@@ -327,9 +328,9 @@ class TestCallback:
 
         normalize = quadrature.normalize
         monkeypatch.setattr(quadrature, "normalize", press)
-        result = cx.spectral_density(
-            dense("outliers"), num_runs=3, num_steps=10, seed=0, block_size=1
-        )
+        options = {"num_runs": 3, "num_steps": 10, "seed": 0, "block_size": 1}
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.spectral_density(dense("outliers"), **options)
         assert result.interrupted and result.num_matvecs == 1
         assert_consistent(result, N)
 

@@ -132,7 +132,8 @@ class TestExact:
             if progress.matvecs == 20:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        result = cx.diagonal(a, method="exact", block_size=10, callback=press)
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.diagonal(a, method="exact", block_size=10, callback=press)
         assert result.interrupted and result.num_matvecs == 20
         for entries in (np.asarray(result.estimate), np.asarray(result.stderr)):
             assert np.isnan(entries[20:]).all() and np.isfinite(entries[:20]).all()
@@ -224,9 +225,9 @@ def test_one_probe_shows_no_spread():
     def press(progress):
         os.kill(os.getpid(), signal.SIGINT)
 
-    result = cx.diagonal(
-        a + a.T, method="xdiag", num_matvecs=20, block_size=1, seed=0, callback=press
-    )
+    options = {"method": "xdiag", "num_matvecs": 20, "block_size": 1, "seed": 0}
+    with pytest.warns(cx.InterruptWarning):
+        result = cx.diagonal(a + a.T, **options, callback=press)
     assert result.interrupted and np.isinf(result.stderr).all()
 
 
@@ -280,7 +281,8 @@ class TestStatistics:
                 os.kill(os.getpid(), signal.SIGINT)
 
         options = {"method": method, "num_matvecs": 2 * PRODUCTS}
-        result = _diagonal(matrix("outliers"), callback=press, **options)
+        with pytest.warns(cx.InterruptWarning):
+            result = _diagonal(matrix("outliers"), callback=press, **options)
         same = _diagonal(matrix("outliers"), method=method)
         assert result.interrupted and result.num_matvecs == PRODUCTS and not same.interrupted
         assert result.num_samples == same.num_samples

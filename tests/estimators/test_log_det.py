@@ -225,7 +225,8 @@ def test_ctrl_c_keeps_the_finished_runs(at, runs, steps):
         return a @ v
 
     op = LinearOperator((N, N), matvec=matvec, dtype=np.float32)
-    result = cx.log_det(op, num_runs=5, num_steps=10, seed=0, block_size=1)
+    with pytest.warns(cx.InterruptWarning):
+        result = cx.log_det(op, num_runs=5, num_steps=10, seed=0, block_size=1)
     assert result.interrupted and len(result.samples) == runs and result.num_matvecs == at
     whole = cx.log_det(a, num_runs=runs, num_steps=steps, seed=0)
     np.testing.assert_allclose(result.samples, whole.samples, rtol=0, atol=1e-4 * N)

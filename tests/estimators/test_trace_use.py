@@ -98,7 +98,8 @@ class TestInterrupt:
     @methods
     def test_keeps_the_samples_so_far(self, method):
         a = decaying()
-        result = trace(a, method=method, callback=_Press(8))
+        with pytest.warns(cx.InterruptWarning):
+            result = trace(a, method=method, callback=_Press(8))
         assert result.interrupted and result.num_matvecs == 8
         # Hutch++ has no samples yet of what its sketch leaves.
         assert result.method == ("xtrace" if method == "hutch++" else method)
@@ -117,13 +118,15 @@ class TestInterrupt:
         assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.stderr).all()
 
     def test_of_a_single_sample(self):
-        result = trace(decaying(), method="xtrace", callback=_Press(1), block_size=1)
+        with pytest.warns(cx.InterruptWarning):
+            result = trace(decaying(), method="xtrace", callback=_Press(1), block_size=1)
         assert result.interrupted and np.isfinite(result.estimate)
         assert result.stderr == np.inf and result.interval == (-np.inf, np.inf)
 
     def test_of_an_exact_trace(self):
         a = decaying().astype(np.float32)
-        result = cx.trace(a, num_matvecs=N, callback=_Press(1))
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.trace(a, num_matvecs=N, callback=_Press(1))
         assert result.interrupted and result.num_matvecs == 64 and np.isnan(result.estimate)
         assert result.interval == (-np.inf, np.inf)
 
@@ -192,9 +195,11 @@ class TestBlocks:
 
     def test_interrupt_leaves_out_what_was_not_begun(self):
         blocks, _, _ = self._blocks()
-        shared = trace(blocks, callback=_Press(8))
+        with pytest.warns(cx.InterruptWarning):
+            shared = trace(blocks, callback=_Press(8))
         assert len(shared) == 2 and all(result.interrupted for result in shared.values())
-        apart = trace(blocks, method="xtrace", callback=_Press(8))
+        with pytest.warns(cx.InterruptWarning):
+            apart = trace(blocks, method="xtrace", callback=_Press(8))
         assert list(apart) == ["layers.0"] and apart["layers.0"].interrupted
 
     def test_deflation_is_refused(self):

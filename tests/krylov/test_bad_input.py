@@ -105,7 +105,8 @@ def _stops_after(calls):
 
 
 def test_ctrl_c_while_the_matrix_is_formed():
-    result = cx.eigsh(_stops_after(30), 3, seed=0)
+    with pytest.warns(cx.InterruptWarning):
+        result = cx.eigsh(_stops_after(30), 3, seed=0)
     assert result.interrupted and result.complete is None and not result.converged.any()
     assert result.num_matvecs == (30, 0) and len(result.history) == 30
     # The first 30 unit vectors are eigenvectors of this matrix: their three largest, proved.

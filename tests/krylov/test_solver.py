@@ -312,9 +312,9 @@ class TestInterrupt:
                 os.kill(os.getpid(), signal.SIGINT)
 
         before = signal.getsignal(signal.SIGINT)
-        result = cx.eigsh(
-            _operator(), 4, which="LA", seed=0, max_basis=60, callback=press, tol=1e-7
-        )
+        options = {"which": "LA", "seed": 0, "max_basis": 60, "tol": 1e-7}
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.eigsh(_operator(), 4, **options, callback=press)
         assert result.interrupted and not result.converged.any()
         assert result.num_matvecs == (12, 0)
         assert np.isnan(result.residuals).all() and np.isfinite(result.estimated_errors).all()
@@ -327,7 +327,8 @@ class TestInterrupt:
             if progress.matvecs == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        result = cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
         assert result.interrupted and result.eigenvalues.shape == (2,)
 
     def test_twice_raises(self):

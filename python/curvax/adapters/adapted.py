@@ -68,7 +68,7 @@ class SourceDerivatives:
     differences: Callable[[], Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verification:
     """How far a model is from its source, on one batch.
 
@@ -102,6 +102,9 @@ class Verification:
             if value is not None and not value <= allowed:
                 found.append(f"{name} by {value:.2e} (allowed {allowed:.0e})")
         return found
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         parts = [f"outputs {self.outputs:.1e}", f"loss {self.loss:.1e}"]

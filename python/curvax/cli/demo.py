@@ -77,7 +77,7 @@ def demo(
     try:
         op, result = _analyse(console, (high, low), tol, max_matvecs, seed, certify, quiet)
         title = "Hessian of the demo GPT: outermost eigenvalues"
-        end = report(console, context, op, result, (high, low), out, title)
+        end = report(console, context, op, result, high + low, out, title)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except MemoryError:

@@ -193,9 +193,11 @@ def _run(
             warnings.simplefilter("ignore", DeprecationWarning)
             with show_counts(quiet, "compiling the matrix-vector product", standing) as callback:
                 result = known[name](op, callback=callback, **options)
-        with InterruptFlag() as late:
+        with InterruptFlag(warns=False) as late:
             console.print(str(result))
-            for note in dict.fromkeys(str(w.message) for w in caught):
+            # The table says whether it was interrupted.
+            notes = [w.message for w in caught if w.category is not cx.InterruptWarning]
+            for note in dict.fromkeys(map(str, notes)):
                 console.print(f"note: {note}", style="yellow")
             title = f"{name} of the {NAMES[operator]} of {target}"
             write_result(console, result, out / name, title[0].upper() + title[1:])

@@ -30,7 +30,7 @@ def report(
     context: typer.Context,
     op: Any,
     result: EigenResult,
-    k: tuple[int, int],
+    wanted: int,
     out: Path,
     title: str,
 ) -> typer.Exit:
@@ -41,7 +41,7 @@ def report(
         context: of the command, whose options are written too.
         op: the operator.
         result: what `eigsh` returned.
-        k: how many were asked for from the high end and from the low end.
+        wanted: how many eigenpairs were asked for.
         out: where `spectrum.npz`, `.json`, `.txt` and, with matplotlib, `.png` go, and
             `config.json`.
         title: of the picture.
@@ -49,8 +49,8 @@ def report(
     Returns:
         The end of the command, to be raised.
     """
-    with InterruptFlag() as late:
-        _print_result(console, result, k)
+    with InterruptFlag(warns=False) as late:
+        print_result(console, result, wanted)
         write_result(console, result, out / "spectrum", title)
         write_config(console, context, op, out)
     if result.interrupted or late:
@@ -58,36 +58,35 @@ def report(
     return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
 
 
-def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> None:
+def print_result(console: Console, result: EigenResult, wanted: int) -> None:
+    """Print the table, the facts and the verdict of a result of `wanted` pairs."""
+    from curvax.results.tables import measured, place, verdict
+
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
     table = Table()
     for name in ("index", "eigenvalue", "residual", "bound", "converged"):
         table.add_column(name, justify="center" if name == "converged" else "right")
     columns = (result.eigenvalues, result.residuals, result.bounds, result.converged)
+    shown = _value_format(result)
     for i, (value, residual, bound, converged) in enumerate(zip(*columns, strict=True)):
         table.add_row(
-            _index(i, len(result.eigenvalues), k),
-            f"{value:.5f}",
-            _measured(residual),
-            _measured(bound),
-            marks[0] if converged else marks[1],
+            place(result.indices[i]),
+            format(value, shown),
+            measured(residual),
+            measured(bound),
+            verdict(residual, converged, marks),
             style=None if converged else "red",
-            end_section=i == k[0] - 1,
+            end_section=any(result.indices[i] > 0 > low for low in result.indices[i + 1 : i + 2]),
         )
     console.print(table)
     print_facts(console, _facts(result))
-    console.print(_verdict(result, sum(k)), style="green" if result.all_converged else "bold red")
+    console.print(_verdict(result, wanted), style="green" if result.all_converged else "bold red")
 
 
-def _index(i: int, found: int, k: tuple[int, int]) -> str:
-    """From 1 at the high end, from -1 at the low end, as Python counts in a list."""
-    if found < sum(k):
-        return "?"  # interrupted so early that it is not known which these are
-    return str(i + 1 if i < k[0] else i - found)
-
-
-def _measured(residual: float) -> str:
-    return f"{residual:.2e}" if math.isfinite(residual) else "-"
+def _value_format(result: EigenResult) -> str:
+    """Five digits behind the point, or of the mantissa where the points would not tell much."""
+    largest = max(map(abs, result.eigenvalues), default=0.0)
+    return ".5f" if largest == 0 or 0.1 <= largest < 1e6 else ".5e"
 
 
 def _facts(result: EigenResult) -> dict[str, str]:
@@ -109,7 +108,9 @@ def _verdict(result: EigenResult, wanted: int) -> str:
     k, done = len(result.converged), int(result.converged.sum())
     if result.interrupted:
         # An early interrupt finds fewer pairs than were asked for.
-        return f"interrupted: {done} of the {wanted} wanted eigenpairs converged"
+        found = f"interrupted: {done} of the {wanted} wanted eigenpairs converged"
+        unknown = sum(map(math.isnan, result.residuals))
+        return f"{found}, {unknown} are not verified" if unknown else found
     if result.all_converged:
         return f"all {k} eigenpairs converged"
     return (

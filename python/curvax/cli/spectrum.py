@@ -122,9 +122,8 @@ def spectrum(
             | {"wanted": wanted},
         )
         result = _solve(console, op, count, limit, options, quiet, max_matvecs, seed)
-        low = {"SA": count, "BE": count // 2}.get(which, 0)
         title = f"{NAMES[operator]} of {name}: outermost eigenvalues"
-        end = report(console, context, op, result, (count - low, low), out, title)
+        end = report(console, context, op, result, count, out, title)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except INPUT_ERRORS as error:

@@ -1,5 +1,6 @@
 """Linear solves with a damped operator, as for natural gradients and influence functions."""
 
+import contextlib
 import time
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.run import report_nonfinite
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
+from curvax.interrupt import InterruptFlag
 from curvax.operators.algebra import identity
 from curvax.operators.base import Operator, checked_product, is_array
 from curvax.operators.matrix import as_operator, original_errors
@@ -51,6 +53,7 @@ def solve(
 
     Returns:
         The solution with its measured residual; a `ConvergenceWarning` if that is above `tol`.
+        After Ctrl-C: the iterate so far, and an `InterruptWarning`.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -66,13 +69,13 @@ def solve(
     limit = check_integer("max_matvecs", max_matvecs, low=1) or min(10 * op.shape[0], 1000)
     rhs = _flat(op, b)
     damped = op + damping * identity(op)
-    with original_errors(op):
-        x, made = _iterate(_SOLVERS[method], damped, rhs, tol, limit)
+    with InterruptFlag() as interrupted, original_errors(op):
+        x, made = _iterate(_SOLVERS[method], damped, rhs, tol, limit, interrupted)
         residual = float(_relative_residual(damped, rhs, x))
     made += 1
     if not np.isfinite(residual):
         raise FloatingPointError("the solution is not finite, the products of A are: raise damping")
-    if residual > tol:
+    if residual > tol and not interrupted:
         made += _check_operator(damped, rhs, damping, method, made)
         warn(
             f"the relative residual is {residual:.2g} after {made} products, above tol={tol:g}: "
@@ -87,6 +90,7 @@ def solve(
         method=method,
         num_matvecs=made,
         seconds=time.perf_counter() - begun,
+        interrupted=bool(interrupted),
     )
 
 
@@ -99,13 +103,21 @@ def _flat(op: Operator, b: Any) -> Array:
     return flat
 
 
-def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tuple[Array, int]:
+class _Stop(Exception):
+    """Ends SciPy's iteration."""
+
+
+def _iterate(
+    solver: Any, op: Operator, b: Array, tol: float, limit: int, interrupted: InterruptFlag
+) -> tuple[Array, int]:
     """The solution and the products made. The vectors are float64, the products of the operator."""
     made = 0
     scipy_operator = op.to_scipy()
 
     def product(v: Any) -> Any:
         nonlocal made
+        if interrupted:
+            raise _Stop
         made += 1
         result = scipy_operator.matvec(v)
         if not np.isfinite(result).all():
@@ -115,13 +127,19 @@ def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tup
     rhs = np.asarray(b, np.float64)
     matrix = LinearOperator(op.shape, product, dtype=np.float64)
     x, inner = np.zeros_like(rhs), tol / 2
+
+    def note(iterate: Any) -> None:
+        nonlocal x
+        x = iterate
+
     # MINRES stops at a residual relative to ‖A‖‖x‖: it goes on from there until it is met.
-    while made < limit:
-        x, _ = solver(matrix, rhs, x0=x, rtol=inner, maxiter=limit - made)
-        rest = float(np.linalg.norm(rhs - product(x)))
-        if rest <= tol * np.linalg.norm(rhs) or inner < np.finfo(np.float64).eps:
-            break
-        inner /= 10
+    with contextlib.suppress(_Stop):
+        while made < limit:
+            x, _ = solver(matrix, rhs, x0=x, rtol=inner, maxiter=limit - made, callback=note)
+            rest = float(np.linalg.norm(rhs - product(x)))
+            if rest <= tol * np.linalg.norm(rhs) or inner < np.finfo(np.float64).eps:
+                break
+            inner /= 10
     return jnp.asarray(x, b.dtype), made
 
 

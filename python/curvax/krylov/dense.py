@@ -50,6 +50,7 @@ class DenseSolve:
             x = np.zeros((len(chosen), n), self.op.dtype)
             x[:, :m] = vectors[:, chosen].T
             scale = float(np.abs(values).max())
+            self.history[-1] = self.history[-1]._replace(largest=scale)
             # What the rows say of each residual: the part of A x outside the first m entries.
             predicted = np.linalg.norm(vectors[:, chosen].T @ rows[:, m:], axis=1)
         others = np.delete(values, chosen)

@@ -1,5 +1,6 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -10,12 +11,13 @@ import numpy as np
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.selection import Wanted
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks
-from curvax.results import BlockResults, EigenResult, Progress
+from curvax.results import BlockResults, EigenResult, FloatArray, IntArray, Progress, numbered
 
 
 @overload
@@ -120,7 +122,7 @@ def eigsh(  # type: ignore[misc]
         the pairs, in descending order of the values whatever `which` is, and what was measured of
         them. A pair does not count as converged while one not wanted could still displace it. Pairs
         that did not converge are returned too, marked, with a `ConvergenceWarning`. After Ctrl-C:
-        what was known, marked not converged.
+        what was known, marked not converged, with an `InterruptWarning`.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -205,5 +207,15 @@ def solve_pairs(
         start = starting_block(op, v0, settings)
         with InterruptFlag() as interrupted:
             if settings.dense:
-                return DenseSolve(op, settings, interrupted, clock).run()
-            return Solve(op, settings, interrupted, clock).run(start, warm=v0 is not None)
+                result = DenseSolve(op, settings, interrupted, clock).run()
+            else:
+                result = Solve(op, settings, interrupted, clock).run(start, warm=v0 is not None)
+        indices = _places(settings.wanted, result.eigenvalues)
+        return dataclasses.replace(result, indices=indices)
+
+
+def _places(wanted: Wanted, values: FloatArray) -> IntArray:
+    """Where in the spectrum the found values stand."""
+    if len(values) < wanted.k:  # interrupted so early that it is not known which these are
+        return np.zeros(len(values), np.intp)
+    return numbered(wanted.k, int(np.sum(values < 0)) if wanted.which == "LM" else wanted.low)

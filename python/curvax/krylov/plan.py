@@ -34,7 +34,7 @@ from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import Matvecs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
     """What `eigsh` needs, with the arguments that a plan is for.
 
@@ -64,6 +64,9 @@ class Plan:
     def fits(self) -> bool:
         """Whether the memory stays within the limit."""
         return self.bytes.peak <= self.limit
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """A table: the arguments, the products, and the memory part by part."""

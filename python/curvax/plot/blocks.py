@@ -13,6 +13,7 @@ from curvax.plot.estimates import draw_spreads
 from curvax.plot.style import (
     DARK,
     FAILED,
+    INDEX_LABEL,
     MAX_LABELLED,
     NEGATIVE,
     POSITIVE,
@@ -23,9 +24,10 @@ from curvax.plot.style import (
     number,
     rows_height,
     set_symlog,
+    signed,
     symlog_threshold,
 )
-from curvax.results import DiagonalResult, EigenResult, TraceResult
+from curvax.results import DiagonalResult, EigenResult, TraceResult, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +50,7 @@ def plot_blocks(
 ) -> Figure:
     """Draw the results of all blocks side by side.
 
-    Eigenvalues are a heat map: blocks × index, descending; or, where every name reads
+    Eigenvalues are a heat map: blocks × index, counted from both ends; or, where every name reads
     `stack.<layer>.<kind>` with one stack (`blocks.0.attn`), layers × kinds of the eigenvalue of
     largest magnitude. A cross marks what did not converge. Traces are bars with 95 % intervals,
     diagonals the spread of each block's entries.
@@ -111,17 +113,24 @@ def _draw_layers(
 
 
 def _draw_eigenvalues(axes: Axes, result: Mapping[str, EigenResult]) -> None:
-    most = max(1, *(len(block.eigenvalues) for block in result.values()))
-    values = np.full((len(result), most), np.nan)
+    high, low = (
+        max(int(np.sum(sign * block.indices >= least)) for block in result.values())
+        for sign, least in ((1, 0), (-1, 1))
+    )
+    values = np.full((len(result), max(high + low, 1)), np.nan)
     converged = np.ones(values.shape, np.bool_)
     for row, block in enumerate(result.values()):
-        k = len(block.eigenvalues)
-        values[row, :k], converged[row, :k] = block.eigenvalues, block.converged
+        of_high = np.arange(len(block.indices))
+        columns = np.where(block.indices < 0, values.shape[1] + block.indices, of_high)
+        values[row, columns] = block.eigenvalues
+        converged[row, columns] = block.converged
     _draw_heat(axes, values, converged)
     name_rows(axes, list(result))
-    step = -(-most // MAX_LABELLED)
-    axes.set_xticks(range(0, most, step), [str(i + 1) for i in range(0, most, step)])
-    axes.set_xlabel("index, in descending order", fontsize=9)
+    indices = numbered(values.shape[1], low)
+    step = -(-len(indices) // MAX_LABELLED)
+    shown = (np.abs(indices) - 1) % step == 0
+    axes.set_xticks(np.flatnonzero(shown), [signed(index) for index in indices[shown]])
+    axes.set_xlabel(INDEX_LABEL, fontsize=9)
 
 
 def _draw_heat(axes: Axes, values: FloatArray, converged: BoolArray) -> None:
@@ -168,7 +177,8 @@ def _colours(values: FloatArray) -> tuple[Normalize, str]:
 def _draw_traces(axes: Axes, result: Mapping[str, TraceResult]) -> None:
     estimates = np.array([block.estimate for block in result.values()])
     intervals = np.array([block.interval for block in result.values()])
-    errors = np.abs(intervals - estimates[:, None]).T
+    errors = np.abs(intervals - estimates[:, None])
+    errors = np.where(np.isfinite(errors), errors, 0.0)
     rows = np.arange(len(estimates))
     axes.barh(
         rows,
@@ -176,10 +186,10 @@ def _draw_traces(axes: Axes, result: Mapping[str, TraceResult]) -> None:
         height=0.7,
         color=np.where(estimates < 0, NEGATIVE, POSITIVE),
         alpha=0.6,
-        xerr=np.where(np.isfinite(errors), errors, 0.0),
+        xerr=errors.T,
         error_kw={"ecolor": DARK, "elinewidth": 0.9, "capsize": 2},
     )
-    set_symlog(axes, "x", symlog_threshold(estimates))
+    set_symlog(axes, "x", symlog_threshold(estimates, errors.max(axis=1)))
     axes.axvline(0.0, color="0.2", linewidth=0.8)
     name_rows(axes, list(result))
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -19,6 +19,7 @@ from curvax.plot.style import (
     name_rows,
     new_figure,
     rows_height,
+    set_log,
     set_symlog,
     symlog_threshold,
 )
@@ -116,7 +117,7 @@ def _draw_errors(axes: Axes, result: TraceResult, products: FloatArray, errors: 
     # Errors of zero (an exact result) and unknown ones have no place on the scale.
     shown = np.isfinite(errors) & (errors > 0)
     if np.any(shown) or 0 < result.stderr < np.inf:
-        axes.set_yscale("log")
+        set_log(axes)
         axes.plot(products[shown], errors[shown], ".-", color=GREY, linewidth=1.1, markersize=3)
         axes.plot([result.num_matvecs], [result.stderr], "o", color=DARK, markersize=4)
     else:

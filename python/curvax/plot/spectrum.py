@@ -11,13 +11,16 @@ from curvax.plot.style import (
     DARK,
     FAILED,
     GREY,
+    INDEX_LABEL,
     MAX_LABELLED,
     NEGATIVE,
     POSITIVE,
     caption,
     finish,
     new_figure,
+    set_log,
     set_symlog,
+    signed,
     symlog_threshold,
 )
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvax.results import BoolArray, EigenResult, FloatArray
+    from curvax.results import BoolArray, EigenResult, FloatArray, IntArray
 
 
 def plot_spectrum(
@@ -33,8 +36,10 @@ def plot_spectrum(
 ) -> Figure:
     """Draw eigenvalues with their bounds, and below them the measured residuals.
 
-    Values stand in descending order, with a gap where the sign changes; pairs that did not
-    converge have open markers. The lower panel shows what each residual was measured to be, and
+    Values stand in descending order, numbered from both ends, with a gap between those counted
+    from the high end and those from the low end; pairs that did not converge have open markers.
+    The axis is logarithmic where a linear one would flatten values that are better known than that.
+    The lower panel shows what each residual was measured to be, and
     the largest that counts as converged. No global state of matplotlib is used or changed.
 
     Args:
@@ -50,27 +55,26 @@ def plot_spectrum(
     """
     figure = new_figure(6.4, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    places = _places(result.eigenvalues)
+    places = _places(result.indices)
     _draw_values(upper, places, result)
     _draw_residuals(lower, places, result)
-    _label_indices(lower, places)
+    _label_indices(lower, places, result.indices)
     upper.tick_params(bottom=False)
     upper.spines["bottom"].set_visible(False)
     return finish(figure, path, title)
 
 
-def _places(values: FloatArray) -> FloatArray:
-    """Where on the horizontal axis each value stands: 1, 2, … with a gap where the sign changes."""
-    return np.arange(1, len(values) + 1) + 1.0 * ((values < 0) & bool(np.any(values >= 0)))
-
-
-def _largest(values: FloatArray) -> float:
-    return float(np.max(np.abs(values), initial=0.0))
+def _places(indices: IntArray) -> FloatArray:
+    """Where on the horizontal axis each value stands: 1, 2, … with a gap between the ends."""
+    lower = (indices < 0) & bool(np.any(indices > 0))
+    # Of many, wide enough for the numbers to either side.
+    return np.arange(1, len(indices) + 1) + max(1.0, 0.06 * len(indices)) * lower
 
 
 def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
     values, converged = result.eigenvalues, result.converged
-    set_symlog(axes, "y", symlog_threshold(values))
+    bounds = np.nan_to_num(result.bounds, posinf=0.0)
+    set_symlog(axes, "y", symlog_threshold(values, bounds))
     axes.margins(y=0.12)
     axes.axhline(0.0, color="0.2", linewidth=0.8)
     for group, colour in ((values >= 0, POSITIVE), (values < 0, NEGATIVE)):
@@ -79,8 +83,9 @@ def _draw_values(axes: Axes, places: FloatArray, result: EigenResult) -> None:
     label = "not converged" if result.certified else "not certified"
     _mark(axes, places, values, ~converged, FAILED, label=label)
 
-    bounds = np.nan_to_num(result.bounds)
-    visible = bounds > 0.005 * np.ptp(np.append(values, 0.0))
+    heights = axes.yaxis.get_transform().transform
+    lengths = heights(values + bounds) - heights(values - bounds)
+    visible = lengths > 0.01 * np.ptp(heights(np.append(values, 0.0)))
     if np.any(visible):
         axes.errorbar(
             places[visible],
@@ -138,37 +143,35 @@ def _write_values(axes: Axes, places: FloatArray, values: FloatArray, bars: Floa
 
 
 def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None:
-    scale = _largest(result.eigenvalues)
+    # The largest of the spectrum need not be among the wanted.
+    seen = [progress.largest for progress in result.history[-1:]]
+    scale = max([*np.abs(result.eigenvalues), *seen], default=0.0)
     limit = result.tol_effective * scale
     # A residual of exactly zero has no place on a logarithmic axis: it is drawn at the bottom.
     floor = np.finfo(np.float64).eps * (scale or 1.0)
     residuals = np.maximum(result.residuals, floor)
     measured = np.isfinite(result.residuals)
-    axes.set_yscale("log")
+    set_log(axes)
     _mark(axes, places, residuals, measured & result.converged, GREY)
     _mark(axes, places, residuals, measured & ~result.converged, FAILED, label="not converged")
     if limit > 0:
         axes.axhline(limit, color=FAILED, linewidth=1.0, linestyle=(0, (4, 2)))
-    said = (
-        rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
-        if np.any(measured)
-        else "not measured: "
-        + (
-            "the solve was interrupted"
-            if result.certified
-            else "every product had its own operator"
-        )
-    )
+    said = rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
+    if not np.all(measured):
+        why = "the solve was interrupted"
+        if not result.certified:
+            why = "every product had its own operator"
+        said = f"{said}; others not measured: {why}" if np.any(measured) else f"not measured: {why}"
     caption(axes, said, FAILED)
     axes.margins(y=0.35)
     axes.set_ylabel("residual", fontsize=9)
 
 
-def _label_indices(axes: Axes, places: FloatArray) -> None:
-    indices = np.arange(1, len(places) + 1)
+def _label_indices(axes: Axes, places: FloatArray, indices: IntArray) -> None:
+    counts = np.abs(indices)
     steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
     step = next(step for step in steps if len(places) <= step * MAX_LABELLED)
-    shown = (indices == 1) | (indices % step == 0)
-    axes.set_xticks(places[shown], [str(i) for i in indices[shown]])
+    shown = (counts == 1) | (counts % step == 0)
+    axes.set_xticks(places[shown], [signed(index) for index in indices[shown]])
     axes.set_xlim(0.2, float(np.max(places, initial=1.0)) + 0.8)
-    axes.set_xlabel("index, in descending order", fontsize=9)
+    axes.set_xlabel(INDEX_LABEL if np.all(counts) else "index not known", fontsize=9)

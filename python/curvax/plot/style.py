@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from curvax.results.tables import shortened
+from curvax.results.tables import place, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,8 @@ LINEAR_RANGE = 200.0
 
 # With more values than this, numbers written beside the markers would touch.
 MAX_LABELLED = 20
+
+INDEX_LABEL = "index: 1 is the highest, \N{MINUS SIGN}1 the lowest"
 
 # Rows that can all have a name beside them, and the letters of a name that leave room to draw.
 MAX_ROWS = 50
@@ -59,13 +61,28 @@ def finish(figure: Figure, path: str | Path | None, title: str | None) -> Figure
     return figure
 
 
-def symlog_threshold(values: FloatArray) -> float | None:
-    """The end of the linear part of an axis for `values`; None if all of it can be linear."""
-    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-    if sizes.size and sizes.max() > LINEAR_RANGE * sizes.min():
-        # A power of ten: a label inside the linear part would touch the zero.
-        return float(10.0 ** np.floor(np.log10(max(sizes.min(), 1e-6 * sizes.max()))))
-    return None
+def symlog_threshold(values: FloatArray, errors: FloatArray | None = None) -> float | None:
+    """The end of the linear part of an axis for `values`; None if all of it can be linear.
+
+    Args:
+        values: what is drawn.
+        errors: half the length of each value's error bar. One that would reach far towards zero,
+            or past it, looks endless where the scale is logarithmic: the linear part holds it.
+    """
+    known = np.isfinite(values) & (values != 0)
+    sizes = np.abs(values[known])
+    if not sizes.size:
+        return None
+    # A power of ten: a label inside the linear part would touch the zero.
+    threshold = 10.0 ** np.floor(np.log10(max(sizes.min(), 1e-6 * sizes.max())))
+    smallest = sizes.min()
+    if errors is not None:
+        reach = np.abs(values) + errors
+        reach = reach[np.isfinite(reach) & (errors > 0.5 * np.abs(values))]
+        if reach.size:
+            smallest = max(smallest, reach.max())
+            threshold = max(threshold, 10.0 ** np.ceil(np.log10(reach.max())))
+    return float(threshold) if sizes.max() > LINEAR_RANGE * smallest else None
 
 
 def set_symlog(axes: Axes, which: Literal["x", "y"], threshold: float | None) -> None:
@@ -84,6 +101,24 @@ def set_symlog(axes: Axes, which: Literal["x", "y"], threshold: float | None) ->
     axes.xaxis.set_major_locator(locator)
 
 
+def set_log(axes: Axes) -> None:
+    """Make the vertical axis of a low panel logarithmic, with labels that do not touch.
+
+    They stand at powers of ten and, where these would be few, at twice and five times them.
+    """
+    axes.set_yscale("log")
+
+    def label(value: float, _: float) -> str:
+        low, high = axes.get_ylim()
+        power = int(np.floor(np.log10(value) + 1e-9))
+        digit = round(value / 10.0**power)
+        if digit not in (2, 5) or high > 100.0 * low:
+            return ""
+        return rf"$\mathdefault{{{digit}\times10^{{{power}}}}}$"
+
+    axes.yaxis.set_minor_formatter(label)
+
+
 def caption(axes: Axes, text: str, color: str = GREY) -> None:
     """Small print at the upper right, outside the panel."""
     axes.set_title(text, loc="right", fontsize=7, color=color, pad=3)
@@ -99,6 +134,11 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     step = -(-len(names) // MAX_ROWS) or 1
     shown = range(0, len(names), step)
     axes.set_yticks(list(shown), [shortened(names[row], MAX_NAME) for row in shown])
+
+
+def signed(index: int) -> str:
+    """An index as the tables have it, with a minus sign as long as a plus."""
+    return place(index).replace("-", "\N{MINUS SIGN}")
 
 
 def number(value: float) -> str:

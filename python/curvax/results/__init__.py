@@ -7,8 +7,11 @@ from curvax.results.eigen import (
     ConvergenceWarning,
     EigenResult,
     FloatArray,
+    IntArray,
+    InterruptWarning,
     Matvecs,
     Progress,
+    numbered,
     warn,
     warn_unconverged,
 )
@@ -28,6 +31,8 @@ __all__ = [
     "DiagonalResult",
     "EigenResult",
     "FloatArray",
+    "IntArray",
+    "InterruptWarning",
     "LanczosTridiagonal",
     "Matvecs",
     "Progress",
@@ -36,6 +41,7 @@ __all__ = [
     "TraceProgress",
     "TraceResult",
     "load",
+    "numbered",
     "warn",
     "warn_unconverged",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from curvax.results.eigen import EigenResult
 from curvax.results.estimates import DiagonalResult, TraceResult, summary
 from curvax.results.stored import Stored
-from curvax.results.tables import aligned
+from curvax.results.tables import aligned, measured
 
 BlockResult = EigenResult | TraceResult | DiagonalResult
 _R = TypeVar("_R", bound=BlockResult)
@@ -92,9 +92,6 @@ class BlockResults(Stored, Mapping[str, _R]):
             converged.append(result.all_converged)
         return all(converged)
 
-    def __repr__(self) -> str:
-        return f"BlockResults({self.results!r})"
-
     def __str__(self) -> str:
         """One row per block.
 
@@ -107,7 +104,9 @@ class BlockResults(Stored, Mapping[str, _R]):
             row, titles = _row(result, self.sizes[name])
             rows.append([name, f"{self.sizes[name]:,}", *row])
             header[2:] = titles
-        return aligned(header, rows, named=True)
+        ended = any(result.interrupted for result in self.values())
+        note = "\ninterrupted: the results are what was known by then" if ended else ""
+        return aligned(header, rows, named=True) + note
 
 
 def _row(result: BlockResult, size: int) -> tuple[list[str], list[str]]:
@@ -116,7 +115,7 @@ def _row(result: BlockResult, size: int) -> tuple[list[str], list[str]]:
         values = result.eigenvalues
         first = values[np.argsort(-np.abs(values), kind="stable")][:_MAX_VALUES]
         shown = "".join(f"{value:>10.4g}" for value in first)
-        worst = f"{np.max(result.residuals, initial=0.0):.2e}"
+        worst = measured(float(np.max(result.residuals, initial=0.0)))
         done = f"{np.sum(result.converged)}/{len(values)}"
         return [shown, worst, done], ["largest", "residual", "converged"]
     if isinstance(result, TraceResult):

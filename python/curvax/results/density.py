@@ -19,7 +19,7 @@ _BISECTIONS = 60
 _ROUNDING = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SpectralDensity(Stored):
     """The density of an operator's eigenvalues, by stochastic Lanczos quadrature.
 
@@ -52,14 +52,14 @@ class SpectralDensity(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("grid", "density", "lower", "upper")
 
-    grid: FloatArray = dataclasses.field(repr=False)
-    density: FloatArray = dataclasses.field(repr=False)
-    lower: FloatArray = dataclasses.field(repr=False)
-    upper: FloatArray = dataclasses.field(repr=False)
+    grid: FloatArray
+    density: FloatArray
+    lower: FloatArray
+    upper: FloatArray
     width: float
-    nodes: FloatArray = dataclasses.field(repr=False)
-    weights: FloatArray = dataclasses.field(repr=False)
-    atoms: FloatArray = dataclasses.field(repr=False)
+    nodes: FloatArray
+    weights: FloatArray
+    atoms: FloatArray
     outliers: FloatArray
     num_parameters: int
     num_steps: int
@@ -67,7 +67,7 @@ class SpectralDensity(Stored):
     num_matvecs: int
     block_size: int
     seed: int
-    seconds: dict[str, float] = dataclasses.field(repr=False)
+    seconds: dict[str, float]
     interrupted: bool = False
 
     def evaluate(self, x: Any) -> tuple[Any, Any, Any]:
@@ -125,9 +125,11 @@ class SpectralDensity(Stored):
         values = [f"{value:.6g}" for value in self.outliers[:_MAX_OUTLIERS]]
         if len(self.outliers) > _MAX_OUTLIERS:
             values.append(f"and {len(self.outliers) - _MAX_OUTLIERS} more")
+        made = sorted({int(count) for count in np.sum(~np.isnan(self.nodes), axis=1)})
+        steps = f"{made[0]}" if len(made) == 1 else f"{made[0]} to {made[-1]}"
         facts = {
             "parameters": f"{self.num_parameters:,}, eigenvalues deflated: {self.num_deflated}",
-            "runs": f"{len(self.nodes)} of {self.num_steps} steps, {self.num_matvecs:,} products",
+            "runs": f"{len(self.nodes)} of {steps} steps, {self.num_matvecs:,} products",
             "width": f"{self.width:.3g}",
             "quantiles": "    ".join(at),
             "below 0": f"{self.cdf(0.0):.4f} smoothed, 95 % in [{low:.4f}, {high:.4f}]; "

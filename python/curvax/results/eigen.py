@@ -9,13 +9,19 @@ import numpy as np
 
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
+from curvax.results.tables import aligned, measured, place, verdict
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 
 class ConvergenceWarning(UserWarning):
     """Not every wanted pair converged, or the tolerance had to be raised."""
+
+
+class InterruptWarning(ConvergenceWarning):
+    """Ctrl-C ended a computation, whose result holds what was known by then."""
 
 
 @record
@@ -51,7 +57,7 @@ class Progress(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EigenResult(Stored):
     """Eigenpairs of a symmetric operator, and what is proved of them.
 
@@ -86,6 +92,10 @@ class EigenResult(Stored):
         interrupted: whether Ctrl-C ended the solve.
         certified: whether the products were those of one fixed operator; False for a power
             iteration that draws another batch for each, whose residuals mean nothing.
+        indices: `(k,)` the place of each value in the spectrum, as far as it is known: 1, 2, …
+            from the highest down, and −1, −2, … from the lowest up. Where they were chosen by
+            magnitude, negative values are counted from the low end. 0 where an interrupt came
+            before there were k. From the signs, if left out.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("eigenvectors",)
@@ -104,10 +114,17 @@ class EigenResult(Stored):
     num_restarts: int
     block_size: int
     seed: int
-    history: tuple[Progress, ...] = dataclasses.field(repr=False)
+    history: tuple[Progress, ...]
     seconds: dict[str, float]
     interrupted: bool = False
     certified: bool = True
+    indices: IntArray = None  # type: ignore[assignment]  # never None once made
+
+    def __post_init__(self) -> None:
+        """Number the values by their signs, where nothing else is known."""
+        if self.indices is None:
+            found = numbered(len(self.eigenvalues), int(np.sum(self.eigenvalues < 0)))
+            object.__setattr__(self, "indices", found)
 
     @property
     def all_converged(self) -> bool:
@@ -122,30 +139,47 @@ class EigenResult(Stored):
         return np.where(self.bounds == 0, 0.0, ratio)
 
     def __str__(self) -> str:
-        """A table: value, residual, bound, estimated error, converged."""
-        lines = [f"{'eigenvalue':>14} {'residual':>10} {'bound':>10} {'est. error':>10}  converged"]
-        rows = zip(
-            self.eigenvalues,
-            self.residuals,
-            self.bounds,
-            self.estimated_errors,
-            self.converged,
-            strict=True,
-        )
-        for value, residual, bound, error, converged in rows:
-            mark = "yes" if converged else "NO"
-            lines.append(f"{value:14.6g} {residual:10.2e} {bound:10.2e} {error:10.2e}  {mark}")
+        """A table: index, value, residual, bound, estimated error, converged.
+
+        After an interrupt a value whose residual was not measured is an estimate, "not verified".
+        """
+        header = ("index", "eigenvalue", "residual", "bound", "est. error", "converged")
+        rows = [
+            (
+                place(index),
+                f"{value:.6g}",
+                *(measured(number) for number in numbers),
+                verdict(numbers[0], converged, ("yes", "NO")),
+            )
+            for index, value, *numbers, converged in zip(
+                self.indices,
+                self.eigenvalues,
+                self.residuals,
+                self.bounds,
+                self.estimated_errors,
+                self.converged,
+                strict=True,
+            )
+        ]
+        notes = []
         if not self.certified:
-            lines.append("not certified: every product was that of another batch")
-        return "\n".join(lines)
+            notes.append("not certified: every product was that of another batch")
+        if self.interrupted:
+            notes.append("interrupted: what is not verified is an estimate")
+        return "\n".join([aligned(header, rows), *notes])
 
 
-def warn(message: str) -> None:
-    """Issue a `ConvergenceWarning` at the line that called curvax."""
+def numbered(count: int, low: int) -> IntArray:
+    """Places of `count` values in descending order, the last `low` counted from the low end."""
+    return np.append(np.arange(1, count - low + 1), np.arange(-low, 0))
+
+
+def warn(message: str, category: type[ConvergenceWarning] = ConvergenceWarning) -> None:
+    """Issue a warning at the line that called curvax."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("curvax."):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, ConvergenceWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:

@@ -35,7 +35,7 @@ class TraceProgress(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TraceResult(Stored):
     """A trace, or the log-determinant, with its error bar.
 
@@ -64,15 +64,15 @@ class TraceResult(Stored):
     estimate: float
     stderr: float
     interval: tuple[float, float]
-    samples: FloatArray = dataclasses.field(repr=False)
+    samples: FloatArray
     method: str
     distribution: str
     num_matvecs: int
     num_deflated: int
     block_size: int
     seed: int
-    history: tuple[TraceProgress, ...] = dataclasses.field(repr=False)
-    seconds: dict[str, float] = dataclasses.field(repr=False)
+    history: tuple[TraceProgress, ...]
+    seconds: dict[str, float]
     interrupted: bool = False
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class TraceResult(Stored):
         return aligned(header, [row]) + ("\ninterrupted" if self.interrupted else "")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DiagonalResult(Stored):
     """The diagonal of an operator, with a standard error for every entry.
 
@@ -117,7 +117,7 @@ class DiagonalResult(Stored):
     num_matvecs: int
     block_size: int
     seed: int | None
-    seconds: dict[str, float] = dataclasses.field(repr=False)
+    seconds: dict[str, float]
     interrupted: bool = False
 
     def leaves(self) -> dict[str, tuple[FloatArray, FloatArray]]:
@@ -143,11 +143,12 @@ class DiagonalResult(Stored):
         rows.append(("total", f"{sum(sizes):,}", *summary(reached), ""))
         header = ("leaf", "size", "sum", "mean", "min", "max", "stderr")
         missing = sum(sizes) - sum(len(values) for values in reached)
-        note = f"\ninterrupted: {missing:,} entries not reached" if self.interrupted else ""
+        note = f"\ninterrupted after {self.num_matvecs:,} products" if self.interrupted else ""
+        note += f": {missing:,} entries not reached" if missing else ""
         return aligned(header, rows, named=True) + note
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LanczosTridiagonal(Stored):
     """The plain Lanczos recurrence: `A Qᵀ = Qᵀ T + last_beta q eᵀ`, with T tridiagonal.
 
@@ -165,7 +166,7 @@ class LanczosTridiagonal(Stored):
     alphas: FloatArray
     betas: FloatArray
     last_beta: float
-    basis: Any = dataclasses.field(repr=False)
+    basis: Any
     num_matvecs: int
     seed: int | None
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from curvax.results.stored import Stored
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SolveResult(Stored):
     """The solution of `(A + damping·I) x = b`.
 
@@ -20,11 +20,12 @@ class SolveResult(Stored):
         num_matvecs: vectors multiplied, with the one that measures the residual, and those that
             look for a reason where it is above `tol`.
         seconds: wall time, with compilation.
+        interrupted: whether Ctrl-C ended it.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("x",)
 
-    x: Any = dataclasses.field(repr=False)
+    x: Any
     relative_residual: float
     converged: bool
     tol: float
@@ -32,11 +33,15 @@ class SolveResult(Stored):
     method: str
     num_matvecs: int
     seconds: float
+    interrupted: bool = False
 
     def __str__(self) -> str:
-        """One line."""
-        mark = "converged" if self.converged else "NOT converged"
+        """Two sentences: whether the method solved the system, and the residual."""
+        system = f"(A + {self.damping:.3g} I) x = b" if self.damping else "A x = b"
+        done, where = ("solved", "within") if self.converged else ("did not solve", "above")
+        first = "Interrupted: " if self.interrupted else ""
         return (
-            f"{self.method}, damping {self.damping:g}: relative residual "
-            f"{self.relative_residual:.2e},\n{mark} at {self.tol:g}, {self.num_matvecs} products"
+            f"{first}{self.method.upper()} {done} {system} with {self.num_matvecs:,} products.\n"
+            f"The measured relative residual is {self.relative_residual:.2e}, {where} the "
+            f"tolerance of {self.tol:.3g}."
         )

@@ -27,9 +27,9 @@ _FORMAT = 1
 _FACTS = "facts"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Stored:
-    """A result that can be written to files, read back and drawn."""
+    """A result that can be written to files, read back, drawn and read as a table."""
 
     # Fields too large for the JSON file.
     _large: ClassVar[tuple[str, ...]] = ()
@@ -37,6 +37,10 @@ class Stored:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         record(cls)
+
+    def __repr__(self) -> str:
+        """The table: what the cell of a notebook shows, in place of arrays."""
+        return str(self)
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write `path.npz`, from which `load` restores the result, and `path.json`.

@@ -1,5 +1,6 @@
 """Plain text tables of results, at most 80 columns wide."""
 
+import math
 from collections.abc import Sequence
 
 _WIDTH = 80
@@ -34,3 +35,18 @@ def shortened(name: str, width: int) -> str:
         return name
     tail = (width - 3 + 1) // 2
     return f"{name[: width - 3 - tail]}...{name[len(name) - tail :]}"
+
+
+def place(index: int) -> str:
+    """A place in a table."""
+    return str(index) if index else "?"
+
+
+def measured(number: float) -> str:
+    """A residual or a bound in a table."""
+    return "-" if math.isnan(number) else f"{number:.2e}"
+
+
+def verdict(residual: float, converged: bool, marks: tuple[str, str]) -> str:
+    """What a table says of a pair: the first mark or the second, once its residual is measured."""
+    return "not verified" if math.isnan(residual) else marks[0 if converged else 1]
