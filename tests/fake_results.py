@@ -54,7 +54,7 @@ def fake_result(values=GPT_LIKE, residuals=None, *, tol=1e-3, **changes):
         complete=None,
         orthogonality=2e-7,
         noise=3e-6,
-        tol_effective=tol,
+        tol_effective=np.full(len(values), tol),
         num_matvecs=Matvecs(60, len(values)),
         num_restarts=1,
         block_size=1,
@@ -185,7 +185,7 @@ def odd_results():
     }
     return {
         "eigen": fake_result([1e300, -1e-300], residuals=[NAN, INF], eigenvectors=vectors),
-        "plain": fake_result([], complete=True, seed=2**64 - 1, noise=-INF, tol_effective=NAN),
+        "plain": fake_result([], complete=True, seed=2**64 - 1, noise=-INF),
         "trace": fake_trace(NAN, INF, interval=(-INF, INF), until=0.1, interrupted=True),
         "diagonal": fake_diagonal({"a": np.float32([NAN, 1]), "b": {"c": jnp.ones(())}}),
         "density": fake_density([[0.0, 1.0], [0.5, NAN]], [[0.5, 0.5], [1.0, NAN]], [3.0]),

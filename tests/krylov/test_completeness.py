@@ -74,7 +74,9 @@ class TestComplete:
             values = np.repeat(centres, rng.integers(1, 5, size=5))
             values = np.concatenate([values, rng.normal(size=100 - len(values)) * 0.5])
             k = int(rng.integers(1, 7))
-            v0 = np.eye(100, dtype=np.float32)[rng.permutation(100)[:k]] if start == "warm" else None
+            v0 = (
+                np.eye(100, dtype=np.float32)[rng.permutation(100)[:k]] if start == "warm" else None
+            )
             result = cx.eigsh(
                 _diagonal(values), k, which=which, certify="complete", v0=v0, seed=seed,
                 max_basis=k + 4 if basis else None,
@@ -96,7 +98,7 @@ def test_without_a_search_what_shows_is_waited_for(which):
 
 
 def test_the_growth_is_that_of_the_eigenvector():
-    """Of a Lanczos run in float64, with a restart: the component of an eigenvector, at its value."""
+    """Of a block Lanczos run in float64 with a restart: what an eigenvector has of each block."""
     rng = np.random.default_rng(0)
     values = np.sort(rng.normal(size=40))
     start = np.linalg.qr(rng.normal(size=(40, 2)))[0]

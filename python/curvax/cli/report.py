@@ -16,7 +16,7 @@ from curvax.display import print_facts
 from curvax.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
-    from curvax.results import EigenResult
+    from curvax.results import EigenResult, FloatArray
 
 _COMPLETE = {
     None: "not checked (--certify complete searches for missed ones)",
@@ -64,7 +64,7 @@ def print_result(console: Console, result: EigenResult, wanted: int) -> None:
 
     marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("yes", "NO")
     table = Table()
-    for name in ("index", "eigenvalue", "residual", "bound", "converged"):
+    for name in ("index", "eigenvalue", "residual", "bound", "rel. bound", "converged"):
         table.add_column(name, justify="center" if name == "converged" else "right")
     columns = (result.eigenvalues, result.residuals, result.bounds, result.converged)
     shown = _value_format(result)
@@ -74,6 +74,7 @@ def print_result(console: Console, result: EigenResult, wanted: int) -> None:
             format(value, shown),
             measured(residual),
             measured(bound),
+            measured(result.relative_bounds[i]),
             verdict(residual, converged, marks),
             style=None if converged else "red",
             end_section=any(result.indices[i] > 0 > low for low in result.indices[i + 1 : i + 2]),
@@ -94,7 +95,7 @@ def _facts(result: EigenResult) -> dict[str, str]:
     total = seconds.pop("total")
     parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
     return {
-        "tol_effective": f"{result.tol_effective:.2e} of max |eigenvalue|",
+        "tol_effective": f"{_range(result.tol_effective)} of max |eigenvalue|",
         "noise": f"{result.noise:.1e} of max |eigenvalue|",
         "orthogonality": f"{result.orthogonality:.1e}",
         "complete": _COMPLETE[result.complete],
@@ -102,6 +103,11 @@ def _facts(result: EigenResult) -> dict[str, str]:
         "restarts": str(result.num_restarts),
         "seconds": f"{total:.2f} in all: {parts}",
     }
+
+
+def _range(values: FloatArray) -> str:
+    ends = sorted({f"{values.min():.2e}", f"{values.max():.2e}"}, key=float)
+    return " to ".join(ends)
 
 
 def _verdict(result: EigenResult, wanted: int) -> str:

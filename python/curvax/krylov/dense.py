@@ -57,15 +57,15 @@ class DenseSolve:
         if self.interrupted:
             residuals, values = np.full(len(x), np.nan), values[chosen]
             errors, converged = estimate_errors(values, predicted, others), np.zeros(len(x), bool)
-            allowed = self.tolerance.allowed(values, predicted, scale)
+            parts = self.tolerance.parts(values, predicted, scale)
         else:
             with self.clock.part("verification"):
                 values, residuals = self._measure(x)
             noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
             self.tolerance.admit(noise)
-            allowed = self.tolerance.allowed(values, residuals, scale)
+            parts = self.tolerance.parts(values, residuals, scale)
             errors = estimate_errors(values, residuals, others)
-            converged = residuals <= allowed
+            converged = residuals <= parts * scale
             self._warn(converged)
         order = np.argsort(-values, kind="stable")
         wide = x[order].astype(np.float64)
@@ -80,7 +80,7 @@ class DenseSolve:
             complete=None if self.interrupted else True,
             orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
             noise=noise,
-            tol_effective=self.tolerance.relative(allowed, scale)[order],
+            tol_effective=parts[order],
             num_matvecs=Matvecs(m, 0 if self.interrupted else len(x)),
             num_restarts=0,
             block_size=self.settings.block,

@@ -323,7 +323,7 @@ class Solve:
             complete=complete,
             orthogonality=loss,
             noise=max(self.noise, state.asymmetry),
-            tol_effective=self.tolerance.relative(allowed, pairs.scale)[down],
+            tol_effective=self.tolerance.parts(values, residuals, pairs.scale)[down],
             num_matvecs=Matvecs(self.solve_matvecs, self.verification),
             num_restarts=state.restarts,
             block_size=settings.block,

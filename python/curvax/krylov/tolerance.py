@@ -38,32 +38,32 @@ class Tolerance:
         return max(self._asked, self._floor)
 
     def allowed(self, values: Matrix, residuals: Matrix, scale: float) -> Matrix:
-        """The residual allowed of each pair.
+        """The residual allowed of each pair; see `parts`."""
+        return scale * self.parts(values, residuals, scale)
+
+    def parts(self, values: Matrix, residuals: Matrix, scale: float) -> Matrix:
+        """The residual allowed of each pair, in units of |λ|max.
 
         Args:
             values: `(j,)` the first j wanted values in the order of preference, j up to k.
             residuals: `(j,)` their residuals.
             scale: |λ|max.
         """
-        floor = max(min(self._asked, self._asked**2), self._floor) * scale
-        if self._relative_to == "largest":
-            return np.full(len(values), max(self._asked * scale, floor))
-        references = np.abs(values)
+        if self._relative_to == "largest" or scale == 0:
+            return np.full(len(values), self.of_largest)
+        floor = max(min(self._asked, self._asked**2), self._floor)
+        references = np.abs(values) / scale
         for outward, place, _ in self._wanted.ends(values):
             if not len(outward[place]):
                 continue
             first = place.start + int(np.argmax(outward[place]))
             # By magnitude no end has an inner side.
-            inside = self._wanted.which != "LM" and outward[first] <= floor
-            if inside and abs(values[first]) <= max(residuals[first], floor):
-                references[place] = scale
+            inside = self._wanted.which != "LM" and outward[first] <= floor * scale
+            if inside and abs(values[first]) <= max(residuals[first], floor * scale):
+                references[place] = 1.0
             elif self._relative_to == "end":
-                references[place] = abs(values[first])
+                references[place] = abs(values[first]) / scale
         return np.maximum(self._asked * references, floor)
-
-    def relative(self, allowed: Matrix, scale: float) -> Matrix:
-        """Residuals allowed, relative to |λ|max; of a zero matrix those of the largest value."""
-        return allowed / scale if scale > 0 else np.full(len(allowed), self.of_largest)
 
     def admit(self, noise: float) -> None:
         """Raise the floor to what the measured noise of the products, relative to |λ|max, allows.

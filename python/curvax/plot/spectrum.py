@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,7 +146,7 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
     # The largest of the spectrum need not be among the wanted.
     seen = [progress.largest for progress in result.history[-1:]]
     scale = max([*np.abs(result.eigenvalues), *seen], default=0.0)
-    limit = result.tol_effective * scale
+    limits = result.tol_effective * scale
     # A residual of exactly zero has no place on a logarithmic axis: it is drawn at the bottom.
     floor = np.finfo(np.float64).eps * (scale or 1.0)
     residuals = np.maximum(result.residuals, floor)
@@ -154,9 +154,7 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
     set_log(axes)
     _mark(axes, places, residuals, measured & result.converged, GREY)
     _mark(axes, places, residuals, measured & ~result.converged, FAILED, label="not converged")
-    if limit > 0:
-        axes.axhline(limit, color=FAILED, linewidth=1.0, linestyle=(0, (4, 2)))
-    said = rf"dashed: tolerance {result.tol_effective:.1e} $\times\ |\lambda|_{{\max}}$"
+    said = _draw_limits(axes, places, limits, result.tol_effective)
     if not np.all(measured):
         why = "the solve was interrupted"
         if not result.certified:
@@ -165,6 +163,19 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
     caption(axes, said, FAILED)
     axes.margins(y=0.35)
     axes.set_ylabel("residual", fontsize=9)
+
+
+def _draw_limits(axes: Axes, places: FloatArray, limits: FloatArray, relative: FloatArray) -> str:
+    """Dash the residuals allowed, from border to border where all are alike; what to say of it."""
+    style: dict[str, Any] = {"color": FAILED, "linewidth": 1.0, "linestyle": (0, (4, 2))}
+    if np.ptp(limits) <= 1e-6 * limits.max(initial=0.0):
+        if limits.size and limits[0] > 0:
+            axes.axhline(float(limits[0]), **style)
+        return rf"dashed: tolerance {relative[0]:.1e} $\times\ |\lambda|_{{\max}}$"
+    for part in np.split(np.arange(len(limits)), np.flatnonzero(np.diff(limits)) + 1):
+        ends = [places[part[0]] - 0.5, places[part[-1]] + 0.5]
+        axes.plot(ends, [limits[part[0]]] * 2, **style)
+    return "dashed: tolerance, relative to each end or value"
 
 
 def _label_indices(axes: Axes, places: FloatArray, indices: IntArray) -> None:

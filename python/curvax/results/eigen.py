@@ -133,17 +133,19 @@ class EigenResult(Stored):
 
     @property
     def relative_bounds(self) -> FloatArray:
-        """`(k,)` each bound divided by its |value|; above 1 the value may be zero."""
+        """`(k,)` bounds divided by |value|; where that is 1 or more, the value may be zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = self.bounds / np.abs(self.eigenvalues)
         return np.where(self.bounds == 0, 0.0, ratio)
 
     def __str__(self) -> str:
-        """A table: index, value, residual, bound, estimated error, converged.
+        """A table: index, value, residual, bound (absolute, relative), est. error, converged.
 
         After an interrupt a value whose residual was not measured is an estimate, "not verified".
         """
-        header = ("index", "eigenvalue", "residual", "bound", "est. error", "converged")
+        header = (
+            "index", "eigenvalue", "residual", "bound", "rel. bound", "est. error", "converged"
+        )  # fmt: skip
         rows = [
             (
                 place(index),
@@ -156,6 +158,7 @@ class EigenResult(Stored):
                 self.eigenvalues,
                 self.residuals,
                 self.bounds,
+                self.relative_bounds,
                 self.estimated_errors,
                 self.converged,
                 strict=True,
