@@ -1,5 +1,6 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -10,9 +11,11 @@ import numpy as np
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
+from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks
 from curvax.results import BlockResults, EigenResult, Progress
@@ -114,7 +117,8 @@ def eigsh(  # type: ignore[misc]
     Raises:
         TypeError: an argument of a wrong type.
         ValueError: an argument out of range, or an operator that is measured not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or A holds numbers so small that they are read
+            as zero.
         MemoryError: the solve would not fit in the free memory; the message holds the forecast.
 
     References:
@@ -187,8 +191,14 @@ def solve_pairs(
     op, clock = as_operator(A), solve_clock()
     with original_errors(op):
         settings = settle(op, k, which, options, clock)
-        start = starting_block(op, v0, settings)
         with InterruptFlag() as interrupted:
-            if settings.dense:
-                return DenseSolve(op, settings, interrupted, clock).run()
-            return Solve(op, settings, interrupted, clock).run(start, warm=v0 is not None)
+
+            def attempt(scaled: Operator) -> EigenResult:
+                callback = scaled_callback(scaled, settings.callback)
+                own = dataclasses.replace(settings, callback=callback)
+                if own.dense:
+                    return DenseSolve(scaled, own, interrupted, clock).run()
+                start = starting_block(scaled, v0, own)
+                return Solve(scaled, own, interrupted, clock).run(start, warm=v0 is not None)
+
+            return in_range(op, attempt)

@@ -27,6 +27,7 @@ from jax import Array
 
 from curvax.compiled import Clock
 from curvax.krylov import programs
+from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -69,6 +70,7 @@ class Lanczos:
         self._seed = seed
         self._draws = 0
         self._largest = 0.0
+        self._longest = 0.0
         # Columns of T as measured: what is below the diagonal blocks is zero.
         self._columns = np.zeros((rows, rows))
         self.coupling = np.zeros((block, 0))
@@ -108,6 +110,9 @@ class Lanczos:
         self._next = None
         self.used = old + b
         measured, coupling = self._append(products)
+        lengths = np.hypot(np.linalg.norm(measured, axis=0), np.linalg.norm(coupling, axis=0))
+        self._longest = max(self._longest, float(lengths.max()))
+        check_range(self.op, self._longest)
         self.asymmetry = max(self.asymmetry, self._check_symmetry(measured, old))
         m = self.used
         self._columns[:m, old:m] = measured[:m]

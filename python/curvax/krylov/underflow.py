@@ -1,0 +1,169 @@
+"""What no scaling of vectors shows: numbers in an operator that are read as zero."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from curvax.compiled import Clock
+from curvax.krylov import programs
+from curvax.operators.base import Operator, checked_product
+from curvax.operators.curvature import Curvature
+from curvax.operators.matrix import HostOperator
+
+Rows = np.ndarray[Any, Any]
+
+# Bits of a product that must not depend on what is read as zero.
+_BITS = 20
+
+
+class Probe:
+    """Products of an operator with a random vector, times a power of two."""
+
+    def __init__(self, op: Operator, clock: Clock) -> None:
+        self.op = op
+        self.clock = clock
+        like, word = jnp.zeros(1, jnp.int32), np.uint32(1)
+        self.vector = programs.random_block(clock, op, like, word, word)
+        self.size = log_norm(np.asarray(self.vector))
+
+    def product(self, exponent: int, op: Operator | None = None) -> Rows:
+        """That of `2**exponent` times the vector, by `op` in place of the operator."""
+        block = self.vector * jnp.asarray(2.0**exponent, self.op.dtype)
+        return np.asarray(programs.multiply(self.clock, op or self.op, block))
+
+    def level(self, exponent: int) -> float:
+        """The logarithm of the product's norm, over that of the vector without its factor."""
+        return log_norm(self.product(exponent)) - self.size
+
+
+def log_norm(rows: Rows) -> float:
+    """The logarithm to base two of the norm; −∞ of zero, and NaN where it is not finite."""
+    wide = rows.astype(np.float64)
+    largest = float(np.abs(wide).max())
+    if not math.isfinite(largest):
+        return math.nan
+    if largest == 0:
+        return -math.inf
+    return math.log2(largest) + math.log2(np.sum((wide / largest) ** 2)) / 2
+
+
+def check(op: Operator, probe: Probe, exponent: int) -> None:
+    """Refuse an operator whose products depend on numbers that are read as zero.
+
+    Args:
+        op: the operator.
+        probe: of it.
+        exponent: at which its products can be computed with, or all are zero.
+
+    Raises:
+        FloatingPointError: it does.
+    """
+    product = probe.product(exponent)
+    smallest = _lowest_exponent(op.dtype)
+    if log_norm(product) - probe.size - exponent > smallest + 24:
+        return
+    raised = _raised(op)
+    if raised is not None and _differ(product, probe.product(exponent, raised)):
+        _refuse(op)
+    for node in jax.tree.leaves(op, is_leaf=lambda x: isinstance(x, (Curvature, HostOperator))):
+        if isinstance(node, HostOperator) and _is_flushed(node, exponent):
+            _refuse(op)
+        if isinstance(node, Curvature) and _is_doubtful(node, exponent):
+            _refuse(op, "the loss")
+    if not product.any() and any(map(_is_small, _numbers(op))):
+        _refuse(op)
+
+
+def _refuse(op: Operator, what: str = "A") -> None:
+    tiny = float(np.finfo(op.dtype).tiny)
+    wider = ", or compute in float64" if op.dtype == np.float32 else ""
+    raise FloatingPointError(
+        f"{what} underflows in {op.dtype}: numbers below {tiny:.3g}, the smallest normal one, are "
+        "read as zero, and the products depend on such numbers; multiply "
+        f"{what} by a power of two, such as 2**60, and divide the results by it{wider}"
+    )
+
+
+def _lowest_exponent(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).minexp)
+
+
+def _differ(product: Rows, other: Rows) -> bool:
+    change = log_norm(other.astype(np.float64) - product)
+    return change > -math.inf and not change < log_norm(product) - _BITS
+
+
+def _raised(op: Operator) -> Operator | None:
+    """The operator with the smallest normal number in place of smaller ones; None without such."""
+    leaves, treedef = jax.tree.flatten(op)
+    changed = [_raise(leaf) if _is_small(leaf) else leaf for leaf in leaves]
+    if all(new is old for new, old in zip(changed, leaves, strict=True)):
+        return None
+    return jax.tree.unflatten(treedef, changed)
+
+
+def _small(number: Any) -> Rows | None:
+    """Where a number or array is read as zero without being it."""
+    dtype = getattr(number, "dtype", None)
+    if dtype is None:
+        dtype = np.dtype(np.float32) if isinstance(number, float) else np.dtype(bool)
+    # In float16 such numbers are computed with, in float32.
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
+        return None
+    host = np.abs(np.asarray(number).astype(np.float64))
+    return (host > 0) & (host < float(jnp.finfo(dtype).tiny))
+
+
+def _is_small(number: Any) -> bool:
+    places = _small(number)
+    return places is not None and bool(places.any())
+
+
+def _raise(leaf: Any) -> Any:
+    host, places = np.asarray(leaf), _small(leaf)
+    least = np.asarray(jnp.finfo(leaf.dtype).tiny, host.dtype)
+    return jnp.asarray(np.where(places, np.copysign(least, host), host))
+
+
+def _is_flushed(op: HostOperator, exponent: int) -> bool:
+    """Whether the products differ where XLA calls for them, in whose threads it flushes."""
+    probe = Probe(op, Clock())
+    vector = np.asarray(probe.vector) * op.dtype.type(2.0**exponent)
+    return _differ(probe.product(exponent), op.products(vector))
+
+
+def _is_doubtful(op: Curvature, exponent: int) -> bool:
+    """Whether derivatives, on the way to the product, may have been read as zero."""
+    smallest = _lowest_exponent(op.dtype)
+    level = Probe(op, Clock()).level(exponent) - exponent
+    if level > -math.inf:
+        return level < smallest + 14
+    return 0 < abs(float(op.loss)) < 2.0 ** (smallest + 26)
+
+
+def _numbers(op: Operator) -> Iterator[Any]:
+    """The constants of the programs that a product, and before it the linearisation, run."""
+    block = jax.ShapeDtypeStruct((1, op.shape[0]), op.dtype)
+    yield from _constants(jax.make_jaxpr(checked_product)(op, block))
+    for node in jax.tree.leaves(op, is_leaf=lambda x: isinstance(x, Curvature)):
+        for stack in node.stacks if isinstance(node, Curvature) else ():
+            batch = jax.tree.map(lambda leaf: leaf[0], stack.batch)
+            yield from _constants(jax.make_jaxpr(stack.half.primal)(stack.consts, node.leaves, batch))
+
+
+def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in program.eqns:
+        yield from (atom.val for atom in equation.invars if isinstance(atom, Literal))
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
+        ):
+            if isinstance(value, (ClosedJaxpr, Jaxpr)):
+                yield from _constants(value)
