@@ -12,6 +12,7 @@ from curvax.estimators.arguments import reject_tracers
 from curvax.krylov import programs
 from curvax.krylov.eigsh import solve_pairs
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator
@@ -65,7 +66,7 @@ def sharpness(
     if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
-    good = _still_good(op, start, tol, seed)
+    good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
     if good is not None:
         return good
     result = solve_pairs(op, 1, "LA", start, options)
@@ -81,6 +82,7 @@ def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResu
     values, residuals = (
         np.asarray(x) for x in programs.residuals(clock, vector, product, np.int32(0))
     )
+    check_range(op, float(np.hypot(values[0], residuals[0])))
     if not residuals[0] <= tol * values[0]:
         return None
     return EigenResult(

@@ -3,8 +3,8 @@
 XLA and the kernels read numbers below the smallest normal one as zero (1.2e-38 in float32), so that
 the products of an operator of that size vanish, and with them every residual; near the largest
 number, sums overflow. But a product is linear: with powers of two s and t, `t A(s v)` is that of
-`s t A` to the last bit, and nothing is lost on the way where s is about the root of `1/‖A‖`: vectors
-and products are then equally far from both ends. So a computation is started as usual. Where its
+`s t A` to the last bit, and nothing is lost on the way where s is about the root of `1/‖A‖`: then
+vectors and products are equally far from both ends. So a computation is started as usual. Where its
 first products, which it looks at anyway, are out of a safe range, it is started again on the scaled
 operator, and its results are multiplied by `1/(s t)` on the host.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from curvax.compiled import Clock
-from curvax.krylov import programs, underflow
+from curvax.krylov import underflow
 from curvax.krylov.underflow import Probe
 from curvax.operators.base import Operator, VectorSpace, checked_product
 from curvax.results.units import rescaled
@@ -61,8 +61,8 @@ class InRange(Operator):
     @classmethod
     def of(cls, op: Operator, before: int, after: int) -> "InRange":
         """`2**(before + after) · op`."""
-        powers = (jnp.asarray(2.0**e, op.dtype) for e in (before, after))
-        return cls(op, *powers, op.space)
+        first, last = (jnp.asarray(2.0**e, op.dtype) for e in (before, after))
+        return cls(op, first, last, op.space)
 
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
@@ -97,7 +97,11 @@ def is_safe(dtype: Any, norm: float) -> bool:
     return 2.0**-limit <= norm <= 2.0**limit
 
 
-def in_range(op: Operator, attempt: Callable[[Operator], _R]) -> _R:
+def in_range(
+    op: Operator,
+    attempt: Callable[[Operator], _R],
+    convert: Callable[[_R, int], _R] = rescaled,
+) -> _R:
     """What `attempt(op)` returns, computed with a multiple of `op` if that is necessary.
 
     The few products that find the multiple, and those of the attempt before, are not counted.
@@ -106,6 +110,7 @@ def in_range(op: Operator, attempt: Callable[[Operator], _R]) -> _R:
         op: the operator.
         attempt: computes a result; called a second time, with another operator, where `check_range`
             stops it or a product is not finite.
+        convert: turns a result of A into that of `2**exponent · A`.
 
     Raises:
         FloatingPointError: a product is not finite, whatever multiple is taken, or numbers in the
@@ -123,8 +128,7 @@ def in_range(op: Operator, attempt: Callable[[Operator], _R]) -> _R:
         raise problem
     del problem  # and the arrays that its traceback holds
     scaled = InRange.of(op, before, after)
-    result: _R = rescaled(attempt(scaled), -(before + after))
-    return result
+    return convert(attempt(scaled), -(before + after))
 
 
 def scaled_callback(op: Operator, callback: Any) -> Any:

@@ -107,21 +107,19 @@ def _raised(op: Operator) -> Operator | None:
     return jax.tree.unflatten(treedef, changed)
 
 
-def _small(number: Any) -> Rows | None:
-    """Where a number or array is read as zero without being it."""
-    dtype = getattr(number, "dtype", None)
-    if dtype is None:
-        dtype = np.dtype(np.float32) if isinstance(number, float) else np.dtype(bool)
+def _small(number: Any) -> Rows:
+    """Where an array is read as zero without being it."""
+    dtype = number.dtype
     # In float16 such numbers are computed with, in float32.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
-        return None
+        return np.zeros(np.shape(number), bool)
     host = np.abs(np.asarray(number).astype(np.float64))
-    return (host > 0) & (host < float(jnp.finfo(dtype).tiny))
+    places: Rows = (host > 0) & (host < float(jnp.finfo(dtype).tiny))
+    return places
 
 
 def _is_small(number: Any) -> bool:
-    places = _small(number)
-    return places is not None and bool(places.any())
+    return hasattr(number, "dtype") and bool(_small(number).any())
 
 
 def _raise(leaf: Any) -> Any:
@@ -153,7 +151,9 @@ def _numbers(op: Operator) -> Iterator[Any]:
     for node in jax.tree.leaves(op, is_leaf=lambda x: isinstance(x, Curvature)):
         for stack in node.stacks if isinstance(node, Curvature) else ():
             batch = jax.tree.map(lambda leaf: leaf[0], stack.batch)
-            yield from _constants(jax.make_jaxpr(stack.half.primal)(stack.consts, node.leaves, batch))
+            yield from _constants(
+                jax.make_jaxpr(stack.half.primal)(stack.consts, node.leaves, batch)
+            )
 
 
 def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
@@ -161,7 +161,9 @@ def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
         yield from program.consts
         program = program.jaxpr
     for equation in program.eqns:
-        yield from (atom.val for atom in equation.invars if isinstance(atom, Literal))
+        for atom in equation.invars:
+            if isinstance(atom, Literal):
+                yield np.asarray(atom.val, atom.aval.dtype)  # type: ignore[attr-defined]
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
         ):

@@ -32,7 +32,7 @@ _INVERSE: dict[type, tuple[str, ...]] = {SpectralDensity: ("density", "lower", "
 
 def rescaled(result: Any, exponent: int) -> Any:
     """What was found, or reported on the way, of an operator A, as that of `2**exponent · A`."""
-    if exponent == 0:
+    if exponent == 0 or result is None:
         return result
     if isinstance(result, BlockResults):
         blocks = {name: rescaled(block, exponent) for name, block in result.items()}
