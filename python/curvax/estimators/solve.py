@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import eigvalsh_tridiagonal
+from scipy.linalg import eigvalsh_tridiagonal, norm
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
 from curvax.checks import check_integer, check_number
@@ -147,8 +147,9 @@ def _iterate(solver: Any, op: Operator, b: Array, tol: float, limit: int) -> tup
         if not np.isfinite(result).all():
             report_nonfinite(op, jnp.asarray(result)[None], made)
         if v.any():
-            length = np.linalg.norm(result.astype(np.float64)) / np.linalg.norm(v)
-            longest = max(longest, float(length))
+            # Of BLAS, whose squares stay in range.
+            length = float(norm(result.astype(np.float64)) / norm(v))
+            longest = max(longest, length)
             check_range(op, longest)
         return result
 

@@ -18,6 +18,7 @@ they are spread over all entries, and so accurate are the eigenvalues of T. What
 leaves out is the rounding of Q_new, times E, which shows in measured residuals alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -110,8 +111,9 @@ class Lanczos:
         self._next = None
         self.used = old + b
         measured, coupling = self._append(products)
-        lengths = np.hypot(np.linalg.norm(measured, axis=0), np.linalg.norm(coupling, axis=0))
-        self._longest = max(self._longest, float(lengths.max()))
+        # Whose squares do not leave the range of float64.
+        lengths = [math.hypot(*column) for column in np.concatenate([measured, coupling]).T]
+        self._longest = max(self._longest, *lengths)
         check_range(self.op, self._longest)
         self.asymmetry = max(self.asymmetry, self._check_symmetry(measured, old))
         m = self.used

@@ -74,12 +74,13 @@ def check(op: Operator, probe: Probe, exponent: int) -> None:
         if isinstance(node, HostOperator) and _is_flushed(node, exponent):
             _refuse(op)
         if isinstance(node, Curvature) and _is_doubtful(node, exponent):
-            _refuse(op, "the loss")
+            _refuse(op)
     if not product.any() and any(map(_is_small, _numbers(op))):
         _refuse(op)
 
 
-def _refuse(op: Operator, what: str = "A") -> None:
+def _refuse(op: Operator) -> None:
+    what = "the loss" if isinstance(op, Curvature) else "A"
     tiny = float(np.finfo(op.dtype).tiny)
     wider = ", or compute in float64" if op.dtype == np.float32 else ""
     raise FloatingPointError(
@@ -137,6 +138,8 @@ def _is_flushed(op: HostOperator, exponent: int) -> bool:
 
 def _is_doubtful(op: Curvature, exponent: int) -> bool:
     """Whether derivatives, on the way to the product, may have been read as zero."""
+    if all(stack.half.apply is None for stack in op.stacks):
+        return False  # its gradients, which are looked at themselves, are multiplied
     smallest = _lowest_exponent(op.dtype)
     level = Probe(op, Clock()).level(exponent) - exponent
     if level > -math.inf:
