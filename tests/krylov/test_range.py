@@ -188,7 +188,7 @@ class TestRefused:
         np.testing.assert_allclose(result.eigenvalues, 3e-37, rtol=1e-4)
 
     def test_losses(self):
-        for factor in (1e-38, 1e-36):
+        for factor in (1e-38, 1e-37, 1e-36):
             op = cx.hessian(
                 lambda p, b: factor * jnp.mean((b @ p) ** 2),  # noqa: B023
                 jnp.ones(6),
@@ -206,7 +206,9 @@ class TestRefused:
     def test_only_numbers_that_matter(self):
         """A parameter below the smallest normal number does not forbid a small Hessian."""
         params = {"a": jnp.ones(4), "b": jnp.asarray(np.full(4, 1e-40, np.float32))}
-        op = cx.hessian(lambda p, _: 1e-25 * jnp.sum(p["a"] ** 2 + p["b"] ** 2), params, jnp.ones(1))
+        op = cx.hessian(
+            lambda p, _: 1e-25 * jnp.sum(p["a"] ** 2 + p["b"] ** 2), params, jnp.ones(1)
+        )
         result = cx.eigsh(op, 3, seed=0)
         np.testing.assert_allclose(result.eigenvalues, 2e-25, rtol=1e-5)
 

@@ -67,7 +67,7 @@ def _print_result(console: Console, result: EigenResult, k: tuple[int, int]) -> 
     for i, (value, residual, bound, converged) in enumerate(zip(*columns, strict=True)):
         table.add_row(
             _index(i, len(result.eigenvalues), k),
-            f"{value:.5f}",
+            _value(value),
             _measured(residual),
             _measured(bound),
             marks[0] if converged else marks[1],
@@ -84,6 +84,11 @@ def _index(i: int, found: int, k: tuple[int, int]) -> str:
     if found < sum(k):
         return "?"  # interrupted so early that it is not known which these are
     return str(i + 1 if i < k[0] else i - found)
+
+
+def _value(value: float) -> str:
+    plain = value == 0 or 1e-3 <= abs(value) < 1e7
+    return f"{value:.5f}" if plain else f"{value:.4e}"
 
 
 def _measured(residual: float) -> str:

@@ -196,9 +196,9 @@ def solve_pairs(
             def attempt(scaled: Operator) -> EigenResult:
                 callback = scaled_callback(scaled, settings.callback)
                 own = dataclasses.replace(settings, callback=callback)
+                start = starting_block(scaled, v0, own)
                 if own.dense:
                     return DenseSolve(scaled, own, interrupted, clock).run()
-                start = starting_block(scaled, v0, own)
                 return Solve(scaled, own, interrupted, clock).run(start, warm=v0 is not None)
 
             return in_range(op, attempt)

@@ -20,6 +20,9 @@ Rows = np.ndarray[Any, Any]
 # Bits of a product that must not depend on what is read as zero.
 _BITS = 20
 
+# Bits above the smallest normal number at which a zero operator's numbers are looked at.
+_MARGIN = 26
+
 
 class Probe:
     """Products of an operator with a random vector, times a power of two."""
@@ -67,7 +70,9 @@ def check(op: Operator, probe: Probe, exponent: int) -> None:
     smallest = _lowest_exponent(op.dtype)
     if log_norm(product) - probe.size - exponent > smallest + 24:
         return
-    raised = _raised(op)
+    # Of numbers that are a little larger, products with others may all be read as zero.
+    margin = 0 if product.any() else _MARGIN
+    raised = _raised(op, margin)
     if raised is not None and _differ(product, probe.product(exponent, raised)):
         _refuse(op)
     for node in jax.tree.leaves(op, is_leaf=lambda x: isinstance(x, (Curvature, HostOperator))):
@@ -75,7 +80,7 @@ def check(op: Operator, probe: Probe, exponent: int) -> None:
             _refuse(op)
         if isinstance(node, Curvature) and _is_doubtful(node, exponent):
             _refuse(op)
-    if not product.any() and any(map(_is_small, _numbers(op))):
+    if margin and any(_is_small(number, margin) for number in _constants_of(op)):
         _refuse(op)
 
 
@@ -99,33 +104,34 @@ def _differ(product: Rows, other: Rows) -> bool:
     return change > -math.inf and not change < log_norm(product) - _BITS
 
 
-def _raised(op: Operator) -> Operator | None:
-    """The operator with the smallest normal number in place of smaller ones; None without such."""
+def _raised(op: Operator, margin: int) -> Operator | None:
+    """The operator with the least number above the margin for smaller ones; None without such."""
     leaves, treedef = jax.tree.flatten(op)
-    changed = [_raise(leaf) if _is_small(leaf) else leaf for leaf in leaves]
+    changed = [_raise(leaf, margin) if _is_small(leaf, margin) else leaf for leaf in leaves]
     if all(new is old for new, old in zip(changed, leaves, strict=True)):
         return None
     return jax.tree.unflatten(treedef, changed)
 
 
-def _small(number: Any) -> Rows:
-    """Where an array is read as zero without being it."""
+def _small(number: Any, margin: int) -> Rows:
+    """Where an array is read as zero without being it, or so near to that as the margin."""
     dtype = number.dtype
     # In float16 such numbers are computed with, in float32.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
         return np.zeros(np.shape(number), bool)
-    host = np.abs(np.asarray(number).astype(np.float64))
-    places: Rows = (host > 0) & (host < float(jnp.finfo(dtype).tiny))
+    host, tiny = np.abs(np.asarray(number).astype(np.float64)), float(jnp.finfo(dtype).tiny)
+    # The smallest normal number itself is a usual guard against divisions by zero.
+    places: Rows = (host > 0) & (host < tiny * 2.0**margin) & (host != tiny)
     return places
 
 
-def _is_small(number: Any) -> bool:
-    return hasattr(number, "dtype") and bool(_small(number).any())
+def _is_small(number: Any, margin: int) -> bool:
+    return hasattr(number, "dtype") and bool(_small(number, margin).any())
 
 
-def _raise(leaf: Any) -> Any:
-    host, places = np.asarray(leaf), _small(leaf)
-    least = np.asarray(jnp.finfo(leaf.dtype).tiny, host.dtype)
+def _raise(leaf: Any, margin: int) -> Any:
+    host, places = np.asarray(leaf), _small(leaf, margin)
+    least = np.asarray(float(jnp.finfo(leaf.dtype).tiny) * 2.0**margin, host.dtype)
     return jnp.asarray(np.where(places, np.copysign(least, host), host))
 
 
@@ -147,7 +153,7 @@ def _is_doubtful(op: Curvature, exponent: int) -> bool:
     return 0 < abs(float(op.loss)) < 2.0 ** (smallest + 26)
 
 
-def _numbers(op: Operator) -> Iterator[Any]:
+def _constants_of(op: Operator) -> Iterator[Any]:
     """The constants of the programs that a product, and before it the linearisation, run."""
     block = jax.ShapeDtypeStruct((1, op.shape[0]), op.dtype)
     yield from _constants(jax.make_jaxpr(checked_product)(op, block))

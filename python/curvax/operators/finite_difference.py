@@ -202,7 +202,7 @@ def _check_differences(op: DifferenceHessian, params: Sequence[Any], v: Array) -
     if difference == 0:
         # Unless the gradient is constant, it changes where the parameters move by all their length.
         difference = float(jnp.max(jnp.abs(compiled_product(op.with_step(1.0), v))))
-        small = difference > 0
+        small = difference > 0 or 0 < abs(float(op.loss)) < float(limits.tiny) / float(limits.eps)
     else:
         small = difference < float(limits.tiny) / float(limits.eps)
     if small:

@@ -1,5 +1,6 @@
 """Estimates of operators at the ends of the floating-point range."""
 
+import re
 import warnings
 
 import jax
@@ -12,7 +13,8 @@ import curvax as cx
 
 N = 60
 VALUES = np.append([9.0, 8.0, 7.0], np.linspace(1, 2, N - 3))
-SIZES = [1e-37, 1e-33, 1e30, 3e37]
+slow = pytest.mark.slow
+SIZES = [1e-37, pytest.param(1e-33, marks=slow), pytest.param(1e30, marks=slow), 3e37]
 
 
 def _matrix(size):
@@ -30,9 +32,7 @@ def _both(estimate, size):
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "xnystrace", "auto"])
 def test_trace(size, method):
     count = N if method == "auto" else 20
-    plain, scaled = _both(
-        lambda a, _: cx.trace(a, method=method, num_matvecs=count, seed=0), size
-    )
+    plain, scaled = _both(lambda a, _: cx.trace(a, method=method, num_matvecs=count, seed=0), size)
     truth = VALUES.sum() * size
     assert scaled.interval[0] <= truth <= scaled.interval[1]
     np.testing.assert_allclose(scaled.estimate / size, plain.estimate, rtol=1e-5)
@@ -53,7 +53,8 @@ def test_trace_until_a_standard_error(size):
     )
     assert result.stderr <= 3 * size and tuple(seen) == result.history
     np.testing.assert_allclose(seen[-1].until, 3 * size)
-    with pytest.warns(cx.ConvergenceWarning, match=f"above until={0.01 * size:.3g}"):
+    shown = re.escape(f"above until={0.01 * size:.3g}")
+    with pytest.warns(cx.ConvergenceWarning, match=shown):
         cx.trace(a, method="hutchinson", num_matvecs=10, max_matvecs=20, until=0.01 * size, seed=0)
 
 
@@ -71,15 +72,13 @@ def test_deflated(size):
     truth = np.sum(np.log(VALUES)) + N * np.log(size)
     assert determinant.interval[0] <= truth <= determinant.interval[1]
     with pytest.raises(ValueError, match=r"very operator.* is [0-9.]+e[+-]3\d for"):
-        cx.trace(_matrix(1.5 * size), deflate=pairs, seed=0)
+        cx.trace(_matrix(1.5 * size), deflate=pairs, num_matvecs=20, seed=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag", "exact"])
 def test_diagonal(size, method):
-    plain, scaled = _both(
-        lambda a, _: cx.diagonal(a, method=method, num_matvecs=40, seed=0), size
-    )
+    plain, scaled = _both(lambda a, _: cx.diagonal(a, method=method, num_matvecs=40, seed=0), size)
     wide = np.asarray(scaled.estimate).astype(np.float64) / size
     np.testing.assert_allclose(wide, plain.estimate, rtol=1e-4, atol=1e-5)
     wide = np.asarray(scaled.stderr).astype(np.float64) / size
@@ -175,7 +174,7 @@ def test_log_det_names_a_damping_in_the_units_of_the_operator():
 @pytest.mark.parametrize("full", [False, True])
 def test_tridiagonal(size, full):
     plain, scaled = _both(
-        lambda a, _: cx.lanczos_tridiagonal(a, 12, reorthogonalize=full, seed=0), size
+        lambda a, _: cx.lanczos_tridiagonal(a, 7, reorthogonalize=full, seed=0), size
     )
     np.testing.assert_allclose(scaled.alphas / size, plain.alphas, rtol=1e-3)
     np.testing.assert_allclose(scaled.betas / size, plain.betas, rtol=1e-3)
@@ -258,7 +257,7 @@ class TestFiniteDifferences:
             method="finite_difference",
         )
 
-    @pytest.mark.parametrize("exponent", [-95, 110])
+    @pytest.mark.parametrize("exponent", [-80, 110])
     def test_the_step_and_its_error_are_those_of_any_scale(self, exponent):
         plain, scaled = self._op(1.0), self._op(2.0**exponent)
         assert scaled.relative_step == plain.relative_step
@@ -270,10 +269,12 @@ class TestFiniteDifferences:
             result.eigenvalues / 2.0**exponent, expected.eigenvalues, rtol=1e-5
         )
 
-    @pytest.mark.parametrize("factor", [1e-34, 1e-37])
-    def test_gradients_whose_differences_vanish_are_refused(self, factor):
+    def test_gradients_whose_differences_vanish_are_refused(self):
         with pytest.raises(FloatingPointError, match=r"differences underflow.*power of two"):
-            self._op(factor)
+            self._op(1e-34)
+        # The loss itself is read as zero.
+        with pytest.raises(FloatingPointError, match=r"the loss underflows.*power of two"):
+            cx.eigsh(self._op(1e-37), 1)
 
     def test_a_linear_loss_has_none(self):
         op = cx.hessian(
