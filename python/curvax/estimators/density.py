@@ -86,7 +86,7 @@ def spectral_density(
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: an argument out of range, an operator measured not to be symmetric, or
             `deflate` holds pairs that have not converged, or are measured to be another operator's.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos

@@ -91,7 +91,7 @@ def diagonal(  # type: ignore[misc]
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
             symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the vectors of `"xdiag"` do not fit in the free memory.
 
     References:

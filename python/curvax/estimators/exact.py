@@ -57,6 +57,7 @@ def exact_diagonal(
 
     Raises:
         FloatingPointError: a product is not finite.
+        OutOfRange: see `check_range`.
     """
     n, like = op.shape[0], jnp.zeros(rows, jnp.int32)
     entries = np.full(n, np.nan, op.dtype)

@@ -74,7 +74,7 @@ def log_det(
             holds pairs that have not converged, or are measured to be another operator's; a Ritz
             value, so an eigenvalue below it, says that `A + damping·I` is not positive definite to
             rounding.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos

@@ -72,7 +72,7 @@ def power_iteration(
         TypeError: an argument of a wrong type, or `resample` without a curvature of a loss.
         ValueError: an argument out of range, `resample` of an operator with one microbatch, or an
             operator measured not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
     """
     reject_tracers("power_iteration", A)
     op = as_operator(A)

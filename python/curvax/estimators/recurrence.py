@@ -81,6 +81,7 @@ class Recurrence:
 
         Raises:
             FloatingPointError: the product is not finite.
+            OutOfRange: see `check_range`.
             ValueError: the operator is not symmetric.
         """
         with self.clock.part("products"):

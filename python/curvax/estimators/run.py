@@ -193,6 +193,7 @@ class Run:
 
         Raises:
             FloatingPointError: a product is not finite.
+            OutOfRange: see `check_range`.
         """
         zw, zz, ww = (np.asarray(x) for x in programs.forms(self.clock, block, products))
         if not np.isfinite(ww).all():

@@ -42,7 +42,7 @@ def sharpness(
     Raises:
         TypeError: as for `eigsh`, or `previous` is not a result with its eigenvector.
         ValueError: as for `eigsh`.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of

@@ -60,7 +60,8 @@ def solve(
         ValueError: an argument out of range, b zero or not finite; or, where the residual stays
             above `tol`, an operator measured not to be symmetric or, for `"cg"`, `A + damping·I`
             measured not to be positive definite.
-        FloatingPointError: a product or the solution is not finite.
+        FloatingPointError: a product or the solution is not finite, or depends on numbers read as
+            zero.
     """
     reject_tracers("solve", A, b)
     op, begun = as_operator(A), time.perf_counter()

@@ -114,7 +114,7 @@ def trace(  # type: ignore[misc]
         ValueError: an argument out of range; for `"xtrace"` an operator measured not to be
             symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
             are measured to be another operator's.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the sketch of a method asked for by name does not fit in the free memory.
 
     References:

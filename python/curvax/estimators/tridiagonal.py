@@ -57,7 +57,7 @@ def lanczos_tridiagonal(
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: `num_steps` below 1, a `v0` that is not one finite vector other than zero, or an
             operator measured, from the second step on, not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the vectors to be kept do not fit in the free memory.
 
     References:

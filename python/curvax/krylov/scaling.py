@@ -9,6 +9,7 @@ first products, which it looks at anyway, are out of a safe range, it is started
 operator, and its results are multiplied by `1/(s t)` on the host.
 """
 
+import contextvars
 import dataclasses
 import math
 from collections.abc import Callable
@@ -30,6 +31,9 @@ _R = TypeVar("_R")
 # Exponents of two between which norms of products are safe: the roundings of products with vectors
 # of 1e8 entries stay above the smallest normal number, and the squares of float64 in range.
 _SAFE = {"float32": 64, "float64": 256}
+
+# Whether the operator is taken as it is, whatever its products are.
+_accepted = contextvars.ContextVar("accepted", default=False)
 
 # The largest exponents of factors.
 _LARGEST = {"float32": 120, "float64": 1000}
@@ -86,8 +90,10 @@ def check_range(op: Operator, norm: float) -> None:
     Raises:
         OutOfRange: they cannot.
     """
+    if isinstance(op, InRange) or _accepted.get():
+        return
     # NaN is of no size at all.
-    if not isinstance(op, InRange) and not is_safe(op.dtype, norm):
+    if not is_safe(op.dtype, norm):
         raise OutOfRange
 
 
@@ -127,8 +133,14 @@ def in_range(
     if problem is not None and before == after == 0:
         raise problem
     del problem  # and the arrays that its traceback holds
-    scaled = InRange.of(op, before, after)
-    return convert(attempt(scaled), -(before + after))
+    if before == after == 0:
+        # Zero, or the start was in its null space: nothing is compiled again.
+        token = _accepted.set(True)
+        try:
+            return attempt(op)
+        finally:
+            _accepted.reset(token)
+    return convert(attempt(InRange.of(op, before, after)), -(before + after))
 
 
 def scaled_callback(op: Operator, callback: Any) -> Any:

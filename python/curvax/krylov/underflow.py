@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from curvax.compiled import Clock
+from curvax.compiled import CHUNK, Clock
 from curvax.krylov import programs
 from curvax.operators.base import Operator, checked_product
 from curvax.operators.curvature import Curvature
@@ -113,26 +113,32 @@ def _raised(op: Operator, margin: int) -> Operator | None:
     return jax.tree.unflatten(treedef, changed)
 
 
-def _small(number: Any, margin: int) -> Rows:
-    """Where an array is read as zero without being it, or so near to that as the margin."""
-    dtype = number.dtype
-    # In float16 such numbers are computed with, in float32.
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
-        return np.zeros(np.shape(number), bool)
-    host, tiny = np.abs(np.asarray(number).astype(np.float64)), float(jnp.finfo(dtype).tiny)
+def _small(host: Rows, margin: int) -> Rows:
+    """Where numbers are read as zero without being it, or so near to that as the margin."""
+    size, tiny = np.abs(host.astype(np.float64)), float(jnp.finfo(host.dtype).tiny)
     # The smallest normal number itself is a usual guard against divisions by zero.
-    places: Rows = (host > 0) & (host < tiny * 2.0**margin) & (host != tiny)
+    places: Rows = (size > 0) & (size < tiny * 2.0**margin) & (size != tiny)
     return places
 
 
 def _is_small(number: Any, margin: int) -> bool:
-    return hasattr(number, "dtype") and bool(_small(number, margin).any())
+    dtype = getattr(number, "dtype", np.dtype(bool))
+    # In float16 such numbers are computed with, in float32.
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
+        return False
+    # Leaves may be as large as the memory allows.
+    flat = np.asarray(number).reshape(-1)
+    pieces = (flat[i : i + CHUNK] for i in range(0, flat.size, CHUNK))
+    return any(bool(_small(piece, margin).any()) for piece in pieces)
 
 
 def _raise(leaf: Any, margin: int) -> Any:
-    host, places = np.asarray(leaf), _small(leaf, margin)
-    least = np.asarray(float(jnp.finfo(leaf.dtype).tiny) * 2.0**margin, host.dtype)
-    return jnp.asarray(np.where(places, np.copysign(least, host), host))
+    flat = np.array(leaf).reshape(-1)
+    least = np.asarray(float(jnp.finfo(leaf.dtype).tiny) * 2.0**margin, flat.dtype)
+    for i in range(0, flat.size, CHUNK):
+        piece = flat[i : i + CHUNK]
+        piece[_small(piece, margin)] = least
+    return jnp.asarray(flat.reshape(leaf.shape))
 
 
 def _is_flushed(op: HostOperator, exponent: int) -> bool:
