@@ -104,6 +104,18 @@ def test_blocks(estimator):
             np.testing.assert_allclose(result.eigenvalues, truth[name].max(), rtol=1e-5)
 
 
+def test_a_block_far_smaller_than_the_others():
+    """The operator as a whole is not scaled for it; its interval knows what is read as zero."""
+    d = {"a": np.linspace(1, 2, 80), "b": np.linspace(1, 2, 80) * 1e-39}
+    d = {name: values.astype(np.float32) for name, values in d.items()}
+    op = cx.from_matvec(lambda v: jax.tree.map(jnp.multiply, d, v), d)
+    results = cx.trace(op.blocks(by=1), num_matvecs=10, seed=0)
+    for name, result in results.items():
+        truth = d[name].sum(dtype=np.float64)
+        assert result.interval[0] <= truth <= result.interval[1]
+    assert results["b"].interval[1] < 1e-35
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_power_iteration_and_sharpness(size):
     a = _matrix(size)

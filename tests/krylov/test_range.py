@@ -58,6 +58,7 @@ def test_dense_arrays_below_the_smallest_normal_number(size):
     np.testing.assert_allclose(result.eigenvalues / size, truth[:-3:-1], rtol=1e-5)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("size", DOUBLE)
 @pytest.mark.parametrize("basis", [None, 24])
 def test_float64(size, basis):
@@ -233,6 +234,18 @@ def test_operators_that_are_not_finite_are_still_refused():
         for basis in (None, 24):
             with pytest.raises(FloatingPointError, match="product 1 of the operator is not finite"):
                 cx.eigsh(op, 2, seed=0, max_basis=basis)
+
+
+def test_values_beyond_the_range_are_refused():
+    """No matrix of finite numbers has them."""
+    op = cx.from_matvec(lambda v: v * 1e30 * 1e30, N)
+    with pytest.raises(FloatingPointError, match="product 1 of the operator is not finite"):
+        cx.eigsh(op, 2, seed=0, max_basis=24)
+    # But the largest eigenvalue of finite numbers may be n times as large as they are.
+    ones = np.full((N, N), 3e38, np.float32)
+    for basis in (None, 24):
+        result = cx.eigsh(ones, 1, which="LA", seed=0, max_basis=basis)
+        np.testing.assert_allclose(result.eigenvalues, 3e38 * N, rtol=1e-5)
 
 
 def test_casts_to_float16_leave_less_room():

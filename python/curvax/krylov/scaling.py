@@ -166,7 +166,11 @@ def _exponents(op: Operator) -> tuple[int, int]:
         return 0, 0
     underflow.check(op, probe, exponent)
     level = probe.level(exponent)
-    return (exponent, -round(level)) if math.isfinite(level) else (0, 0)
+    # No matrix of finite numbers is larger than this.
+    largest = int(jnp.finfo(op.dtype).maxexp) + math.log2(op.shape[0])
+    if not math.isfinite(level) or level - exponent > largest:
+        return 0, 0
+    return exponent, -round(level)
 
 
 def _search(level: Callable[[int], float], largest: int) -> int | None:
