@@ -17,10 +17,12 @@ from curvax.estimators.quadrature import (
     lanczos_runs,
 )
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import EigenResult, SpectralDensity, warn
 from curvax.results.smoothing import smoothed_density
+from curvax.results.units import times
 
 # The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
 _NARROWEST = 1e-13
@@ -84,7 +86,7 @@ def spectral_density(
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: an argument out of range, an operator measured not to be symmetric, or
             `deflate` holds pairs that have not converged, or are measured to be another operator's.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -95,10 +97,23 @@ def spectral_density(
     op = as_operator(A)
     chosen = None if width is None else check_number("width", width, positive=True)
     arguments.check_callback(callback)
-    clock = Clock("products", "recurrence", "host")
     check_count("num_steps", num_steps, low=2)
-    with original_errors(op):
-        request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
+    options = (num_runs, num_steps, deflate, seed, block_size)
+    with InterruptFlag() as interrupted, original_errors(op):
+        return in_range(
+            op, lambda scaled: _estimate(scaled, chosen, callback, options, interrupted)
+        )
+
+
+def _estimate(
+    op: Operator,
+    width: float | None,
+    callback: Callable[[DensityProgress], Any] | None,
+    options: tuple[Any, ...],
+    interrupted: InterruptFlag,
+) -> SpectralDensity:
+    clock = Clock("products", "recurrence", "host")
+    request = check_request(op, clock, *options)
     made = 0
 
     def note(products: int, runs: int) -> None:
@@ -108,23 +123,22 @@ def spectral_density(
             most, total = request.num_runs * request.num_steps, request.num_runs
             callback(DensityProgress(made, most, runs, total, clock.total()))
 
-    with InterruptFlag() as interrupted, original_errors(op):
-        blocks = lanczos_runs(op, request, clock, interrupted, note)
-        coefficients = [pair for block in blocks for pair in block]
-        with clock.part("host"):
-            each = [gauss(*pair) for pair in coefficients]
-            values = _summarize(op, request, each, chosen)
-        return SpectralDensity(
-            **values,
-            num_parameters=op.shape[0],
-            num_steps=request.num_steps,
-            num_deflated=request.known.count,
-            num_matvecs=made + request.known.matvecs,
-            block_size=request.block_size,
-            seed=request.seed,
-            seconds={**clock.seconds, "total": clock.total()},
-            interrupted=bool(interrupted),
-        )
+    blocks = lanczos_runs(op, request, clock, interrupted, note)
+    coefficients = [pair for block in blocks for pair in block]
+    with clock.part("host"):
+        each = [gauss(*pair) for pair in coefficients]
+        values = _summarize(op, request, each, times(width, exponent_of(op)))
+    return SpectralDensity(
+        **values,
+        num_parameters=op.shape[0],
+        num_steps=request.num_steps,
+        num_deflated=request.known.count,
+        num_matvecs=made + request.known.matvecs,
+        block_size=request.block_size,
+        seed=request.seed,
+        seconds={**clock.seconds, "total": clock.total()},
+        interrupted=bool(interrupted),
+    )
 
 
 def _summarize(
@@ -132,7 +146,7 @@ def _summarize(
 ) -> dict[str, Any]:
     """The fields of the result that follow from the quadratures."""
     n, eps = op.shape[0], float(jnp.finfo(op.dtype).eps)
-    atoms = request.atoms
+    atoms = times(request.atoms, exponent_of(op))
     nodes, weights = np.full((2, len(each), request.num_steps), np.nan)
     for i, quadrature in enumerate(each):
         nodes[i, : len(quadrature.nodes)] = quadrature.nodes
@@ -143,9 +157,10 @@ def _summarize(
     largest = float(np.abs(places).max())
     narrowest = _NARROWEST * largest
     if width is not None and width < narrowest:
+        unit = 0.5 ** exponent_of(op)
         warn(
-            f"width={width:.3g} is below what float64 resolves beside {largest:.3g}; "
-            f"{narrowest:.3g} was applied"
+            f"width={unit * width:.3g} is below what float64 resolves beside {unit * largest:.3g}; "
+            f"{unit * narrowest:.3g} was applied"
         )
     width = max(narrowest, width or resolution.default_width(distinct, rest, eps))
     outliers = np.append(atoms, resolution.isolated(distinct, rest, eps))

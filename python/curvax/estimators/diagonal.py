@@ -18,6 +18,7 @@ from curvax.estimators.sketch import Sketch
 from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
+from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.memory import available_bytes
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
@@ -90,7 +91,7 @@ def diagonal(  # type: ignore[misc]
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
             symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the vectors of `"xdiag"` do not fit in the free memory.
 
     References:
@@ -122,10 +123,15 @@ def diagonal(  # type: ignore[misc]
         count = n
         block = chunk_size(op, clock) if block_size == "auto" else block
     with InterruptFlag() as interrupted, original_errors(op):
-        settings = Settings(count, count, distribution, None, drawn, block, callback)
-        run = Run(op, settings, interrupted, clock, Known())
-        found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](run)
-    return _deliver(A if isinstance(A, Blocks) else op, run, method, *found)
+
+        def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
+            own = scaled_callback(scaled, callback)
+            settings = Settings(count, count, distribution, None, drawn, block, own)
+            run = Run(scaled, settings, interrupted, clock, Known())
+            found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](run)
+            return _deliver(A if isinstance(A, Blocks) else op, run, method, *found)
+
+        return in_range(op, attempt)
 
 
 def _exact(run: Run) -> tuple[Array, Array, int]:

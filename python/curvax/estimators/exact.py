@@ -13,6 +13,7 @@ from curvax.estimators.arguments import check_block
 from curvax.estimators.run import report_nonfinite
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
+from curvax.krylov.scaling import check_range
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
 
@@ -56,10 +57,11 @@ def exact_diagonal(
 
     Raises:
         FloatingPointError: a product is not finite.
+        OutOfRange: see `check_range`.
     """
     n, like = op.shape[0], jnp.zeros(rows, jnp.int32)
     entries = np.full(n, np.nan, op.dtype)
-    total, size = 0.0, 0.0
+    total, size, longest = 0.0, 0.0, 0.0
     for begin in range(0, n, rows):
         # The last chunk overlaps the one before: one program serves all.
         first = min(begin, n - rows)
@@ -72,10 +74,12 @@ def exact_diagonal(
             unit = jnp.zeros((1, n), op.dtype).at[0, number].set(1)
             report_nonfinite(op, krylov.multiply(clock, op, unit), number + 1)
         end = min(begin + rows, n)
+        longest = max(longest, float(norms.max()))
         size = math.hypot(size, *norms[begin - first : end - first].tolist())
         entries[begin:end] = found[begin - first : end - first]
         total += float(np.sum(entries[begin:end], dtype=np.float64))
         note(end, total)
         if interrupted:
             break
+    check_range(op, longest)
     return entries, size

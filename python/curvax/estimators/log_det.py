@@ -21,9 +21,11 @@ from curvax.estimators.quadrature import (
 )
 from curvax.estimators.recurrence import Matrix
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+from curvax.results.units import times
 
 # What rounding makes of a zero eigenvalue, in units of the roundoff of the largest.
 _ROUNDING = 10.0
@@ -72,7 +74,7 @@ def log_det(
             holds pairs that have not converged, or are measured to be another operator's; a Ritz
             value, so an eigenvalue below it, says that `A + damping·I` is not positive definite to
             rounding.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -82,9 +84,21 @@ def log_det(
     arguments.reject_tracers("log_det", A, deflate)
     op = as_operator(A)
     damping = check_number("damping", damping)
+    options = (num_runs, num_steps, deflate, seed, block_size)
+    with InterruptFlag() as interrupted, original_errors(op):
+        # A logarithm is not in the operator's units: its shift is taken off where it is made.
+        return in_range(
+            op,
+            lambda scaled: _estimate(scaled, damping, options, interrupted),
+            lambda result, exponent: result,
+        )
+
+
+def _estimate(
+    op: Operator, damping: float, options: tuple[Any, ...], interrupted: InterruptFlag
+) -> TraceResult:
     clock = Clock("products", "recurrence", "host")
-    with original_errors(op):
-        request = check_request(op, num_runs, num_steps, deflate, seed, block_size, clock)
+    request = check_request(op, clock, *options)
     history: list[TraceProgress] = []
     runs = _Runs(op, request, damping)
     made = 0
@@ -93,43 +107,50 @@ def log_det(
         nonlocal made
         made = products
 
-    with InterruptFlag() as interrupted, original_errors(op):
-        for block in lanczos_runs(op, request, clock, interrupted, note):
-            with clock.part("host"):
-                estimate, stderr = runs.add(block)
-            most = request.num_runs * request.num_steps
-            history.append(TraceProgress(made, estimate, stderr, most, None, clock.total()))
-        excess = estimate - runs.lower_bound()
-        if excess > stderr and not interrupted:
-            warn(
-                f"the estimate may be too large by {excess:.3g}, more than its standard error of "
-                f"{stderr:.3g}: raise num_steps ({request.num_steps}) or damping ({damping:g})"
-            )
-        half = float(ndtri(0.975)) * stderr + runs.rounding_error()
-        return TraceResult(
-            estimate=estimate,
-            stderr=stderr,
-            interval=(estimate - excess - half, estimate + half),
-            samples=runs.samples(),
-            method="lanczos",
-            distribution="sphere",
-            num_matvecs=made + request.known.matvecs,
-            num_deflated=request.known.count,
-            block_size=request.block_size,
-            seed=request.seed,
-            history=tuple(history),
-            seconds={**clock.seconds, "total": clock.total()},
-            interrupted=bool(interrupted),
+    for block in lanczos_runs(op, request, clock, interrupted, note):
+        with clock.part("host"):
+            estimate, stderr = runs.add(block)
+        most = request.num_runs * request.num_steps
+        history.append(TraceProgress(made, estimate, stderr, most, None, clock.total()))
+    excess = estimate - runs.lower_bound()
+    if excess > stderr and not interrupted:
+        warn(
+            f"the estimate may be too large by {excess:.3g}, more than its standard error of "
+            f"{stderr:.3g}: raise num_steps ({request.num_steps}) or damping ({damping:g})"
         )
+    half = float(ndtri(0.975)) * stderr + runs.rounding_error()
+    return TraceResult(
+        estimate=estimate,
+        stderr=stderr,
+        interval=(estimate - excess - half, estimate + half),
+        samples=runs.samples(),
+        method="lanczos",
+        distribution="sphere",
+        num_matvecs=made + request.known.matvecs,
+        num_deflated=request.known.count,
+        block_size=request.block_size,
+        seed=request.seed,
+        history=tuple(history),
+        seconds={**clock.seconds, "total": clock.total()},
+        interrupted=bool(interrupted),
+    )
 
 
 class _Runs:
     """Lanczos runs of `A + damping·I`, and what they say of the trace of its logarithm."""
 
     def __init__(self, op: Operator, request: Request, damping: float) -> None:
-        self._damping = damping
+        exponent = exponent_of(op)
+        self._unit = 0.5**exponent
+        self._shift = op.shape[0] * exponent * math.log(2)
+        self._damping = damping = times(damping, exponent)
+        if not math.isfinite(damping):
+            raise ValueError(
+                f"damping={damping * self._unit:g} is so much larger than A, of the size of "
+                f"{self._unit:.2g}, that the determinant is that of damping·I"
+            )
         self._eps = float(jnp.finfo(op.dtype).eps)
-        self._atoms = request.atoms + damping
+        self._atoms = times(request.atoms, exponent) + damping
         self._dimension = op.shape[0] - len(request.atoms)
         self._coefficients: list[tuple[Matrix, Matrix]] = []
         self._each: list[Quadrature] = []
@@ -164,7 +185,7 @@ class _Runs:
         return self._eps * self._scale * inverse * self._dimension
 
     def _trace(self, mean: float) -> float:
-        return float(np.sum(np.log(self._atoms))) + self._dimension * mean
+        return float(np.sum(np.log(self._atoms))) + self._dimension * mean - self._shift
 
     def _log(self, nodes: Matrix) -> Matrix:
         return np.log(np.maximum(nodes, self._rounding / 2))
@@ -184,10 +205,13 @@ class _Runs:
         lowest = min(float(x.min(initial=np.inf)) for x in self._values())
         if lowest <= self._rounding:
             least = self._damping + max(-1.1 * lowest, 0) + 10 * self._rounding or 1e-3
+            damping, lowest, rounding, least = (
+                self._unit * x for x in (self._damping, lowest, self._rounding, least)
+            )
             raise ValueError(
-                f"A + damping·I must be positive definite, but with damping={self._damping:g} it "
+                f"A + damping·I must be positive definite, but with damping={damping:g} it "
                 f"has a Ritz value of {lowest:.3g}, and so an eigenvalue below that (rounding: "
-                f"{self._rounding:.1g}): damping={least:.2g}, or more, is needed"
+                f"{rounding:.1g}): damping={least:.2g}, or more, is needed"
             )
 
     def _lower_end(self) -> float:

@@ -9,6 +9,8 @@ et al. 2017, "Accelerated stochastic power iteration", Algorithm 1: best at Î»â‚
 Rayleigh quotient, without the momentum. `eigsh` needs far fewer products.
 """
 
+import dataclasses
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,7 @@ from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.scaling import InRange, check_range, exponent_of, in_range, scaled_callback
 from curvax.operators.algebra import project
 from curvax.operators.base import Operator
 from curvax.operators.curvature import Curvature
@@ -69,7 +72,7 @@ def power_iteration(
         TypeError: an argument of a wrong type, or `resample` without a curvature of a loss.
         ValueError: an argument out of range, `resample` of an operator with one microbatch, or an
             operator measured not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
     """
     reject_tracers("power_iteration", A)
     op = as_operator(A)
@@ -83,8 +86,15 @@ def power_iteration(
     drawn = check_integer("seed", seed, low=0)
     seed = secrets.randbits(32) if drawn is None else drawn
     with original_errors(op), InterruptFlag() as interrupted:
-        run = _Power(op, k, tol, limit, momentum, resample, seed, check_callback(callback))
-        return run.run(interrupted)
+        check_callback(callback)
+
+        def attempt(scaled: Operator) -> EigenResult:
+            squared = float(np.ldexp(momentum, 2 * exponent_of(scaled)))
+            own = scaled_callback(scaled, callback)
+            run = _Power(scaled, k, tol, limit, squared, resample, seed, own)
+            return run.run(interrupted)
+
+        return in_range(op, attempt)
 
 
 def _check_resampled(op: Operator) -> None:
@@ -118,13 +128,15 @@ class _Power:
         self.clock = solve_clock()
         self.rng = np.random.default_rng(seed)
         # Those in which no label counts have no mean to differentiate.
-        weights = op.microbatch_weights if isinstance(op, Curvature) else np.zeros(0)
+        whole = op.inner if isinstance(op, InRange) else op
+        weights = whole.microbatch_weights if isinstance(whole, Curvature) else np.zeros(0)
         self.counted = np.flatnonzero(weights)
         self.found = jnp.zeros((k, op.shape[0]), op.dtype)
         self.values: list[float] = []
         self.residuals: list[float] = []
         self.history: list[Progress] = []
         self.matvecs = 0
+        self.longest = 0.0
 
     def run(self, interrupted: InterruptFlag) -> EigenResult:
         for i in range(self.k):
@@ -149,6 +161,8 @@ class _Power:
             )
             quotient, residual, *inner = (float(x) for x in small)
             self._check(product, quotient)
+            self.longest = max(self.longest, math.hypot(quotient, residual))
+            check_range(self.op, self.longest)
             if not self.resample:
                 expected = self._check_symmetric(expected, *inner)
             quotients.append(quotient)
@@ -167,8 +181,10 @@ class _Power:
     def _multiply(self, v: Array) -> Array:
         op = self.op
         if self.resample:
-            assert isinstance(op, Curvature)
-            op = op.microbatch(int(self.rng.choice(self.counted)))
+            whole = op.inner if isinstance(op, InRange) else op
+            assert isinstance(whole, Curvature)
+            one = whole.microbatch(int(self.rng.choice(self.counted)))
+            op = dataclasses.replace(op, inner=one) if isinstance(op, InRange) else one
         with self.clock.part("products"):
             self.matvecs += 1
             return jax.block_until_ready(programs.multiply(self.clock, op, jnp.copy(v)))

@@ -94,12 +94,12 @@ class Request:
 
 def check_request(
     op: Operator,
+    clock: Clock,
     num_runs: Any,
     num_steps: Any,
     deflate: Any,
     seed: Any,
     block_size: Any,
-    clock: Clock,
 ) -> Request:
     """Check arguments, and by a product the pairs to leave out.
 

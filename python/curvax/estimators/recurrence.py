@@ -28,6 +28,7 @@ from curvax.estimators.programs import project_off
 from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
 from curvax.krylov.programs import multiply
+from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -69,6 +70,7 @@ class Recurrence:
         self._previous = start
         self._beta = np.zeros(len(start))
         self._scale = np.zeros(len(start))
+        self._longest = 0.0
         self._alphas: list[Matrix] = []
         self._betas: list[Matrix] = []
 
@@ -79,6 +81,7 @@ class Recurrence:
 
         Raises:
             FloatingPointError: the product is not finite.
+            OutOfRange: see `check_range`.
             ValueError: the operator is not symmetric.
         """
         with self.clock.part("products"):
@@ -100,6 +103,11 @@ class Recurrence:
             # The product, overwritten, is made once more.
             again = multiply(self.clock, self.op, self._previous)
             report_nonfinite(self.op, again, (self.steps + 1) * len(alpha))
+        if self._deflated is None:
+            # What known pairs leave may be zero; they are checked by a product of their own.
+            lengths = np.hypot(np.hypot(alpha, self._beta), before)
+            self._longest = max(self._longest, float(lengths.max()))
+            check_range(self.op, self._longest)
         if self.steps == 1 and self._deflated is None:
             # Later, and beside what is left out, roundings may be as large as this product.
             forth = before + self._alphas[0] * overlap

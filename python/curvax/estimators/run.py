@@ -15,9 +15,11 @@ from curvax.estimators import probes, programs
 from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
+from curvax.krylov.scaling import check_range, exponent_of
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+from curvax.results.units import rescaled
 
 # Roundings of a product, in units of eps times the largest eigenvalue, that pairs are checked to.
 _PAIRS_ROUNDING = 1e3
@@ -77,6 +79,8 @@ class Known:
         """
         if result is None:
             return cls()
+        if isinstance(result, EigenResult):
+            result = rescaled(result, exponent_of(op))
         flat = _flat(op, result)
         _check_pairs(op, result, flat, block, clock)
         rounding = ROUNDINGS * float(jnp.finfo(op.dtype).eps)
@@ -116,6 +120,7 @@ def _check_pairs(
         ValueError: a product is further from what the values say than the residuals allow.
     """
     values = np.asarray(result.eigenvalues, np.float64)
+    check_range(op, float(np.abs(values).max()))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (block, len(values)))
     mix, mixed = (jnp.asarray(rows, op.dtype) for rows in (signs, signs * values))
     products = krylov.multiply(clock, op, krylov.combine(clock, vectors, mix))
@@ -125,10 +130,11 @@ def _check_pairs(
     noise = _PAIRS_ROUNDING * float(jnp.finfo(op.dtype).eps) * size * math.sqrt(len(values))
     allowed = math.sqrt(block) * (3 * float(np.sum(result.residuals)) + noise)
     if not rest <= allowed:
+        unit = 0.5 ** exponent_of(op)
         raise ValueError(
-            f"deflate must hold pairs of this very operator: ‖A x − Σ λᵢ xᵢ‖ is {rest:.2g} for "
-            f"x = Σ ± xᵢ, where their residuals allow {allowed:.2g}; solve again for other "
-            "parameters, batches or filters"
+            f"deflate must hold pairs of this very operator: ‖A x − Σ λᵢ xᵢ‖ is {unit * rest:.2g} "
+            f"for x = Σ ± xᵢ, where their residuals allow {unit * allowed:.2g}; solve again for "
+            "other parameters, batches or filters"
         )
 
 
@@ -150,6 +156,7 @@ class Run:
         self.known = known
         self.matvecs = 0
         self.history: list[TraceProgress] = []
+        self._longest = 0.0
 
     @property
     def left(self) -> int:
@@ -186,10 +193,15 @@ class Run:
 
         Raises:
             FloatingPointError: a product is not finite.
+            OutOfRange: see `check_range`.
         """
         zw, zz, ww = (np.asarray(x) for x in programs.forms(self.clock, block, products))
         if not np.isfinite(ww).all():
             report_nonfinite(self.op, products, self.matvecs)
+        if self.known.vectors is None:
+            # What known pairs leave may be zero; they are checked by a product of their own.
+            self._longest = max(self._longest, math.sqrt((ww / zz).max()))
+            check_range(self.op, self._longest)
         return zw, zz, ww
 
     def note(self, estimate: float, stderr: float) -> None:
@@ -215,9 +227,10 @@ class Run:
         """Warn if the standard error asked for was not reached."""
         until = self.settings.until
         if until is not None and not self.interrupted and stderr > until:
+            unit = 0.5 ** exponent_of(self.op)
             warn(
-                f"the standard error is {stderr:.3g} after {self.matvecs} products, above "
-                f"until={until:.3g}: {_remedy(self.matvecs, stderr / until)}"
+                f"the standard error is {unit * stderr:.3g} after {self.matvecs} products, above "
+                f"until={unit * until:.3g}: {_remedy(self.matvecs, stderr / until)}"
             )
 
     def result(

@@ -12,6 +12,7 @@ from curvax.estimators.arguments import reject_tracers
 from curvax.krylov import programs
 from curvax.krylov.eigsh import solve_pairs
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator
@@ -46,7 +47,7 @@ def sharpness(
     Raises:
         TypeError: as for `eigsh`, or `previous` is not a result with its eigenvector.
         ValueError: as for `eigsh`.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
 
     References:
         J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
@@ -71,13 +72,14 @@ def sharpness(
     if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
-    if len(_checks(previous)) < _MOST_CHECKS:
-        good = _still_good(op, start, tol, seed, _checks(previous))
+    checks = _checks(previous)
+    if len(checks) < _MOST_CHECKS:
+        good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
-            return good
+            return dataclasses.replace(good, history=(*checks, *good.history))
     result = solve_pairs(op, 1, "LA", start, options)
     made = result.num_matvecs
-    checked = int(len(_checks(previous)) < _MOST_CHECKS)
+    checked = int(len(checks) < _MOST_CHECKS)
     return dataclasses.replace(result, num_matvecs=Matvecs(made.solve, made.verification + checked))
 
 
@@ -86,9 +88,7 @@ def _checks(result: EigenResult) -> tuple[Progress, ...]:
     return () if result.num_matvecs.solve else result.history
 
 
-def _still_good(
-    op: Operator, vector: Array, tol: float, seed: int, checks: tuple[Progress, ...]
-) -> EigenResult | None:
+def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResult | None:
     """The result that one product gives, if its residual is within the tolerance."""
     clock = solve_clock()
     with clock.part("products"):
@@ -97,15 +97,16 @@ def _still_good(
     values, residuals, _ = (
         np.asarray(x) for x in programs.residuals(clock, vector, product, *nothing)
     )
+    check_range(op, float(np.hypot(values[0], residuals[0])))
     if not residuals[0] <= tol * values[0]:
         return None
     check = Progress(
-        matvecs=len(checks) + 1,
+        matvecs=1,
         converged=1,
         k=1,
         residual=float(residuals[0] / values[0]) if values[0] > 0 else 0.0,
         tol=tol,
-        max_matvecs=_MOST_CHECKS,
+        max_matvecs=1,
         restarts=0,
         largest=float(values[0]),
         seconds=clock.total(),
@@ -125,6 +126,6 @@ def _still_good(
         num_restarts=0,
         block_size=1,
         seed=seed,
-        history=(*checks, check),
+        history=(check,),
         seconds={**clock.seconds, "total": clock.total()},
     )

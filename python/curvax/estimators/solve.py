@@ -1,6 +1,7 @@
 """Linear solves with a damped operator, as for natural gradients and influence functions."""
 
 import contextlib
+import math
 import time
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import eigvalsh_tridiagonal
+from scipy.linalg import eigvalsh_tridiagonal, norm
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
 from curvax.checks import check_integer, check_number
@@ -16,10 +17,12 @@ from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.run import report_nonfinite
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.algebra import identity
 from curvax.operators.base import Operator, checked_product, is_array
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import SolveResult, warn
+from curvax.results.units import times
 
 _SOLVERS = {"cg": cg, "minres": minres}
 
@@ -60,45 +63,79 @@ def solve(
         ValueError: an argument out of range, b zero or not finite; or, where the residual stays
             above `tol`, an operator measured not to be symmetric or, for `"cg"`, `A + damping·I`
             measured not to be positive definite.
-        FloatingPointError: a product or the solution is not finite.
+        FloatingPointError: a product or the solution is not finite, or depends on numbers read as
+            zero.
     """
     reject_tracers("solve", A, b)
     op, begun = as_operator(A), time.perf_counter()
     check_choice("method", method, tuple(_SOLVERS))
     damping, tol = check_number("damping", damping), check_number("tol", tol)
     limit = check_integer("max_matvecs", max_matvecs, low=1) or min(10 * op.shape[0], 1000)
-    rhs = _flat(op, b)
+    rhs, size = _in_range(_flat(op, b))
     damped = op + damping * identity(op)
-    with InterruptFlag() as interrupted, original_errors(op):
-        x, made = _iterate(_SOLVERS[method], damped, rhs, tol, limit, interrupted)
-        residual = float(_relative_residual(damped, rhs, x))
-    made += 1
-    if not np.isfinite(residual):
-        raise FloatingPointError("the solution is not finite, the products of A are: raise damping")
-    if residual > tol and not interrupted:
-        made += _check_operator(damped, rhs, damping, method, made)
-        warn(
-            f"the relative residual is {residual:.2g} after {made} products, above tol={tol:g}: "
-            "raise max_matvecs or damping"
+
+    def attempt(scaled: Operator) -> SolveResult:
+        x, made = _iterate(_SOLVERS[method], scaled, rhs, tol, limit, interrupted)
+        residual = float(_relative_residual(scaled, rhs, x))
+        made += 1
+        if not np.isfinite(residual):
+            raise FloatingPointError(
+                "the solution is not finite, the products of A are: raise damping"
+            )
+        if residual > tol and not interrupted:
+            made += _check_operator(damped, rhs, damping, method, made)
+            warn(
+                f"the relative residual is {residual:.2g} after {made} products, above "
+                f"tol={tol:g}: raise max_matvecs or damping"
+            )
+        return SolveResult(
+            x=op.unravel(_delivered(x, size + exponent_of(scaled))),
+            relative_residual=residual,
+            converged=residual <= tol,
+            tol=tol,
+            damping=damping,
+            method=method,
+            num_matvecs=made,
+            seconds=time.perf_counter() - begun,
+            interrupted=bool(interrupted),
         )
-    return SolveResult(
-        x=op.unravel(x),
-        relative_residual=residual,
-        converged=residual <= tol,
-        tol=tol,
-        damping=damping,
-        method=method,
-        num_matvecs=made,
-        seconds=time.perf_counter() - begun,
-        interrupted=bool(interrupted),
-    )
+
+    with InterruptFlag() as interrupted, original_errors(op):
+        return in_range(damped, attempt, lambda result, exponent: result)
+
+
+def _in_range(b: Array) -> tuple[Array, int]:
+    """A right-hand side that can be computed with, and the e for which b is `2**e` times that."""
+    exponent = math.frexp(float(np.abs(np.asarray(b)).max()))[1]
+    return (b, 0) if is_safe(b.dtype, 2.0**exponent) else (times(b, -exponent), exponent)
+
+
+def _delivered(x: Array, exponent: int) -> Array:
+    """`2**exponent · x`.
+
+    Raises:
+        FloatingPointError: it overflows, or has lost digits to underflow.
+    """
+    largest = float(np.abs(np.asarray(x)).max())
+    if exponent == 0 or largest == 0:
+        return x
+    size = math.log2(largest) + exponent
+    limits = np.finfo(x.dtype)
+    if not limits.minexp - limits.machep <= size < limits.maxexp:
+        raise FloatingPointError(
+            f"the solution, of the size of 2**{size:.0f}, leaves the range of {x.dtype}: multiply "
+            "b by a power of two, and divide x by it"
+        )
+    delivered: Array = times(x, exponent)
+    return delivered
 
 
 def _flat(op: Operator, b: Any) -> Array:
     is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
     flat = b if is_flat else op.space.ravel(b, what="b")
     flat = jnp.asarray(flat, op.dtype)
-    if not bool(jnp.isfinite(flat).all()) or not bool(jnp.any(flat != 0)):
+    host = np.asarray(flat)  # where the smallest numbers are not read as zero
+    if not np.isfinite(host).all() or not host.any():
         raise ValueError("b must be finite and not zero")
     return flat
 
@@ -111,17 +148,22 @@ def _iterate(
     solver: Any, op: Operator, b: Array, tol: float, limit: int, interrupted: InterruptFlag
 ) -> tuple[Array, int]:
     """The solution and the products made. The vectors are float64, the products of the operator."""
-    made = 0
+    made, longest = 0, 0.0
     scipy_operator = op.to_scipy()
 
     def product(v: Any) -> Any:
-        nonlocal made
+        nonlocal made, longest
         if interrupted:
             raise _Stop
         made += 1
         result = scipy_operator.matvec(v)
         if not np.isfinite(result).all():
             report_nonfinite(op, jnp.asarray(result)[None], made)
+        if v.any():
+            # Of BLAS, whose squares stay in range.
+            length = float(norm(result.astype(np.float64)) / norm(v))
+            longest = max(longest, length)
+            check_range(op, longest)
         return result
 
     rhs = np.asarray(b, np.float64)

@@ -15,11 +15,13 @@ from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.trace_methods import SKETCH_PART
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
+from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks
 from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
+from curvax.results.units import times
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")
 
@@ -112,7 +114,7 @@ def trace(  # type: ignore[misc]
         ValueError: an argument out of range; for `"xtrace"` an operator measured not to be
             symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
             are measured to be another operator's.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the sketch of a method asked for by name does not fit in the free memory.
 
     References:
@@ -140,7 +142,7 @@ def trace(  # type: ignore[misc]
         raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
     with InterruptFlag() as interrupted, original_errors(op):
         if not isinstance(A, Blocks):
-            return _trace(op, request, deflate, interrupted)
+            return _in_range(op, request, deflate, interrupted)
         if deflate is not None:
             raise ValueError(
                 "deflate belongs to one operator: call trace(block, deflate=...) for each block, "
@@ -161,6 +163,12 @@ class _Request:
     seed: int
     block: int
     callback: Callable[[TraceProgress], Any] | None
+
+    def of(self, scaled: Operator) -> "_Request":
+        """The same in the units of a multiple of the operator."""
+        until = None if self.until is None else times(self.until, exponent_of(scaled))
+        callback = scaled_callback(scaled, self.callback)
+        return dataclasses.replace(self, until=until, callback=callback)
 
     def settle(self, method: str, n: int) -> Settings:
         """Decide what is left open, for a method."""
@@ -185,6 +193,12 @@ class _Request:
             block=min(self.block, n),
             callback=self.callback,
         )
+
+
+def _in_range(
+    op: Operator, request: _Request, deflate: EigenResult | None, interrupted: InterruptFlag
+) -> TraceResult:
+    return in_range(op, lambda scaled: _trace(scaled, request.of(scaled), deflate, interrupted))
 
 
 def _trace(
@@ -233,16 +247,20 @@ def _trace_blocks(
     exact = whole.shape[0] <= request.num_matvecs
     sizes = {name: op.shape[0] for name, op in blocks.items()}
     if request.method == "hutchinson" or (request.method == "auto" and not exact):
-        settings = request.settle("hutchinson", whole.shape[0])
-        run = Run(whole, settings, interrupted, Clock("products", "host"), Known())
-        return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
+
+        def attempt(scaled: Operator) -> BlockResults[TraceResult]:
+            settings = request.of(scaled).settle("hutchinson", whole.shape[0])
+            run = Run(scaled, settings, interrupted, Clock("products", "host"), Known())
+            return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
+
+        return in_range(whole, attempt)
     # Independent of each other, so that the errors of a sum add up as squares.
     states = np.random.SeedSequence(request.seed).generate_state(len(blocks))
     seeds = dict(zip(blocks, states, strict=True))
     results: dict[str, TraceResult] = {}
     for name, op in blocks.alike():
         own = dataclasses.replace(request, seed=int(seeds[name]))
-        results[name] = _trace(op, own, None, interrupted)
+        results[name] = _in_range(op, own, None, interrupted)
         if interrupted:
             break
     results = blocks.ordered(results)

@@ -105,8 +105,10 @@ def hutchinson_of_blocks(run: Run, blocks: Blocks) -> dict[str, TraceResult]:
             break
     run.warn_if_above(worst)
     samples = np.transpose(rows)
+    # A block far smaller than the others is not scaled: what was read as zero is below this.
+    floor = {name: op.shape[0] * float(np.finfo(op.dtype).tiny) for name, op in blocks.items()}
     return {
-        name: run.result("hutchinson", *pair, list(own), math.sqrt(square / len(rows)))
+        name: run.result("hutchinson", *pair, list(own), math.sqrt(square / len(rows)), floor[name])
         for name, pair, own, square in zip(blocks, pairs, samples, squares, strict=True)
     }
 

@@ -17,6 +17,7 @@ from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
 from curvax.krylov.programs import multiply, orthonormalize
+from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes
 from curvax.operators.base import Operator
@@ -56,7 +57,7 @@ def lanczos_tridiagonal(
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
         ValueError: `num_steps` below 1, a `v0` that is not one finite vector other than zero, or an
             operator measured, from the second step on, not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or depends on numbers read as zero.
         MemoryError: the vectors to be kept do not fit in the free memory.
 
     References:
@@ -71,20 +72,24 @@ def lanczos_tridiagonal(
     full = check_flag("reorthogonalize", reorthogonalize)
     drawn = arguments.check_seed(seed)
     clock = Clock("products", "recurrence", "host")
-    start = _start(op, v0, drawn, clock)
     if keep or full:
         _check_memory(op, steps)
+    make = _reorthogonalized if full else _plain
     with InterruptFlag() as interrupted, original_errors(op):
-        make = _reorthogonalized if full else _plain
-        alphas, betas, basis = make(op, start, steps, keep, interrupted, clock)
-    return LanczosTridiagonal(
-        alphas=alphas,
-        betas=betas[:-1],
-        last_beta=float(betas[-1]),
-        basis=basis,
-        num_matvecs=len(alphas),
-        seed=drawn if v0 is None else None,
-    )
+
+        def attempt(scaled: Operator) -> LanczosTridiagonal:
+            start = _start(scaled, v0, drawn, clock)
+            alphas, betas, basis = make(scaled, start, steps, keep, interrupted, clock)
+            return LanczosTridiagonal(
+                alphas=alphas,
+                betas=betas[:-1],
+                last_beta=float(betas[-1]),
+                basis=basis,
+                num_matvecs=len(alphas),
+                seed=drawn if v0 is None else None,
+            )
+
+        return in_range(op, attempt)
 
 
 def _plain(
@@ -112,6 +117,7 @@ def _reorthogonalized(
     basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
     alphas: list[float] = []
     betas: list[float] = []
+    longest = 0.0
     while not interrupted or not alphas:
         used = len(alphas) + 1
         product = multiply(clock, op, current)
@@ -131,6 +137,8 @@ def _reorthogonalized(
                 check_symmetry(abs(float(column[used - 2, 0]) - betas[-1]), largest)
         if not math.isfinite(alpha + beta):
             report_nonfinite(op, multiply(clock, op, basis[used - 1 : used]), used)
+        longest = max(longest, math.hypot(alpha, beta, betas[-1] if betas else 0.0))
+        check_range(op, longest)
         alphas.append(alpha)
         betas.append(beta)
         if used == steps or beta == 0:

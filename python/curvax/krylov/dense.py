@@ -11,6 +11,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
 from curvax.krylov.certificates import estimate_errors
 from curvax.krylov.lanczos import ASYMMETRY_LIMIT
+from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
 from curvax.krylov.settings import Settings
 from curvax.krylov.tolerance import Tolerance
@@ -43,6 +44,9 @@ class DenseSolve:
         with self.clock.part("products"):
             rows = self._products(np.eye(n, dtype=self.op.dtype), self._note)
         m = len(rows)
+        # By the largest entry first: squares of float64 leave its range, too.
+        largest = float(np.abs(rows).max())
+        check_range(self.op, largest)
         noise = _asymmetry(rows[:, :m])
         with self.clock.part("host"):
             values, vectors = np.linalg.eigh((rows[:, :m] + rows[:, :m].T) / 2)

@@ -11,10 +11,12 @@ import numpy as np
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.programs import solve_clock
+from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.selection import Wanted
 from curvax.krylov.settings import settle
 from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
+from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks
 from curvax.results import BlockResults, EigenResult, FloatArray, IntArray, Progress, numbered
@@ -127,7 +129,8 @@ def eigsh(  # type: ignore[misc]
     Raises:
         TypeError: an argument of a wrong type.
         ValueError: an argument out of range, or an operator that is measured not to be symmetric.
-        FloatingPointError: a product is not finite.
+        FloatingPointError: a product is not finite, or A holds numbers so small that they are read
+            as zero.
         MemoryError: the solve would not fit in the free memory; the message holds the forecast.
 
     References:
@@ -204,12 +207,17 @@ def solve_pairs(
     op, clock = as_operator(A), solve_clock()
     with original_errors(op):
         settings = settle(op, k, which, options, clock)
-        start = starting_block(op, v0, settings)
         with InterruptFlag() as interrupted:
-            if settings.dense:
-                result = DenseSolve(op, settings, interrupted, clock).run()
-            else:
-                result = Solve(op, settings, interrupted, clock).run(start, warm=v0 is not None)
+
+            def attempt(scaled: Operator) -> EigenResult:
+                callback = scaled_callback(scaled, settings.callback)
+                own = dataclasses.replace(settings, callback=callback)
+                start = starting_block(scaled, v0, own)
+                if own.dense:
+                    return DenseSolve(scaled, own, interrupted, clock).run()
+                return Solve(scaled, own, interrupted, clock).run(start, warm=v0 is not None)
+
+            result = in_range(op, attempt)
         indices = _places(settings.wanted, result.eigenvalues)
         return dataclasses.replace(result, indices=indices)
 

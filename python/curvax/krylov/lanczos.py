@@ -18,6 +18,7 @@ they are spread over all entries, and so accurate are the eigenvalues of T. What
 leaves out is the rounding of Q_new, times E, which shows in measured residuals alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from jax import Array
 from curvax.compiled import Clock
 from curvax.krylov import programs
 from curvax.krylov.exclusion import Cycle, log_growth
+from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
 from curvax.operators.base import Operator
 
@@ -69,6 +71,7 @@ class Lanczos:
         self._seed = seed
         self._draws = 0
         self._largest = 0.0
+        self._longest = 0.0
         # Columns of T as measured: what is below the diagonal blocks is zero.
         self._columns = np.zeros((rows, rows))
         self.coupling = np.zeros((block, 0))
@@ -112,6 +115,10 @@ class Lanczos:
         self._next = None
         self.used = old + b
         measured, coupling = self._append(products)
+        # Whose squares do not leave the range of float64.
+        lengths = [math.hypot(*column) for column in np.concatenate([measured, coupling]).T]
+        self._longest = max(self._longest, *lengths)
+        check_range(self.op, self._longest)
         self.asymmetry = max(self.asymmetry, self._check_symmetry(measured, old))
         m = self.used
         self._columns[:m, old:m] = measured[:m]

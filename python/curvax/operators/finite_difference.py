@@ -11,6 +11,7 @@ root mean square of the parameters and c is a power of two times eps^(1/3), chos
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
     steps = [2.0**e * float(op.relative_step) for e in _EXPONENTS]
     middle = op.with_step(steps[len(steps) // 2])
     start = jax.random.normal(jax.random.key(0), (1, op.shape[0]), op.dtype)
-    sharp = compiled_product(middle, start)
+    sharp = _power_of_two(product := compiled_product(middle, start)) * product
     # A random vector moves all parameters a little; its product, the directions of high curvature.
     errors = np.zeros(len(steps) - 1)
     for vector in (start, sharp):
@@ -159,13 +160,17 @@ def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
         for i, step in enumerate(steps):
             product = compiled_product(op.with_step(step), vector)
             if i:
-                change, size = jnp.linalg.norm(product - last), jnp.linalg.norm(last)
+                # The squares of small or large entries leave the range of float32.
+                unit = _power_of_two(last)
+                change = jnp.linalg.norm(unit * product - unit * last)
+                size = jnp.linalg.norm(unit * last)
                 # NaN, as where a step leaves the domain of the loss, is the worst of errors.
                 error = 0.0 if size == 0 else float(change / size)
                 errors[i - 1] = np.maximum(errors[i - 1], error)
             last = product
     best = int(np.argmin(np.where(np.isnan(errors), np.inf, errors)))
     chosen = op.with_step(steps[best])
+    _check_differences(chosen, params, start)
     theta = op.space.ravel(jax.tree.unflatten(op.space.treedef, params))[None]
     error = float(np.maximum(errors[best], _asymmetry(chosen, theta, start)))
     if not error <= _LARGE_ERROR:
@@ -177,6 +182,37 @@ def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
     return dataclasses.replace(chosen, relative_error=np.float32(error))
 
 
+def _power_of_two(rows: Array) -> float:
+    """What makes the largest entry about 1, exactly; 1 where there is none."""
+    largest = float(jnp.max(jnp.abs(rows)))
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    return 2.0 ** -min(max(exponent, -120), 120)
+
+
+def _check_differences(op: DifferenceHessian, params: Sequence[Any], v: Array) -> None:
+    """Refuse a loss with gradients so small that their differences are read as zero.
+
+    Raises:
+        FloatingPointError: it is one.
+    """
+    taken = [jnp.asarray(leaf, op.dtype) for leaf in params]
+    h = float(_step(taken, jax.tree.leaves(op.space.unravel(v[0])), op.relative_step))
+    limits = jnp.finfo(op.dtype)
+    difference = 2 * h * float(jnp.max(jnp.abs(compiled_product(op, v))))
+    if difference == 0:
+        # Unless the gradient is constant, it changes where the parameters move by all their length.
+        difference = float(jnp.max(jnp.abs(compiled_product(op.with_step(1.0), v))))
+        small = difference > 0 or 0 < abs(float(op.loss)) < float(limits.tiny) / float(limits.eps)
+    else:
+        small = difference < float(limits.tiny) / float(limits.eps)
+    if small:
+        raise FloatingPointError(
+            f"finite differences: the gradient is so small that its differences underflow in "
+            f"{op.dtype}: multiply the loss by a power of two, such as 2**60, and divide the "
+            "results by it, or take method='autodiff'"
+        )
+
+
 def _asymmetry(op: DifferenceHessian, theta: Array, v: Array) -> float:
     """`|uᵀD v − vᵀD u|` of a random u that is the same part of all parameters, relative.
 
@@ -185,9 +221,13 @@ def _asymmetry(op: DifferenceHessian, theta: Array, v: Array) -> float:
     u = theta * jax.random.normal(jax.random.key(1), theta.shape, theta.dtype)
     if not bool(jnp.any(u != 0)):
         return 0.0
-    du, dv = (compiled_product(op, w) for w in (u, v))
-    forth, back = float(jnp.vdot(u, dv)), float(jnp.vdot(v, du))
+    # In float64 the squares of all of them are in range.
+    x, y, dx, dy = (
+        np.asarray(w, np.float64)[0]
+        for w in (u, v, compiled_product(op, u), compiled_product(op, v))
+    )
+    forth, back = float(x @ dy), float(y @ dx)
     # Random vectors may have next to no inner product.
-    usual = [float(jnp.linalg.norm(a) * jnp.linalg.norm(b)) for a, b in ((u, dv), (v, du))]
+    usual = [float(np.linalg.norm(a) * np.linalg.norm(b)) for a, b in ((x, dy), (y, dx))]
     scale = max(abs(forth), abs(back), min(usual) / op.shape[0] ** 0.5)
     return abs(forth - back) / scale if scale != 0 else 0.0

@@ -65,7 +65,8 @@ def hessian(
             selected parameters, parameters in float64 with JAX's 64-bit mode off, a loss that is
             not a scalar, weights that are negative, infinite or all zero, or arrays of different
             leading lengths in a batch that is to be split, or weighted by its length.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or its gradient so small that finite differences
+            of it underflow.
     """
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(params, batch), got {loss!r}")

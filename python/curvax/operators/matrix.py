@@ -110,14 +110,21 @@ def _check_result(result: Any, space: VectorSpace) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DenseOperator(Operator):
-    """A dense symmetric array."""
+    """A dense symmetric array, times numbers: powers of two where it is very small or large.
+
+    Its entries would else be read as zero below the smallest normal number.
+    """
 
     matrix: Array
+    factors: tuple[Array, ...]
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
-        return jnp.matmul(block, self.matrix.T, precision="highest")
+        products = jnp.matmul(block, self.matrix.T, precision="highest")
+        for factor in self.factors:
+            products = products * factor
+        return products
 
 
 class HostProducts:
@@ -215,8 +222,15 @@ def _from_dense(A: Any) -> DenseOperator:
             f"A must be symmetric: max |A - A.T| is {difference:.3g}, with max |A| {scale:.3g}; "
             "pass (A + A.T) / 2 if only its symmetric part is meant"
         )
+    factors: tuple[Array, ...] = ()
+    exponent = math.frexp(float(scale))[1]
+    if abs(exponent) > -np.finfo(dtype).minexp // 4:
+        A = np.ldexp(host, -exponent)
+        # Two of them: one alone may be out of range.
+        halves = exponent // 2, exponent - exponent // 2
+        factors = tuple(jnp.asarray(2.0**half, dtype) for half in halves)
     return DenseOperator(
-        jnp.asarray(A, dtype), VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype)
+        jnp.asarray(A, dtype), factors, VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype)
     )
 
 
