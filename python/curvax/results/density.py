@@ -129,7 +129,7 @@ class SpectralDensity(Stored):
         return low, high
 
     def quantile(self, q: Any) -> Any:
-        """The least x with `cdf(x) ≥ q`: float64, of the shape of `q`.
+        """The least x with `cdf(x) ≥ q`, to rounding: float64, of the shape of `q`.
 
         By bisection, to a tenth of `rounding`.
 
@@ -140,7 +140,8 @@ class SpectralDensity(Stored):
             ValueError: a fraction outside (0, 1), or the result is of a version that kept no
                 residuals.
         """
-        return self._least(q, 1)
+        # That eigenvalue counts from `rounding` below it on.
+        return self._least(q, 1) + self.rounding
 
     def quantile_interval(self, q: Any) -> tuple[Any, Any]:
         """The 95 % interval of the least x at or below which a fraction `q` of the eigenvalues is.

@@ -160,7 +160,7 @@ def mass_bounds(rule: MeanRule, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         rule: of k steps.
         x: `(g,)` points; not NaN.
     """
-    x = np.clip(x / rule.scale, -FAR, FAR)
+    x = np.clip(x, -FAR * rule.scale, FAR * rule.scale) / rule.scale
     before = np.searchsorted(rule.nodes, x, "right")
     if not rule.last.any():
         mass = np.concatenate([[0.0], np.cumsum(rule.first**2)])[before]
