@@ -9,7 +9,9 @@ import numpy as np
 
 from curvax.results.distribution import (
     FAR,
+    Cells,
     MeanRule,
+    cells,
     displacement,
     fraction_interval,
     mass_bounds,
@@ -103,8 +105,8 @@ class SpectralDensity(Stored):
     def cdf(self, x: Any) -> Any:
         """The fraction of the operator's eigenvalues at or below `x`: float64, of the shape of `x`.
 
-        The middle of the masses that the quadratures allow, an eigenvalue within `rounding` of `x`
-        counting as at it. Takes about a millisecond for each point, for 80 steps.
+        By the nodes, the mass of each spread over what it stands for, within what the quadratures
+        allow; an eigenvalue within `rounding` of `x` counts as at it.
 
         Raises:
             ValueError: `x` has NaN, or the result is of a version that kept no residuals.
@@ -201,13 +203,14 @@ class SpectralDensity(Stored):
         return self.num_parameters - len(self.atoms)
 
     @functools.cached_property
-    def _rule(self) -> MeanRule:
+    def _measure(self) -> tuple[MeanRule, Cells]:
         if self.residuals is None:
             raise ValueError(
                 "the result is of a version that kept no residuals, without which nothing is known "
                 "of the quadrature's error: compute it again with spectral_density"
             )
-        return mean_rule(self.nodes, self.weights, self.residuals)
+        runs = self.nodes, self.weights, self.residuals
+        return mean_rule(*runs), cells(*runs)
 
     def _reach(self, x: FloatArray) -> FloatArray:
         """How far from `x` the runs may see an eigenvalue that is there."""
@@ -234,13 +237,14 @@ class SpectralDensity(Stored):
         return low, estimate, high
 
     def _masses(self, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """The least mass at or below `x` that the runs allow, the middle one and the greatest."""
+        """The mass at or below `x`: the least that the runs allow, an estimate and the greatest."""
         if not self._unknown:
             return np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+        rule, spread = self._measure
         reach = self._reach(x)
-        least, _ = mass_bounds(self._rule, x - reach)
-        lower, greatest = mass_bounds(self._rule, x + reach)
-        return least, (lower + greatest) / 2, greatest
+        least, _ = mass_bounds(rule, x - reach)
+        lower, greatest = mass_bounds(rule, x + reach)
+        return least, np.clip(spread.below(x + reach), lower, greatest), greatest
 
     def _least(self, q: Any, which: int) -> Any:
         """The least x at which one of `_fractions`, which rise, is at least `q`."""

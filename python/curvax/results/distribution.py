@@ -58,10 +58,10 @@ _MASS = 1e-9
 # Elements of the arrays held at a time.
 _CHUNK = 1 << 17
 
-# Halvings of the unit interval, to the resolution of float64.
-_BISECTIONS = 52
-
 _TAIL = 0.025
+
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class MeanRule(NamedTuple):
@@ -197,6 +197,54 @@ def _at_and_above(rule: MeanRule, x: FloatArray) -> FloatArray:
     return np.stack([at, 2.0 / np.pi * step * (np.sum(terms, axis=1) + ends)])
 
 
+class Cells(NamedTuple):
+    """Nodes of all runs, each with its mass spread evenly over a neighbourhood.
+
+    Attributes:
+        nodes: `(k,)`.
+        masses: `(k,)`, of sum 1.
+        halves: `(k,)` how far each reaches to either side.
+    """
+
+    nodes: FloatArray
+    masses: FloatArray
+    halves: FloatArray
+
+    def below(self, x: FloatArray) -> FloatArray:
+        """The mass at or below `x`, `(g,)`."""
+        step = max(1, _CHUNK // len(self.nodes))
+        pieces = [self._below(x[i : i + step]) for i in range(0, len(x), step)]
+        return np.concatenate([np.zeros(0), *pieces])
+
+    def _below(self, x: FloatArray) -> FloatArray:
+        part = np.clip(x[:, None] - self.nodes, -self.halves, self.halves) / self.halves
+        return np.asarray((0.5 + 0.5 * part) @ self.masses)
+
+
+def cells(nodes: FloatArray, weights: FloatArray, residuals: FloatArray) -> Cells:
+    """The mean measure as an estimate: what a node stands for lies about it.
+
+    That is one eigenvalue, where the residual is small, or all between the neighbours; so its mass
+    is spread over half of the residual to either side, or half of the distance to the neighbours if
+    that is less.
+
+    Args:
+        nodes: `(p, m)` ascending; NaN where a run has fewer than m.
+        weights: `(p, m)`.
+        residuals: `(p, m)`.
+    """
+    present = ~np.isnan(nodes)
+    runs = int(np.sum(present.any(axis=1)))
+    end = np.full((len(nodes), 1), np.nan)
+    gaps = np.concatenate([end, np.diff(nodes, axis=1), end], axis=1)
+    left, right = gaps[:, :-1], gaps[:, 1:]
+    outermost = np.isnan(left) | np.isnan(right)
+    spacing = np.where(outermost, np.fmax(left, right), (left + right) / 2)
+    halves = np.fmin(residuals, spacing)[present] / 2
+    halves = np.maximum(halves, np.finfo(np.float64).tiny)
+    return Cells(nodes[present], weights[present] / runs, halves)
+
+
 def fraction_interval(
     lower: FloatArray, upper: FloatArray, dimension: int, runs: int
 ) -> tuple[FloatArray, FloatArray]:
@@ -207,25 +255,27 @@ def fraction_interval(
     total = runs * (dimension + 2) / 2 - 1
     lower, upper = np.maximum(lower - _MASS, 0.0), np.minimum(upper + _MASS, 1.0)
 
-    def below(part: FloatArray, mass: FloatArray) -> FloatArray:
-        """The probability of a mass of at most `mass`, if `part` of the eigenvalues make it."""
+    def below(count: Counts, mass: FloatArray) -> FloatArray:
+        """The probability of a mass of at most `mass`, if `count` eigenvalues make it."""
+        part = count / dimension
         return np.asarray(betainc(part * total, (1.0 - part) * total, mass))
 
-    least = _first(lambda part: below(1.0 - part, 1.0 - lower) >= _TAIL, lower.shape)
-    greatest = 1.0 - _first(lambda part: below(1.0 - part, upper) >= _TAIL, upper.shape)
-    # Bisection leaves 2⁻⁵², and a fraction of all or none is no Beta distribution.
-    low = np.where(lower > 0, np.ceil(dimension * least - 1e-6), 0.0) / dimension
-    high = np.where(upper < 1, np.floor(dimension * greatest + 1e-6), dimension) / dimension
-    # Where every whole number is improbable: those on both sides.
-    return np.minimum(low, high), np.maximum(low, high)
+    # Of all or none the mass is certain.
+    least = _first(lambda k: below(dimension - k, 1.0 - lower) >= _TAIL, dimension, lower.shape)
+    most = _first(lambda k: below(dimension - k, upper) >= _TAIL, dimension, upper.shape)
+    least = np.where(lower > 0, least, 0)
+    most = dimension - np.where(upper < 1, most, 0)
+    # Where every number is improbable: those on both sides.
+    return np.minimum(least, most) / dimension, np.maximum(least, most) / dimension
 
 
-def _first(holds: Callable[[FloatArray], Any], shape: tuple[int, ...]) -> FloatArray:
-    """Where in the unit interval a condition begins to hold."""
-    low, high = np.zeros(shape), np.ones(shape)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        there = holds(middle)
+def _first(holds: Callable[[Counts], Any], size: int, shape: tuple[int, ...]) -> Counts:
+    """The first of 1 … size for which a condition holds, as it does from there on."""
+    low, high = np.zeros(shape, np.int64), np.full(shape, size, np.int64)
+    for _ in range(size.bit_length()):
+        middle = (low + high) // 2
+        # Of two neighbours the middle is the lower one, for which it does not hold.
+        there = np.where(middle > low, holds(np.maximum(middle, 1)), False)
         low, high = np.where(there, low, middle), np.where(there, middle, high)
     return high
 
