@@ -131,9 +131,9 @@ class TestAroundZero:
         widths = []
         for result in (few, many):
             low, high = result.cdf_interval(0.0)
-            assert low <= truth <= high and abs(result.cdf(0.0) - truth) < 0.1
+            assert low <= truth <= high
             widths.append(high - low)
-        assert widths[0] > 0.5 and widths[1] < 0.35
+        assert widths[0] > 0.5 and widths[1] < 0.35 and abs(many.cdf(0.0) - truth) < 0.02
 
     def test_losses(self):
         """The Hessian and the Gauss-Newton matrix of a network, of 40 outputs for 120 weights."""
@@ -159,7 +159,7 @@ class TestAroundZero:
             low, high = result.cdf_interval(x)
             assert np.all((low <= fractions(values, x)) & (fractions(values, x) <= high))
             if op is gauss_newton:
-                assert low[-3] == 0 and "below 0     0.0" in str(result)
+                assert low[-3] == 0 and ", 95 % in [0.0000, " in str(result)
 
 
 class TestWhatIsKept:

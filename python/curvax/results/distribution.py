@@ -224,9 +224,9 @@ class Cells(NamedTuple):
 def cells(nodes: FloatArray, weights: FloatArray, residuals: FloatArray) -> Cells:
     """The mean measure as an estimate: what a node stands for lies about it.
 
-    That is one eigenvalue, where the residual is small, or all between the neighbours; so its mass
-    is spread over half of the residual to either side, or half of the distance to the neighbours if
-    that is less.
+    That is one eigenvalue, where the residual is small, which is then as close as the square of it
+    over the distance to the neighbours, or else all between these; so its mass is spread over half
+    of the one or of the other to either side.
 
     Args:
         nodes: `(p, m)` ascending; NaN where a run has fewer than m.
@@ -240,7 +240,12 @@ def cells(nodes: FloatArray, weights: FloatArray, residuals: FloatArray) -> Cell
     left, right = gaps[:, :-1], gaps[:, 1:]
     outermost = np.isnan(left) | np.isnan(right)
     spacing = np.where(outermost, np.fmax(left, right), (left + right) / 2)
-    halves = np.fmin(residuals, spacing)[present] / 2
+    residuals, spacing = residuals[present], spacing[present]
+    # A single node, of one step, has no neighbours; of no residual, it is an eigenvalue.
+    single = np.isnan(spacing)
+    spacing[single] = residuals[single]
+    ratio = np.divide(residuals, spacing, out=np.ones_like(spacing), where=spacing > 0)
+    halves = spacing * np.minimum(ratio, 1.0) ** 2 / 2
     halves = np.maximum(halves, np.finfo(np.float64).tiny)
     return Cells(nodes[present], weights[present] / runs, halves)
 
