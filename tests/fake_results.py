@@ -120,7 +120,7 @@ def fake_diagonal(estimate, stderr=None, **changes):
 
 
 def fake_density(nodes, weights, atoms=(), *, n=1000, width=0.1, outliers=None, **changes):
-    """A `SpectralDensity` of given runs, on a grid that resolves them."""
+    """A `SpectralDensity` of given runs, on a grid that resolves them; nodes are eigenvalues."""
     nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
     atoms = np.asarray(atoms, np.float64)
     places = np.append(nodes[~np.isnan(nodes)], atoms)
@@ -145,6 +145,7 @@ def fake_density(nodes, weights, atoms=(), *, n=1000, width=0.1, outliers=None, 
         block_size=len(nodes),
         seed=0,
         seconds={"total": 1.0},
+        residuals=np.zeros_like(nodes),
     )
     return SpectralDensity(**(fields | changes))
 

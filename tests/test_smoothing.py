@@ -6,10 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 from fake_results import fake_density
-from scipy.special import ndtri
 
 from curvax.results import smoothing
-from curvax.results.smoothing import smoothed_cdf, smoothed_density
+from curvax.results.smoothing import smoothed_density
 
 NAN = float("nan")
 N, WIDTH, ATOMS = 50, 0.3, np.array([7.0, -4.0])
@@ -38,21 +37,14 @@ def normal_density(z):
     return math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) / WIDTH
 
 
-def normal_cdf(z):
-    return 0.5 * math.erfc(-z / math.sqrt(2))
-
-
 POINTS = np.concatenate([np.linspace(-6, 9, 40), ATOMS, [-1e6, 1e6]])
 
 
-@pytest.mark.parametrize(
-    "function, part", [(smoothed_density, normal_density), (smoothed_cdf, normal_cdf)]
-)
-def test_the_mean_is_the_gaussian_mixture(runs, function, part):
-    mean, lower, upper = function(POINTS, *runs, ATOMS, N, WIDTH)
-    exact = [mixture(part, x, *runs) for x in POINTS]
+def test_the_mean_is_the_gaussian_mixture(runs):
+    mean, lower, upper = smoothed_density(POINTS, *runs, ATOMS, N, WIDTH)
+    exact = [mixture(normal_density, x, *runs) for x in POINTS]
     np.testing.assert_allclose(mean, exact, rtol=0, atol=1e-14)
-    known = [sum(part((x - atom) / WIDTH) for atom in ATOMS) / N for x in POINTS]
+    known = [sum(normal_density((x - atom) / WIDTH) for atom in ATOMS) / N for x in POINTS]
     assert np.all(lower >= np.array(known) - 1e-15)
     assert np.all(lower <= mean + 1e-13) and np.all(mean <= upper + 1e-13)
 
@@ -63,21 +55,12 @@ def test_a_result_evaluates_its_own_measure(runs):
         result.evaluate(result.grid), (result.density, result.lower, result.upper), strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    exact = np.array([mixture(normal_cdf, x, *runs) for x in POINTS])
-    np.testing.assert_allclose(result.cdf(POINTS), exact, rtol=0, atol=1e-14)
-    low, high = result.cdf_interval(POINTS)
-    np.testing.assert_array_equal(
-        smoothed_cdf(POINTS, *runs, ATOMS, N, WIDTH), [result.cdf(POINTS), low, high]
-    )
-    assert result.cdf(-np.inf) == 0.0 and abs(result.cdf(np.inf) - 1.0) < 1e-14
 
 
-def test_the_density_integrates_to_one_and_to_the_cdf(runs):
+def test_the_density_integrates_to_one(runs):
     result = fake_density(*runs, ATOMS, n=N, width=WIDTH)
     x = np.linspace(-4 - 9 * WIDTH, 7 + 9 * WIDTH, 20_001)
-    density = result.evaluate(x)[0]
-    assert abs(np.trapezoid(density, x) - 1.0) < 1e-10
-    assert abs(np.trapezoid(density[:10_001], x[:10_001]) - result.cdf(x[10_000])) < 1e-7
+    assert abs(np.trapezoid(result.evaluate(x)[0], x) - 1.0) < 1e-10
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 1, 3), (0,)])
@@ -85,64 +68,37 @@ def test_shapes_are_those_of_the_points(runs, shape):
     result = fake_density(*runs, ATOMS, n=N, width=WIDTH)
     x = np.full(shape, 0.25)
     values = [*result.evaluate(x), result.cdf(x), *result.cdf_interval(x), result.quantile(x)]
-    for value in values:
+    for value in [*values, *result.quantile_interval(x)]:
         assert value.shape == shape and value.dtype == np.float64
     assert isinstance(result.cdf(0), np.float64) and isinstance(result.quantile(0.5), float)
 
 
-def test_quantiles_of_a_normal_are_its_closed_form():
-    result = fake_density([[2.0]] * 2, [[1.0]] * 2, n=9, width=1e-3)
-    q = np.array([1e-12, 0.01, 0.5, 0.95, 1 - 1e-9])
-    np.testing.assert_allclose(result.quantile(q), 2.0 + 1e-3 * ndtri(q), rtol=0, atol=1e-10)
-
-
-def test_quantiles_invert_the_cdf_across_scales():
-    nodes = np.array([[-50.0, -2e-3, 0.0, 1e-3, 100.0]] * 3)
-    weights = np.array([[0.1, 0.3, 0.2, 0.2, 0.2]] * 3)
-    result = fake_density(nodes, weights, width=1e-4, n=10**6)
-    q = np.array([0.05, 0.2, 0.39, 0.5, 0.7, 0.85, 0.999])
-    np.testing.assert_allclose(result.cdf(result.quantile(q)), q, rtol=0, atol=1e-9)
-    # A mass that a gap divides: the least x, where the lower group ends.
-    assert abs(result.quantile(0.1 - 1e-12) + 50.0) < 1e-3
-    assert result.quantile(0.1 + 1e-6) < -2e-3 + 1e-6
-
-
-@pytest.mark.parametrize("q", [0.0, 1.0, -0.1, 1.5, NAN, [0.5, 1.0]])
-def test_masses_outside_the_open_interval_are_refused(q):
-    result = fake_density([[0.0]], [[1.0]])
-    with pytest.raises(ValueError, match="q must lie strictly between 0 and 1, got"):
-        result.quantile(q)
-
-
 def test_a_run_without_nodes_is_left_out(runs):
     nodes, weights = (np.vstack([array, np.full(6, NAN)]) for array in runs)
-    for function in (smoothed_density, smoothed_cdf):
-        np.testing.assert_array_equal(
-            function(POINTS, nodes, weights, ATOMS, N, WIDTH),
-            function(POINTS, *runs, ATOMS, N, WIDTH),
-        )
+    np.testing.assert_array_equal(
+        smoothed_density(POINTS, nodes, weights, ATOMS, N, WIDTH),
+        smoothed_density(POINTS, *runs, ATOMS, N, WIDTH),
+    )
 
 
 def test_a_measure_of_atoms_alone_is_exact():
     empty = np.empty((0, 3))
-    for function, part in ((smoothed_density, normal_density), (smoothed_cdf, normal_cdf)):
-        mean, lower, upper = function(POINTS, empty, empty, ATOMS, 2, WIDTH)
-        exact = [sum(part((x - atom) / WIDTH) for atom in ATOMS) / 2 for x in POINTS]
-        np.testing.assert_allclose(mean, exact, rtol=0, atol=1e-15)
-        np.testing.assert_array_equal(lower, mean)
-        np.testing.assert_array_equal(upper, mean)
+    mean, lower, upper = smoothed_density(POINTS, empty, empty, ATOMS, 2, WIDTH)
+    exact = [sum(normal_density((x - atom) / WIDTH) for atom in ATOMS) / 2 for x in POINTS]
+    np.testing.assert_allclose(mean, exact, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(lower, mean)
+    np.testing.assert_array_equal(upper, mean)
 
 
 @pytest.mark.parametrize("width", [0.0, -1.0, NAN])
 def test_a_width_that_is_not_positive_is_refused(runs, width):
-    for function in (smoothed_density, smoothed_cdf):
-        with pytest.raises(ValueError, match="width.* must be > 0, got"):
-            function(0.0, *runs, ATOMS, N, width)
+    with pytest.raises(ValueError, match="width.* must be > 0, got"):
+        smoothed_density(0.0, *runs, ATOMS, N, width)
 
 
 def test_no_run_is_refused():
     with pytest.raises(ValueError, match="nodes has no run.*run at least one"):
-        smoothed_cdf(0.0, np.full((1, 3), NAN), np.full((1, 3), NAN), ATOMS, N, WIDTH)
+        smoothed_density(0.0, np.full((1, 3), NAN), np.full((1, 3), NAN), ATOMS, N, WIDTH)
 
 
 def test_chunks_do_not_change_the_numbers(runs, monkeypatch):
@@ -169,13 +125,12 @@ def test_the_interval_covers_the_truth_in_95_percent_of_draws(rng, p, d):
     x = np.array([-1.0, 0.1, 2.0, 6.0])
     uniform = np.full((1, d), 1 / d)
     empty = np.empty(0)
-    for function in (smoothed_density, smoothed_cdf):
-        truth = function(x, eigenvalues[None], uniform, empty, d, 0.3)[0]
-        hits = np.zeros(len(x))
-        for _ in range(1000):
-            weights = rng.chisquare(1, (p, d))
-            weights /= weights.sum(axis=1, keepdims=True)
-            nodes = np.broadcast_to(eigenvalues, (p, d))
-            _, lower, upper = function(x, nodes, weights, empty, d, 0.3)
-            hits += (lower <= truth) & (truth <= upper)
-        assert np.all(hits >= 900) and np.all(hits <= 990), hits
+    truth = smoothed_density(x, eigenvalues[None], uniform, empty, d, 0.3)[0]
+    hits = np.zeros(len(x))
+    for _ in range(1000):
+        weights = rng.chisquare(1, (p, d))
+        weights /= weights.sum(axis=1, keepdims=True)
+        nodes = np.broadcast_to(eigenvalues, (p, d))
+        _, lower, upper = smoothed_density(x, nodes, weights, empty, d, 0.3)
+        hits += (lower <= truth) & (truth <= upper)
+    assert np.all(hits >= 900) and np.all(hits <= 990), hits

@@ -136,15 +136,18 @@ def test_table_of_an_interrupted_diagonal_leaves_out_what_was_not_reached():
 
 def test_table_of_a_density():
     nodes, weights = [[-1.0, 1.0]] * 2, [[0.25, 0.75], [0.35, 0.65]]
-    result = fake_density(nodes, weights, [7.5], n=1000, width=1e-3)
+    result = fake_density(nodes, weights, [7.5], n=1000, width=1e-3, rounding=1e-3)
     low, high = result.cdf_interval(0.0)
+    assert 0.25 < low < 0.2997 < high < 0.35
     assert str(result).splitlines() == [
         "parameters  1,000, eigenvalues deflated: 1",
         "runs        2 of 2 steps, 4 products",
         "width       0.001",
-        # Medians of the parts: Φ⁻¹(0.05/0.2997) and so on, in widths from the nodes.
-        "quantiles   5 %: -1.001    50 %: 0.9994    95 %: 1.001",
-        f"below 0     0.2997 smoothed, 95 % in [{low:.4f}, {high:.4f}]; of the nodes 0.2997",
+        # The nodes, and what rounding leaves open.
+        "5 % below   -1, 95 % in [-1.001, -0.999]",
+        "50 % below  1, 95 % in [0.999, 1.001]",
+        "95 % below  1, 95 % in [0.999, 1.001]",
+        f"below 0     0.2997, 95 % in [{low:.4f}, {high:.4f}] (below -0.002, beyond rounding)",
         "outliers    7.5",
     ]
     # Runs that broke down, or that an interrupt ended, have as many steps as nodes.
@@ -152,9 +155,11 @@ def test_table_of_a_density():
     assert "runs        2 of 2 to 3 steps, 6 products" in str(short)
     ended = fake_density([[-1.0, 1.0, NAN]], [[0.5, 0.5, NAN]], interrupted=True)
     assert "runs        1 of 2 steps" in str(ended) and str(ended).endswith("\ninterrupted")
-    # Smoothing moves half of the mass at zero below it.
-    flat = fake_density([[-1e-8, 1.0]], [[0.25, 0.75]], [], n=1000, width=1e-3)
-    assert "below 0     0.1250 smoothed" in str(flat) and "of the nodes 0.0000" in str(flat)
+    # Zeros are not below zero.
+    flat = fake_density([[-1e-8, 1.0]], [[0.25, 0.75]], n=1000, rounding=1e-6)
+    assert "below 0     0.0000, 95 % in [0.0000, 0.0000] (below -2e-06, b" in str(flat)
+    old = str(dataclasses.replace(result, residuals=None)).splitlines()
+    assert old == [line for line in str(result).splitlines() if "below" not in line]
     many = str(fake_density(nodes, weights, outliers=np.arange(30.0)[::-1])).split("outliers")[1]
     assert many.split() == [*(f"{i}," for i in range(29, 9, -1)), "and", "10", "more"]
 

@@ -60,7 +60,8 @@ def spectral_density(
         A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
             `dtype` and `matvec`.
         num_runs: random starts. The band narrows with the root of their number, times n.
-        num_steps: Lanczos steps of each run, from 2 to n. Twice as many resolve twice as much.
+        num_steps: Lanczos steps of each run, at least 2. No more are made than the space has
+            dimensions: n, less the pairs of `deflate`. Twice as many resolve twice as much.
         width: standard deviation of the Gaussian, in units of the eigenvalues. By default it is
             that which the quadrature resolves: 0.75 of the distance between neighbouring nodes
             that 99 % of the mass does not exceed, where nodes that are single eigenvalues by their
@@ -77,10 +78,12 @@ def spectral_density(
         callback: called with a `DensityProgress` after each step.
 
     Returns:
-        The density on a grid, with its band, and the nodes and weights of every run. `outliers` are
-        the atoms, and eigenvalues further than three quartile distances beyond the quartiles on
-        which four of five runs agree: copies of a multiple one are not told apart. After Ctrl-C: of
-        the runs finished by then, or, if there are none, of those under way.
+        The density on a grid, with its band, and the nodes, weights and residuals of every run;
+        `cdf`, `quantile` and their intervals, which follow from these, are those of the
+        eigenvalues, unsmoothed. `outliers` are the atoms, and eigenvalues further than three
+        quartile distances beyond the quartiles on which four of five runs agree: copies of a
+        multiple one are not told apart. After Ctrl-C: of the runs finished by then, or, if there
+        are none, of those under way.
 
     Raises:
         TypeError: an argument of a wrong type, or a call inside a transformation such as `jit`.
@@ -147,10 +150,10 @@ def _summarize(
     """The fields of the result that follow from the quadratures."""
     n, eps = op.shape[0], float(jnp.finfo(op.dtype).eps)
     atoms = times(request.atoms, exponent_of(op))
-    nodes, weights = np.full((2, len(each), request.num_steps), np.nan)
+    runs = np.full((3, len(each), request.num_steps), np.nan)
     for i, quadrature in enumerate(each):
-        nodes[i, : len(quadrature.nodes)] = quadrature.nodes
-        weights[i, : len(quadrature.nodes)] = quadrature.weights
+        runs[:, i, : len(quadrature.nodes)] = quadrature
+    nodes, weights, residuals = runs
     rest = n - len(atoms)  # the eigenvalues that the runs saw
     distinct = resolution.without_ghosts(each, rest, eps)
     places = np.append(nodes[~np.isnan(nodes)], atoms)
@@ -174,6 +177,9 @@ def _summarize(
         "width": width,
         "nodes": nodes,
         "weights": weights,
+        "residuals": residuals,
+        "rounding": resolution.ROUNDING * eps * largest,
+        "coupling": request.coupling,
         "atoms": atoms,
         "outliers": np.sort(outliers)[::-1],
     }

@@ -51,7 +51,8 @@ def log_det(
             `dtype` and `matvec`.
         damping: added to every eigenvalue; not negative.
         num_runs: random starts.
-        num_steps: Lanczos steps of each run, at most n. How many are needed grows with the root of
+        num_steps: Lanczos steps of each run, at least 1. No more are made than the space has
+            dimensions: n, less the pairs of `deflate`. How many are needed grows with the root of
             the condition number of `A + damping·I`.
         deflate: what `eigsh` returned for this operator: the logarithms of its values are added as
             they are, and only the rest is estimated.

@@ -77,11 +77,12 @@ class Request:
 
     Attributes:
         num_runs: random starts.
-        num_steps: products for each: no more than the space has dimensions.
+        num_steps: products for each, no more than the space has dimensions.
         block_size: runs side by side.
         seed: start i depends on the seed and on i alone.
         known: the eigenpairs left out.
         atoms: `(k,)` float64, their eigenvalues.
+        coupling: `‖A X − X Θ‖` of their vectors X and values Θ, or more.
     """
 
     num_runs: int
@@ -90,6 +91,7 @@ class Request:
     seed: int
     known: Known
     atoms: Matrix
+    coupling: float
 
 
 def check_request(
@@ -117,8 +119,14 @@ def check_request(
             f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "
             f"{known.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
         )
-    atoms = np.zeros(0) if deflate is None else np.asarray(deflate.eigenvalues, np.float64)
-    return Request(runs, min(steps, op.shape[0] - known.count), block, seed, known, atoms)
+    atoms, residuals = np.zeros((2, 0))
+    if deflate is not None:
+        atoms, residuals = (
+            np.asarray(x, np.float64) for x in (deflate.eigenvalues, deflate.residuals)
+        )
+    steps = min(steps, op.shape[0] - known.count)
+    coupling = float(np.linalg.norm(residuals))
+    return Request(runs, steps, block, seed, known, atoms, coupling)
 
 
 def lanczos_runs(

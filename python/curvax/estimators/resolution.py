@@ -20,7 +20,7 @@ _WIDTH = 0.75
 _BULK = 0.99
 
 # What rounding makes of one eigenvalue, in units of the roundoff of the largest.
-_ROUNDING = 10.0
+ROUNDING = 10.0
 
 # The mass, in eigenvalues, below which a node is none: of 125 starts, one has so little of a given
 # eigenvector.
@@ -42,7 +42,7 @@ def without_ghosts(each: list[Quadrature], n: int, eps: float) -> list[Quadratur
     Those that agree to rounding are taken together, with the best residual among them; those of
     next to no mass, ghosts that have just begun to form, are left out.
     """
-    rounding = _ROUNDING * eps * _scale(each)
+    rounding = ROUNDING * eps * _scale(each)
     merged = []
     for run in each:
         q = Quadrature(*(values[run.weights > _NO_MASS / n] for values in run))
@@ -68,7 +68,7 @@ def default_width(each: list[Quadrature], n: int, eps: float) -> float:
         return 1e-3 * (scale or 1.0)
     spacings = [_spacing(q)[rest] for q, rest in zip(each, unresolved, strict=True)]
     spacing = _quantile(np.concatenate(spacings), weights, _BULK)
-    return max(_WIDTH * spacing, _ROUNDING * eps * scale)
+    return max(_WIDTH * spacing, ROUNDING * eps * scale)
 
 
 def isolated(each: list[Quadrature], n: int, eps: float) -> Matrix:
@@ -79,7 +79,7 @@ def isolated(each: list[Quadrature], n: int, eps: float) -> Matrix:
     eigenvalue, 1/n times a χ² of as many degrees of freedom as there are runs, falls below once in
     a thousand. Copies of a multiple eigenvalue, and ghosts, count as one.
     """
-    rounding = _ROUNDING * eps * _scale(each)
+    rounding = ROUNDING * eps * _scale(each)
     low, high = _bulk(each)
     found: list[tuple[float, float, float, int]] = []
     for run, q in enumerate(each):

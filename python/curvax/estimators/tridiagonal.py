@@ -39,7 +39,7 @@ def lanczos_tridiagonal(
     Args:
         A: a curvax operator, a dense or SciPy sparse symmetric array, or anything with `shape`,
             `dtype` and `matvec`.
-        num_steps: how many; at most n are made.
+        num_steps: Lanczos steps, at least 1. No more are made than the space has dimensions: n.
         v0: where to start, a vector; random if None.
         reorthogonalize: whether to keep the vectors, and to make each orthogonal to those before
             it. T is then the projection `Q A Qᵀ` to rounding. Otherwise three vectors are held, and

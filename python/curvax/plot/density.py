@@ -71,7 +71,10 @@ def _bulk(result: SpectralDensity) -> tuple[float, float]:
     present = ~np.isnan(result.nodes)
     order = np.argsort(result.nodes[present])
     nodes, weights = result.nodes[present][order], result.weights[present][order]
-    outliers, middle = result.outliers, result.quantile(0.5)
+    if not len(nodes):
+        return float(result.grid[0]), float(result.grid[-1])
+    mass = np.cumsum(weights)
+    outliers, middle = result.outliers, nodes[np.searchsorted(mass, 0.5 * mass[-1])]
     margin = 5.0 * result.width
     below = np.max(outliers[outliers < middle], initial=-np.inf) + margin
     above = np.min(outliers[outliers > middle], initial=np.inf) - margin

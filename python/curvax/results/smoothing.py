@@ -13,17 +13,16 @@ measure the mean over the runs of ∫g has the variance
     2 / (p (d + 2)) · (E g² − (E g)²)
 
 The 95 % interval is that of all means E g which a normal variable of this variance puts within 1.96
-standard deviations of the one measured, with the ratio E g² / E g as measured: Wilson's interval,
-if g is an indicator (E. Wilson, J. Amer. Statist. Assoc. 22, 1927). The spread of p runs would
+standard deviations of the one measured, with the ratio E g² / E g as measured, as Wilson's interval
+of an indicator (E. Wilson, J. Amer. Statist. Assoc. 22, 1927). The spread of p runs would
 give a wider one, which still fails at an isolated eigenvalue, whose mass is a χ² of p degrees of
 freedom.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from curvax.results.eigen import FloatArray
 
@@ -51,38 +50,6 @@ def smoothed_density(
     Raises:
         ValueError: `width` is not positive, or there is no run while a < n.
     """
-    ends = _smoothed(_gaussian, x, nodes, weights, atoms, n, width)
-    peak = 1.0 / (width * np.sqrt(2.0 * np.pi))
-    mean, lower, upper = (peak * end for end in ends)
-    return mean, lower, upper
-
-
-def smoothed_cdf(
-    x: Any, nodes: FloatArray, weights: FloatArray, atoms: FloatArray, n: int, width: float
-) -> tuple[Any, Any, Any]:
-    """The mass of the smoothed measure at or below `x`, and its pointwise 95 % interval.
-
-    Arguments, results and errors are those of `smoothed_density`; no end is above the part of the
-    atoms plus the mass that the atoms leave.
-    """
-    return _smoothed(ndtr, x, nodes, weights, atoms, n, width)
-
-
-def _gaussian(z: FloatArray) -> FloatArray:
-    # Beyond 40 σ the exponential is zero in float64, and the square could overflow.
-    return np.asarray(np.exp(-0.5 * np.clip(z, -40.0, 40.0) ** 2))
-
-
-def _smoothed(
-    kernel: Callable[[FloatArray], FloatArray],
-    x: Any,
-    nodes: FloatArray,
-    weights: FloatArray,
-    atoms: FloatArray,
-    n: int,
-    width: float,
-) -> tuple[Any, Any, Any]:
-    """`kernel` maps (x − θ)/σ to the part, from 0 to 1, of a node that counts at x."""
     if not width > 0:
         raise ValueError(f"width, the Gaussian's standard deviation, must be > 0, got {width}")
     nodes, weights = _without_absent(nodes, weights)
@@ -95,15 +62,20 @@ def _smoothed(
     step = max(1, _CHUNK // max(1, nodes.size, len(atoms)))
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
-        known[part] = kernel((flat[part, None] - atoms) / width).sum(axis=1) / n
+        known[part] = _gaussian((flat[part, None] - atoms) / width).sum(axis=1) / n
         if unknown:
-            terms = kernel((flat[part, None, None] - nodes) / width)
+            terms = _gaussian((flat[part, None, None] - nodes) / width)
             mean[part] = np.einsum("xrj,rj->x", terms, weights) / p
             square[part] = np.einsum("xrj,rj->x", terms**2, weights) / p
-    share = unknown / n
+    share, peak = unknown / n, 1.0 / (width * np.sqrt(2.0 * np.pi))
     ends = (mean, *(_interval(mean, square, unknown, p) if unknown else (mean, mean)))
-    mean, lower, upper = ((known + share * end).reshape(points.shape)[()] for end in ends)
+    mean, lower, upper = ((peak * (known + share * end)).reshape(points.shape)[()] for end in ends)
     return mean, lower, upper
+
+
+def _gaussian(z: FloatArray) -> FloatArray:
+    # Beyond 40 σ the exponential is zero in float64, and the square could overflow.
+    return np.asarray(np.exp(-0.5 * np.clip(z, -40.0, 40.0) ** 2))
 
 
 def _without_absent(nodes: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:

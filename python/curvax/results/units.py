@@ -23,7 +23,16 @@ _DIRECT: dict[type, tuple[str, ...]] = {
     TraceResult: ("estimate", "stderr", "interval", "samples"),
     DiagonalResult: ("estimate", "stderr"),
     LanczosTridiagonal: ("alphas", "betas", "last_beta"),
-    SpectralDensity: ("grid", "width", "nodes", "atoms", "outliers"),
+    SpectralDensity: (
+        "grid",
+        "width",
+        "nodes",
+        "atoms",
+        "outliers",
+        "residuals",
+        "rounding",
+        "coupling",
+    ),  # fmt: skip
     Progress: ("largest",),
     TraceProgress: ("estimate", "stderr", "until"),
 }
