@@ -20,7 +20,8 @@ def solve_clock() -> Clock:
 @program()
 def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
     """A block of standard normal vectors, as many as `like` is long: the draw-th of the seed."""
-    key = jax.random.fold_in(jax.random.key(seed), draw)
+    # The generator is named: the vectors are those of the seed whatever the default one is.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
     b, n = like.shape[0], op.shape[0]
 
     def fill(block: Array, first: Array, width: int) -> Array:

@@ -31,7 +31,8 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
         pad = jnp.zeros((-given % b, vectors.shape[1]), vectors.dtype)
         return jnp.concatenate([vectors, pad]).reshape(-1, b, vectors.shape[1]).sum(axis=0)
     if given < b:
-        key = jax.random.fold_in(jax.random.key(settings.seed & 0xFFFFFFFF), 0)
+        key = jax.random.key(settings.seed & 0xFFFFFFFF, impl="threefry2x32")
+        key = jax.random.fold_in(key, 0)
         rest = jax.random.normal(key, (b - given, vectors.shape[1]), vectors.dtype)
         return jnp.concatenate([vectors, rest])
     return vectors

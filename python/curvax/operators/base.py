@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
+from curvax.compiled import untracked_settings
 from curvax.filters import Filter, leaf_names
 
 
@@ -296,9 +298,14 @@ def _algebra() -> Any:
     return algebra
 
 
-@jax.jit
 def compiled_product(op: Operator, block: Array) -> Array:
     """`op.product`, compiled; the operator's arrays are arguments."""
+    return _compiled_product(untracked_settings(), op, block)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_product(settings: tuple[Any, ...], op: Operator, block: Array) -> Array:
+    """`settings` are read where the product is traced."""
     return checked_product(op, block)
 
 
