@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from curvax.compiled import untracked_settings
 from curvax.filters import Filter, leaf_names
+from curvax.operators.placement import check_not_typed_by_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class VectorSpace:
         flat = []
         for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
             place = f"leaf {name!r} of {what}" if name else what
+            check_not_typed_by_shards(leaf, place)
             if np.shape(leaf) != (*batch, *shape):
                 raise ValueError(
                     f"{place} must have shape {(*batch, *shape)}, got {np.shape(leaf)}"
