@@ -52,7 +52,7 @@ ENTRIES = {
     "power": lambda op: cx.power_iteration(op, seed=0, tol=1e-2).eigenvalues,
     "solve": lambda op: cx.solve(op, v, damping=5.0).x["u"][:2],
     "tridiagonal": lambda op: cx.lanczos_tridiagonal(op, 4, seed=0).alphas,
-    "density": lambda op: cx.spectral_density(op, num_steps=5, num_matvecs=10, seed=0).nodes,
+    "density": lambda op: cx.spectral_density(op, num_steps=5, num_runs=2, seed=0).nodes,
     "log_det": lambda op: cx.log_det(op + 5.0 * cx.identity(op), seed=0).estimate,
     "sharpness": lambda op: cx.sharpness(op, seed=0).value,
 }

@@ -136,6 +136,20 @@ def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
     return lambda fun: Program(fun, **options)
 
 
+def row_sums(x: Array) -> Array:
+    """Sums over the last axis, in an order that depends on its length alone.
+
+    By halves, added elementwise: XLA orders the sums of a reduction as it splits it among threads.
+    """
+    width = x.shape[-1]
+    size = 1 << max(width - 1, 0).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - width)])
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
+
+
 def over_columns(fun: Callable[[Any, Array, int], Any], carry: Any, n: int) -> Any:
     """Fold `fun(carry, first, width)` over chunks of the columns 0 to n."""
     whole, rest = divmod(n, CHUNK)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Clock, over_columns, program
+from curvax.compiled import Clock, over_columns, program, row_sums
 from curvax.krylov import storage
 from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
@@ -84,7 +84,7 @@ def residuals(basis: Array, products: Array, start: Array) -> tuple[Array, Array
 
     def moments(total: Any, first: Array, width: int) -> Any:
         x, w = columns(first, width)
-        return total[0] + jnp.sum(x * x, axis=1), total[1] + jnp.sum(x * w, axis=1)
+        return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
 
     squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n)
     quotients = inner / squares
@@ -92,7 +92,7 @@ def residuals(basis: Array, products: Array, start: Array) -> tuple[Array, Array
     def rest(total: Array, first: Array, width: int) -> Array:
         x, w = columns(first, width)
         difference = w - quotients[:, None] * x
-        return total + jnp.sum(difference * difference, axis=1)
+        return total + row_sums(difference * difference)
 
     return quotients, jnp.sqrt(over_columns(rest, jnp.zeros(b), n) / squares)
 
@@ -129,9 +129,9 @@ def squared_distance(a: Array, b: Array) -> Array:
     def add(total: Array, first: Array, width: int) -> Array:
         pieces = (lax.dynamic_slice_in_dim(x, first, width, axis=1) for x in (a, b))
         wide = [piece.astype(jnp.float64) for piece in pieces]
-        return total + jnp.sum((wide[0] - wide[1]) ** 2)
+        return total + row_sums((wide[0] - wide[1]) ** 2)
 
-    return over_columns(add, jnp.zeros(()), a.shape[1])
+    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1]))
 
 
 @program()
