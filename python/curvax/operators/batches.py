@@ -46,7 +46,8 @@ def stack_batches(
     Raises:
         TypeError: `microbatch_size` or `num_batches` is not an integer.
         ValueError: no batch, an empty batch, an array whose type is sharded, leading axes that
-            differ within a batch (when microbatches or numbers are asked for), or `microbatch_size` or `num_batches` below 1.
+            differ within a batch (when microbatches or numbers are asked for), or
+            `microbatch_size` or `num_batches` below 1.
     """
     microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
     num_batches = check_integer("num_batches", num_batches, low=1)
