@@ -20,11 +20,14 @@
 
 namespace curvax {
 
-// Checks that there is a basis of a storage type, and describes it.
+// Checks that there is a basis of a storage type, with elements, and describes it.
 template <typename Args>
 xla::ffi::Error ReadBasis(const char* op, const xla::ffi::AnyBuffer& basis, Args* args) {
-  if (basis.dimensions().size() != 2) {
-    return xla::ffi::Error::InvalidArgument(std::string(op) + ": basis must have shape (rows, n)");
+  const auto shape = basis.dimensions();
+  if (shape.size() != 2 || shape[0] == 0 || shape[1] == 0) {
+    return xla::ffi::Error::InvalidArgument(
+        std::string(op) + ": basis must have shape (rows, n), at least 1 each, got " +
+        ShapeText(shape));
   }
   const std::optional<DType> dtype = ToDType(basis.element_type());
   if (!dtype) {
@@ -32,8 +35,8 @@ xla::ffi::Error ReadBasis(const char* op, const xla::ffi::AnyBuffer& basis, Args
                                             ": basis must be f32, f64, bf16 or f16");
   }
   args->dtype = *dtype;
-  args->rows = basis.dimensions()[0];
-  args->n = basis.dimensions()[1];
+  args->rows = shape[0];
+  args->n = shape[1];
   return xla::ffi::Error::Success();
 }
 

@@ -51,6 +51,10 @@ inline xla::ffi::Error ReadOperands(const char* op, const xla::ffi::AnyBuffer& l
     return ffi::Error::InvalidArgument(std::string(op) + ": logits must be f32, f64, bf16 or f16");
   }
   const int64_t rows = shape[0], vocab = shape[1], count = single ? 1 : tangent_shape[0];
+  if (vocab == 0) {
+    return ffi::Error::InvalidArgument(std::string(op) + ": logits must have a class, got shape " +
+                                       ShapeText(shape));
+  }
   CURVAX_RETURN_IF_ERROR(
       CheckTangents(op, "tangents", tangents, logits.element_type(), single, count, rows, vocab));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "labels", labels, ffi::DataType::S32, {rows}));

@@ -350,15 +350,19 @@ class Sum {
   T *shared_, *workers_, *partial_;
 };
 
+// Without elements of C there is nothing to cut into tiles.
+bool Empty(const MatmulSumArgs& args) { return args.batch == 0 || args.m == 0 || args.n == 0; }
+
 }  // namespace
 
 int64_t MatmulSumWorkspaceBytes(const MatmulSumArgs& args, int64_t max_workers) {
+  if (Empty(args)) return 0;
   if (args.dtype == DType::kF64) return Plan<double>(args, max_workers).Bytes(max_workers);
   return Plan<float>(args, max_workers).Bytes(max_workers);
 }
 
 void MatmulSum(const MatmulSumArgs& args, const ParallelFor& pool) {
-  if (args.batch * args.m * args.n == 0) return;
+  if (Empty(args)) return;
   if (args.dtype == DType::kF64) return Sum<double>(args, pool).Run();
   return Sum<float>(args, pool).Run();
 }

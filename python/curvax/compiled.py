@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import functools
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,13 +45,40 @@ class Clock:
 _cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 _CACHED = 32
 
+# JAX traces it anew where a setting is another one that its traces depend on (64-bit mode, the
+# precision of products, the default device, a mesh), and else returns the trace that it has.
+_nothing = jax.jit(lambda: ())
+
+
+def untracked_settings() -> tuple[Any, ...]:
+    """The settings that a trace depends on, and that JAX does not keep its traces apart by.
+
+    The default random generator, and the environment variable CURVAX_IMPL.
+    """
+    generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    return generator, os.environ.get("CURVAX_IMPL")
+
+
+def _settings() -> tuple[Any, ...]:
+    """All settings that a compiled program depends on, as a key."""
+    return _nothing.trace().jaxpr, untracked_settings()
+
+
+def _placement(leaves: list[Any]) -> Any:
+    """Where arguments lie, as a key; arrays that are not bound to a device follow the others."""
+    bound = [leaf.sharding for leaf in leaves if getattr(leaf, "committed", False)]
+    devices = frozenset().union(*(sharding.device_set for sharding in bound))
+    if len(devices) <= 1:
+        return devices
+    return tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A function, compiled once per structure, shapes and dtypes of its arguments.
+    """A function, compiled once per structure, types and devices of its arguments, and settings.
 
     Compiled ahead of time, so that compilation is timed apart and the memory can be read before
-    a run.
+    a run; under `jax.disable_jit()` too, which has no such programs.
 
     Attributes:
         fun: the function.
@@ -78,17 +107,23 @@ class Program:
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return int(memory.temp_size_in_bytes + results)
 
-    def _mode(self) -> contextlib.AbstractContextManager[None]:
-        return jax.enable_x64(True) if self.wide else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _mode(self) -> Iterator[None]:
+        wide = jax.enable_x64(True) if self.wide else contextlib.nullcontext()
+        with jax.disable_jit(False), wide:
+            yield
 
     def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
         leaves, treedef = jax.tree.flatten(args)
-        avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-        key = (self, treedef, avals, x64)
+        types = tuple(
+            (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
+        )
+        key = (self, treedef, types, _placement(leaves), _settings())
         if key not in _cache:
+            # A function of its own, since JAX would return what it has traced under other settings.
+            fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
             with clock.part("compile"):
-                lowered = jax.jit(self.fun, donate_argnums=self.donate).lower(*args)
+                lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
                 _cache[key] = lowered.compile()
             while len(_cache) > _CACHED:
                 _cache.popitem(last=False)
@@ -99,6 +134,20 @@ class Program:
 def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
     """Turn a function into a `Program` with these options."""
     return lambda fun: Program(fun, **options)
+
+
+def row_sums(x: Array) -> Array:
+    """Sums over the last axis, in an order that depends on its length alone.
+
+    By halves, added elementwise: XLA orders the sums of a reduction as it splits it among threads.
+    """
+    width = x.shape[-1]
+    size = 1 << max(width - 1, 0).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - width)])
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
 
 
 def over_columns(fun: Callable[[Any, Array, int], Any], carry: Any, n: int) -> Any:

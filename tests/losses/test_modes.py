@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.losses.problems import EPS, OPTIONS, assert_close, make_problem
 
+import curvax as cx
 from curvax import losses
 
 
@@ -138,6 +139,35 @@ def test_a_third_derivative_is_refused(kind, rng):
         jax.jvp(third, (slots,), (v,))
     with pytest.raises(NotImplementedError, match="third derivative"):
         jax.jit(jax.grad(lambda s: inner(third(s), v)))(slots)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.parametrize("kind", ["softmax", "linear"])
+def test_products_of_operators_refuse_a_third_derivative(kind, curvature, rng):
+    """Through fences too; in the vector, in which they are linear, they have a derivative."""
+    x, y = jnp.asarray(rng.normal(size=(90, 64)), jnp.float32), jnp.arange(90) % 7
+    w = jnp.asarray(rng.normal(size=(64, 64)) / 8, jnp.float32)
+    head = jnp.asarray(rng.normal(size=(7, 64)) / 8, jnp.float32)
+
+    def forward(w, batch):
+        hidden = jnp.tanh(jnp.tanh(batch[0] @ w) @ w)
+        return hidden @ head.T if kind == "softmax" else (hidden, head)
+
+    def loss(outputs, batch):
+        if kind == "softmax":
+            return losses.softmax_cross_entropy(outputs, batch[1])
+        return losses.linear_cross_entropy(*outputs, batch[1])
+
+    def product(w, v):
+        if curvature == "ggn":
+            return cx.ggn(forward, loss, w, (x, y)) @ v
+        return cx.hessian(lambda w, batch: loss(forward(w, batch), batch), w, (x, y)) @ v
+
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        jax.grad(lambda p: jnp.vdot(w, product(p, w)))(w)
+    v = jnp.sin(w)
+    along = jax.grad(lambda v: jnp.vdot(w, product(w, v)))(v)
+    assert_close((along,), (product(w, w),), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "linear"])

@@ -226,3 +226,16 @@ def test_rotation(level, dtype, used, kept, n, rng):
         eps = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-9, "float16": 2.0**-11}
         error = np.linalg.norm(first[:kept].astype(np.float64) - want, axis=1)
         assert (error <= 4 * eps[dtype] * np.linalg.norm(want, axis=1)).all()
+
+
+@pytest.mark.parametrize("rows,n", [(0, 5), (4, 0), (0, 0)])
+def test_rotation_of_nothing(cpu_level, rows, n):
+    basis = np.zeros((rows, n), np.float32)
+    native.rotate_basis(cpu_level, 2, "float32", basis, np.eye(rows), rows, rows)
+
+
+def test_rotation_of_no_rows_that_are_used(level, rng):
+    basis = rng.normal(size=(4, 100)).astype(np.float32)
+    got = basis.copy()
+    native.rotate_basis(level, 2, "float32", got, np.eye(4), 0, 0)
+    assert np.array_equal(got, basis)

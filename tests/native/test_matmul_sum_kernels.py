@@ -70,6 +70,18 @@ def test_the_result_does_not_depend_on_the_threads(cpu_level):
         assert np.array_equal(run(cpu_level, threads, a, b, c, False), one)
 
 
+# Every combination of zero extents; with no k, what is added to stays.
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [s for s in np.ndindex(2, 2, 2, 2) if 0 in s], ids=str)
+def test_zero_extents(cpu_level, size, dtype):
+    batch, m, n, k = (5 * extent for extent in size)
+    a, b = [np.ones((batch, m, k), dtype)] * 2, [np.ones((batch, k, n), dtype)] * 2
+    start = np.full((batch, m, n), 3, dtype)
+    for threads in (1, 2):
+        assert np.array_equal(run(cpu_level, threads, a, b, start, True), start)
+        assert np.array_equal(run(cpu_level, threads, a[:1], b[:1], start, False), 0 * start)
+
+
 def test_infinities_and_nans_stay_in_their_rows_and_columns(cpu_level):
     a, b = np.ones((1, 20, 30), np.float32), np.ones((1, 30, 40), np.float32)
     a[0, 3, 5], b[0, 7, 11] = np.inf, np.nan

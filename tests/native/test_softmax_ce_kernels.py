@@ -208,3 +208,14 @@ def test_huge_logits_do_not_overflow(level, size, rng):
     got = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0])
     check(got, expected(z, u, labels, weights, *OPTIONS[0]), "float32", scale_of=1.0 * size)
     assert all(np.isfinite(x).all() for x in got)
+
+
+@pytest.mark.parametrize("rows,vocab,tangents", [(0, 7, 2), (0, 7, 0), (3, 7, 0), (0, 0, 0)])
+def test_zero_extents(level, rows, vocab, tangents, rng):
+    z, u = np.ones((rows, vocab), np.float32), np.ones((tangents, rows, vocab), np.float32)
+    labels, weights = np.zeros(rows, np.int32), np.ones(rows, np.float32)
+    loss, lse, gradient, products = run(level, 2, "float32", z, u, labels, weights, OPTIONS[0])
+    assert products.shape == u.shape
+    if rows:
+        np.testing.assert_allclose(loss, np.log(vocab), rtol=1e-6)
+        np.testing.assert_allclose(gradient, 1 / vocab - np.eye(vocab)[labels], rtol=1e-6)

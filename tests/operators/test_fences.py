@@ -1,11 +1,14 @@
 """The fence rewrite: exact, and in place, whatever the model is made of."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+import curvax as cx
 from curvax import _native
 from curvax.operators.fences import fence
 
@@ -143,6 +146,98 @@ def test_small_values_are_left_alone():
     fun = lambda x: jnp.tanh(x) @ x  # noqa: E731
     text = jax.jit(fence(fun)).lower(jnp.ones((8, 8))).compile().as_text()
     assert _count(text) == 0
+
+
+def _wide(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+
+
+def _dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def _batch_loss(p, batch):
+    return plain({**p, "x": batch}) / batch.shape[0]
+
+
+def _problem():
+    p, v = (_wide(_weights(key)) for key in (0, 1))
+    batch = p.pop("x")
+    v.pop("x")
+    return p, v, batch
+
+
+@native
+@pytest.mark.parametrize("linearize", [True, False])
+def test_products_can_be_differentiated(linearize):
+    """`q(p) = vᵀ H(p) v` of a fenced product: what JAX says of the same without an operator."""
+    with jax.enable_x64(True):
+        p, v, batch = _problem()
+        along = jax.tree.map(lambda x: jnp.cos(x), v)
+
+        def quadratic(p, scale):
+            op = cx.hessian(_batch_loss, p, scale * batch, linearize=linearize)
+            return _dot(v, op @ v)
+
+        def truth(p, scale):
+            gradient = jax.grad(lambda q: _batch_loss(q, scale * batch))
+            return _dot(v, jax.jvp(gradient, (p,), (v,))[1])
+
+        def derivatives(q, p):
+            one = jnp.float64(1)
+            slope = jax.linearize(lambda q_: q(q_, one), p)[1](along)
+            scales = jnp.linspace(0.5, 1.5, 3)
+            return {
+                "grad": jax.grad(q)(p, one),
+                "jvp": jax.jvp(lambda p: q(p, one), (p,), (along,)),
+                "linearize": slope,
+                "vmap": jax.vmap(lambda s: q(p, s))(scales),
+                "vmap of grad": jax.vmap(lambda s: jax.grad(q)(p, s))(scales),
+                "hessian": jax.hessian(lambda s: q(p, s))(one),
+            }
+
+        compiled = jax.jit(functools.partial(derivatives, quadratic)).lower(p).compile()
+        assert _count(compiled.as_text()) > 0
+        got, want = compiled(p), jax.jit(functools.partial(derivatives, truth))(p)
+        for name in want:
+            assert _relative_difference(got[name], want[name]) <= 1e-12, name
+
+
+@native
+def test_products_of_an_operator_can_be_differentiated_in_the_vector_and_at_other_parameters():
+    with jax.enable_x64(True):
+        p, v, batch = _problem()
+        op = cx.hessian(_batch_loss, p, batch)
+        product = op @ v
+        # <c, H v> is linear in v, and H symmetric.
+        transposed = jax.grad(lambda v: _dot(p, op @ v))(v)
+        assert _relative_difference(transposed, op @ p) <= 1e-12
+        block = jax.tree.map(lambda x: jnp.stack([x, -x]), v)
+        want = jax.tree.map(lambda x: jnp.stack([x, -x]), product)
+        assert _relative_difference(jax.vmap(lambda v: op @ v)(block), want) <= 1e-12
+        moved = jax.grad(lambda p: _dot(v, op.at(p) @ v))(p)
+        want = jax.grad(
+            lambda p: _dot(v, jax.jvp(lambda q: jax.grad(_batch_loss)(q, batch), (p,), (v,))[1])
+        )(p)
+        assert _relative_difference(moved, want) <= 1e-12
+
+
+@native
+def test_a_loss_that_multiplies_by_an_operator_has_a_hessian():
+    """Fences of the inner product meet those of the outer one."""
+    with jax.enable_x64(True):
+        p, v, batch = _problem()
+
+        def outer(p, batch):
+            return _dot(v, cx.hessian(_batch_loss, p, batch) @ v)
+
+        def plainly(p):
+            gradient = functools.partial(jax.grad(_batch_loss), batch=batch)
+            return _dot(v, jax.jvp(gradient, (p,), (v,))[1])
+
+        got = cx.hessian(outer, p, batch) @ v
+        want = jax.jvp(jax.grad(plainly), (p,), (v,))[1]
+        assert _relative_difference(got, want) <= 1e-12
 
 
 def test_switched_off(monkeypatch):

@@ -57,6 +57,20 @@ def check(rng, batches, transpose_a, transpose_b, dtype, impl):
         assert np.all(abs(got - want) <= (2 * K + 1) * np.finfo(dtype).eps * scale)
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("batch", [(), (0,), (2,)], ids=str)
+def test_zero_extents(batch, transpose, impl):
+    """No rows, columns, terms of a sum or matrices: nothing, or what is added to."""
+    for m, n, k in np.ndindex(2, 2, 2):
+        a = jnp.ones((*batch, k, m) if transpose else (*batch, m, k))
+        b = jnp.ones((*batch, n, k) if transpose else (*batch, k, n))
+        start = jnp.full((*batch, m, n), 3.0)
+        options = {"transpose_a": transpose, "transpose_b": transpose, "impl": impl}
+        got = [matmul_sum((a, b), **options), matmul_sum((a, b), (a, b), add_to=start, **options)]
+        assert np.array_equal(got[0], np.full((*batch, m, n), k))
+        assert np.array_equal(got[1], np.full((*batch, m, n), 3 + 2 * k))
+
+
 def test_the_sum_is_formed_in_place(impl):
     """The temporary memory of a donated sum is that of slices, not of a second product."""
     rows, columns = 40_000, 256

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from curvax.compiled import Clock, Program, over_columns
+from curvax.compiled import Clock, Program, over_columns, row_sums
 from curvax.operators.base import Operator
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
@@ -86,7 +86,7 @@ def _fill(distribution: str, block: _Block, seed: Array, first: Array) -> Array:
     def fill(carry: tuple[Array, Array], start: Array, width: int) -> tuple[Array, Array]:
         drawn, squares = carry
         piece = columns(seed, rows, start, width, dtype, distribution)
-        squares += jnp.sum(piece.astype(jnp.float64) ** 2, axis=1)
+        squares += row_sums(piece.astype(jnp.float64) ** 2)
         return lax.dynamic_update_slice_in_dim(drawn, piece, start, axis=1), squares
 
     empty = jnp.zeros((b, n), dtype), jnp.zeros(b, jnp.float64)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Program, over_columns, program
+from curvax.compiled import Program, over_columns, program, row_sums
 from curvax.estimators import probes
 from curvax.operators.base import Operator, checked_product
 from curvax.operators.restriction import RestrictedOperator
@@ -19,7 +19,7 @@ def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
 
     def add(total: Any, first: Array, width: int) -> Any:
         z, w = (_wide(x, first, width) for x in (block, products))
-        pieces = (jnp.sum(z * w, axis=1), jnp.sum(z * z, axis=1), jnp.sum(w * w, axis=1))
+        pieces = row_sums(z * w), row_sums(z * z), row_sums(w * w)
         return tuple(a + piece for a, piece in zip(total, pieces, strict=True))
 
     zeros = jnp.zeros(b)

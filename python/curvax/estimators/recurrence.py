@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from curvax.compiled import Clock, over_columns, program
+from curvax.compiled import Clock, over_columns, program, row_sums
 from curvax.estimators.programs import project_off
 from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
@@ -208,7 +208,7 @@ def _columns(block: Array, first: Array, width: int) -> Array:
 
 
 def _dot(x: Array, y: Array) -> Array:
-    return jnp.sum(x.astype(jnp.float64) * y.astype(jnp.float64), axis=1)
+    return row_sums(x.astype(jnp.float64) * y.astype(jnp.float64))
 
 
 def _scaled(block: Array, factors: Array) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Clock, over_columns, program
+from curvax.compiled import Clock, over_columns, program, row_sums
 from curvax.krylov import storage
 from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
@@ -20,7 +20,8 @@ def solve_clock() -> Clock:
 @program()
 def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
     """A block of standard normal vectors, as many as `like` is long: the draw-th of the seed."""
-    key = jax.random.fold_in(jax.random.key(seed), draw)
+    # The generator is named: the vectors are those of the seed whatever the default one is.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
     b, n = like.shape[0], op.shape[0]
 
     def fill(block: Array, first: Array, width: int) -> Array:
@@ -89,7 +90,7 @@ def residuals(
 
     def moments(total: Any, first: Array, width: int) -> Any:
         x, w = columns(first, width)
-        return total[0] + jnp.sum(x * x, axis=1), total[1] + jnp.sum(x * w, axis=1)
+        return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
 
     squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n)
     quotients = inner / squares
@@ -99,10 +100,7 @@ def residuals(
         q = _piece(basis, following, b, first, width).astype(jnp.float64)
         residual = w - quotients[:, None] * x
         error = w - thetas[:, None] * x - jnp.matmul(coupling.T, q, precision="highest")
-        return (
-            total[0] + jnp.sum(residual * residual, axis=1),
-            total[1] + jnp.sum(error * error, axis=1),
-        )
+        return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
 
     norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n)
     return quotients, jnp.sqrt(norms / squares), jnp.sqrt(errors)
@@ -140,9 +138,9 @@ def squared_distance(a: Array, b: Array) -> Array:
     def add(total: Array, first: Array, width: int) -> Array:
         pieces = (lax.dynamic_slice_in_dim(x, first, width, axis=1) for x in (a, b))
         wide = [piece.astype(jnp.float64) for piece in pieces]
-        return total + jnp.sum((wide[0] - wide[1]) ** 2)
+        return total + row_sums((wide[0] - wide[1]) ** 2)
 
-    return over_columns(add, jnp.zeros(()), a.shape[1])
+    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1]))
 
 
 @program()

@@ -34,11 +34,13 @@ def starting_block(op: Operator, v0: Any, settings: Settings) -> Array | None:
     given, b = vectors.shape[0], settings.block
     if given > b:
         pad = jnp.zeros((-given % b, vectors.shape[1]), vectors.dtype)
+        # About as long as the sum of unit vectors that are orthogonal.
+        count = -(-given // b)
         vectors = jnp.concatenate([vectors, pad]).reshape(-1, b, vectors.shape[1]).sum(axis=0)
-        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), MIXED)
-    key = jax.random.fold_in(jax.random.key(settings.seed & 0xFFFFFFFF, impl="threefry2x32"), 0)
-    noise = jax.random.normal(key, (b, vectors.shape[1]), vectors.dtype)
-    noise = noise / jnp.linalg.norm(noise, axis=1, keepdims=True)
+        vectors = vectors / count**0.5
+    key = jax.random.key(settings.seed & 0xFFFFFFFF, impl="threefry2x32")
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (b, vectors.shape[1]), vectors.dtype)
+    noise = noise / vectors.shape[1] ** 0.5
     return jnp.concatenate([vectors + MIXED * noise[: len(vectors)], noise[len(vectors) :]])
 
 

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
+from curvax.compiled import untracked_settings
 from curvax.filters import Filter, leaf_names
+from curvax.operators.placement import check_not_typed_by_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ class VectorSpace:
         flat = []
         for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
             place = f"leaf {name!r} of {what}" if name else what
+            check_not_typed_by_shards(leaf, place)
             if np.shape(leaf) != (*batch, *shape):
                 raise ValueError(
                     f"{place} must have shape {(*batch, *shape)}, got {np.shape(leaf)}"
@@ -296,9 +300,14 @@ def _algebra() -> Any:
     return algebra
 
 
-@jax.jit
 def compiled_product(op: Operator, block: Array) -> Array:
     """`op.product`, compiled; the operator's arrays are arguments."""
+    return _compiled_product(untracked_settings(), op, block)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_product(settings: tuple[Any, ...], op: Operator, block: Array) -> Array:
+    """`settings` are read where the product is traced."""
     return checked_product(op, block)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.checks import check_integer
+from curvax.operators.placement import check_not_typed_by_shards
 
 
 class Numbered(NamedTuple):
@@ -44,8 +45,9 @@ def stack_batches(
 
     Raises:
         TypeError: `microbatch_size` or `num_batches` is not an integer.
-        ValueError: no batch, an empty batch, leading axes that differ within a batch (when
-            microbatches or numbers are asked for), or `microbatch_size` or `num_batches` below 1.
+        ValueError: no batch, an empty batch, an array whose type is sharded, leading axes that
+            differ within a batch (when microbatches or numbers are asked for), or
+            `microbatch_size` or `num_batches` below 1.
     """
     microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
     num_batches = check_integer("num_batches", num_batches, low=1)
@@ -56,6 +58,7 @@ def stack_batches(
     samples = 0
     for position, batch in enumerate(listed):
         batch = jax.tree.map(jnp.asarray, batch)
+        check_not_typed_by_shards(batch, f"batch {position}, array")
         if not jax.tree.leaves(batch):
             raise ValueError(f"batch {position} has no arrays, got {batch!r}")
         if numbered:

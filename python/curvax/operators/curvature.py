@@ -16,6 +16,7 @@ from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_a
 from curvax.operators.batches import add_hint, stack_batches
 from curvax.operators.fences import fence
 from curvax.operators.linear_map import LinearHalf, ModelMap
+from curvax.operators.placement import check_not_typed_by_shards
 
 
 @jax.tree_util.register_dataclass
@@ -233,6 +234,7 @@ def assemble(
         error_type = ValueError if isinstance(linearize, str) else TypeError
         raise error_type(f"linearize must be True, False or 'auto', got {linearize!r}")
     chosen = select(params, where)
+    check_not_typed_by_shards(params, "parameter")
     constants = _constants(params, chosen)
     leaves, space = _widen(params, chosen, constants)
     stacked, positions = stack_batches(batches, microbatch_size, num_batches, numbered)

@@ -6,8 +6,9 @@ may recompute the sums of all later layers: cost and compile time then grow with
 the depth. `lax.optimization_barrier` is expanded before fusion and does not help. A custom call
 does: it is opaque, and with its result aliased to its operand it moves no byte.
 
-The rewrite runs on the final jaxpr, after differentiation and batching, so the fence needs no
-derivative rule, and the numbers are those of the unfenced program up to XLA's re-association.
+The rewrite runs on the jaxpr of a product, already differentiated and batched; who differentiates
+or batches the product itself meets the fence as a primitive, with the rules of the identity. The
+numbers are those of the unfenced program up to XLA's re-association.
 """
 
 import functools
@@ -17,7 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.interpreters import ad, batching, mlir
 
 from curvax import _native
 
@@ -38,8 +40,11 @@ _INLINED = {
 
 _CONTROL_FLOW = {"scan", "while", "cond"}
 
+_FENCE = Primitive("curvax_fence")
+
 # Computed once whatever reads them: XLA:CPU does not fuse these into their consumers.
-_MATERIALISED = _PRODUCTS | _CONTROL_FLOW | {"ffi_call", "gather", "scatter", "scatter-add", "sort"}
+_MATERIALISED = _PRODUCTS | _CONTROL_FLOW
+_MATERIALISED |= {"ffi_call", _FENCE.name, "gather", "scatter", "scatter-add", "sort"}
 
 # XLA folds these into the reading of a product's operand: the value behind them is what counts.
 _REARRANGEMENTS = {
@@ -77,15 +82,24 @@ def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
     return fenced
 
 
+def _define_fence() -> None:
+    """The rules of the identity; on a CPU alone it is a call."""
+    _FENCE.def_impl(lambda x: x)
+    _FENCE.def_abstract_eval(lambda aval: aval)
+    mlir.register_lowering(_FENCE, lambda context, x: [x])
+    call = jax.ffi.ffi_lowering("curvax.fence", operand_output_aliases={0: 0})
+    mlir.register_lowering(_FENCE, call, platform="cpu")
+    # What is differentiated or transposed has products to feed, too.
+    ad.deflinear2(_FENCE, lambda cotangent, x: [_FENCE.bind(cotangent)])
+    batching.defvectorized(_FENCE)
+
+
+_define_fence()
+
+
 @functools.lru_cache(maxsize=256)
 def _fence_equation(shape: tuple[int, ...], dtype: Any) -> JaxprEqn:
-    call = jax.ffi.ffi_call(
-        "curvax.fence",
-        jax.ShapeDtypeStruct(shape, dtype),
-        input_output_aliases={0: 0},
-        vmap_method="broadcast_all",
-    )
-    return jax.make_jaxpr(call)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns[0]
+    return jax.make_jaxpr(_FENCE.bind)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns[0]
 
 
 class _Rewriter:

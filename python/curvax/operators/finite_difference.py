@@ -151,7 +151,8 @@ def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
         return op
     steps = [2.0**e * float(op.relative_step) for e in _EXPONENTS]
     middle = op.with_step(steps[len(steps) // 2])
-    start = jax.random.normal(jax.random.key(0), (1, op.shape[0]), op.dtype)
+    key = jax.random.key(0, impl="threefry2x32")
+    start = jax.random.normal(key, (1, op.shape[0]), op.dtype)
     sharp = _power_of_two(product := compiled_product(middle, start)) * product
     # A random vector moves all parameters a little; its product, the directions of high curvature.
     errors = np.zeros(len(steps) - 1)
@@ -218,7 +219,8 @@ def _asymmetry(op: DifferenceHessian, theta: Array, v: Array) -> float:
 
     A step along u is small beside each of them; along v, beside the largest alone.
     """
-    u = theta * jax.random.normal(jax.random.key(1), theta.shape, theta.dtype)
+    key = jax.random.key(1, impl="threefry2x32")
+    u = theta * jax.random.normal(key, theta.shape, theta.dtype)
     if not bool(jnp.any(u != 0)):
         return 0.0
     # In float64 the squares of all of them are in range.

@@ -22,6 +22,7 @@ from curvax.operators.base import (
     is_array,
 )
 from curvax.operators.hoist import Hoisted, hoist
+from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.restriction import Blocks
 
 
@@ -187,6 +188,7 @@ def as_operator(A: Any) -> Operator:
     """
     if isinstance(A, Operator):
         check_operator(A)
+        check_not_typed_by_shards(A, "the operator's array")
         return A
     if isinstance(A, (np.ndarray, jax.Array, list)):
         return _from_dense(jnp.asarray(A) if isinstance(A, list) else A)

@@ -20,6 +20,16 @@ def varying(*arrays: Array) -> frozenset[str]:
     return frozenset[str]().union(*(aval.mat.varying for aval in avals))
 
 
+def sharded_axes(*arrays: Array) -> frozenset[str]:
+    """The axes of a `shard_map` around this over which any of the arrays may be cut into shards.
+
+    All of them where JAX does not keep account (`check_vma=False`).
+    """
+    around = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+    accounted = all(varying(jax.lax.axis_index(axis)) for axis in around)
+    return varying(*arrays) if accounted else around
+
+
 def vary(x: Array, axes: frozenset[str]) -> Array:
     """`x`, typed as varying over `axes` too."""
     missing = tuple(sorted(axes - varying(x)))

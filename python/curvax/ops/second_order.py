@@ -125,17 +125,17 @@ class TwiceDifferentiable:
         return [value, *gradient], [_directional(value, gradient, present), *products]
 
     def _present(self, tangents: Sequence[Any], slots: int) -> list[Array | None]:
-        if not all(isinstance(t, ad.Zero) or _is_void(t) for t in tangents[slots:]):
-            raise TypeError(
-                f"{self._name} is not differentiable in its labels and weights: wrap what depends "
-                "on the parameters in jax.lax.stop_gradient"
-            )
+        _check_data(self._name, tangents[slots:])
         return [None if isinstance(t, ad.Zero) else t for t in tangents[:slots]]
 
 
-def _is_void(tangent: Any) -> bool:
-    """Whether this is the tangent of an integer."""
-    return bool(tangent.dtype == jax.dtypes.float0)
+def _check_data(name: str, tangents: Sequence[Any]) -> None:
+    """Refuse a derivative in the data; integers have tangents too, of a dtype of their own."""
+    if not all(isinstance(t, ad.Zero) or t.dtype == jax.dtypes.float0 for t in tangents):
+        raise TypeError(
+            f"{name} is not differentiable in its labels and weights: wrap what depends on the "
+            "parameters in jax.lax.stop_gradient"
+        )
 
 
 def _directional(value: Array, gradient: Sequence[Array], tangents: Sequence[Any]) -> Array:
@@ -202,6 +202,7 @@ def _jvp_rule(
             f"{name} is differentiable twice, and this asks for a third derivative; use "
             "jax.nn.log_softmax for a loss that has all of them"
         )
+    _check_data(name, tangents[len(given) : fixed])
     out = primitive.bind(*primals, **params)
     linear = tangents[fixed:]
     present = tuple(not isinstance(t, ad.Zero) for t in linear)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from curvax.ops.block_ortho import ffi, reference
 from curvax.ops.implementation import resolve
+from curvax.ops.manual_axes import sharded_axes
 
 __all__ = ["MAX_BLOCK", "orthonormalize_block", "rotate_basis"]
 
@@ -54,7 +55,8 @@ def orthonormalize_block(
         the input is not finite the new rows and the deviation are NaN.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or ``used`` is a known number and too large.
+        ValueError: a shape or dtype is wrong, ``used`` is a known number and too large, or the
+            arrays are shards under `shard_map`.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
         ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel of the CPU
             only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN).
@@ -72,6 +74,11 @@ def orthonormalize_block(
         raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
     if not scale > 0:
         raise ValueError(f"`{op}(scale=...)` must be positive, got {scale}")
+    if axes := sharded_axes(q, w):
+        raise ValueError(
+            f"`{op}` under `shard_map`, over the mesh axes {sorted(axes)}, would orthonormalise "
+            "each shard by itself: call it outside, on whole vectors"
+        )
     most = min(q.shape) - w.shape[0]
     m = _count(op, "used", used, most, "min(rows, n) - b")
     module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference

@@ -47,9 +47,11 @@ class _Product(NamedTuple):
 
     def add_to(self, total: Array) -> Array:
         """`total + a @ b`, by slices in place: XLA would make an array of the whole product."""
+        if total.size == 0:
+            return total
         axis = -2 if total.shape[-2] > total.shape[-1] else -1
         length = total.shape[axis]
-        size = min(length, max(_SLICE * length // max(total.size, 1), 1))
+        size = min(length, max(_SLICE * length // total.size, 1))
 
         def step(total: Array, start: Array, size: int) -> Array:
             new = _cut(total, axis, start, size) + self.part(axis, start, size)

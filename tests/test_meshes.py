@@ -1,0 +1,124 @@
+"""Arrays on several devices: the same results as on one, or an error that names the array.
+
+In processes of their own, since the number of devices is fixed once JAX runs.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+SETUP = """
+import warnings
+warnings.simplefilter("error")
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import curvax as cx
+
+def mesh_of(kind):
+    return jax.make_mesh((2,), ("d",), axis_types=(kind,))
+
+def put(tree, spec, kind=AxisType.Auto):
+    return jax.device_put(tree, NamedSharding(mesh_of(kind), spec))
+
+keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 3)
+params = {"w": jax.random.normal(keys[0], (6, 80)), "u": jax.random.normal(keys[1], (80, 4))}
+batch = jax.random.normal(keys[2], (128, 6)), jnp.arange(128) % 4
+v = jax.tree.map(jnp.cos, params)
+
+def linear(p, b):
+    return cx.losses.linear_cross_entropy(jnp.tanh(b[0] @ p["w"]), p["u"].T, b[1])
+
+def materialised(p, b):
+    return cx.losses.softmax_cross_entropy(jnp.tanh(b[0] @ p["w"]) @ p["u"], b[1])
+
+second = jax.devices()[1]
+PLACES = {
+    "replicated": (put(params, P()), batch),
+    "data-parallel": (put(params, P()), put(batch, P("d"))),
+    "sharded parameters": (put(params, P("d")), batch),
+    "the second device": jax.device_put((params, batch), second),
+}
+ENTRIES = {
+    "product": lambda op: (op @ v)["w"][:2, :2],
+    "eigsh": lambda op: cx.eigsh(op, 2, seed=0, tol=1e-4).eigenvalues,
+    "trace": lambda op: cx.trace(op, num_matvecs=6, seed=0).estimate,
+    "warm": lambda op: cx.eigsh(op, 2, seed=0, v0=v, tol=1e-4).eigenvalues,
+    "diagonal": lambda op: cx.diagonal(op, num_matvecs=6, seed=0).estimate["u"][:2],
+    "power": lambda op: cx.power_iteration(op, seed=0, tol=1e-2).eigenvalues,
+    "solve": lambda op: cx.solve(op, v, damping=5.0).x["u"][:2],
+    "tridiagonal": lambda op: cx.lanczos_tridiagonal(op, 4, seed=0).alphas,
+    "density": lambda op: cx.spectral_density(op, num_steps=5, num_runs=2, seed=0).nodes,
+    "log_det": lambda op: cx.log_det(op + 5.0 * cx.identity(op), seed=0).estimate,
+    "sharpness": lambda op: cx.sharpness(op, seed=0).value,
+}
+
+def check(places, losses, entries):
+    for loss in losses:
+        plain = cx.hessian(loss, params, batch)
+        want = {name: np.asarray(ENTRIES[name](plain), float) for name in entries}
+        for place in places:
+            op = cx.hessian(loss, *PLACES[place])
+            for name in entries:
+                got = np.asarray(ENTRIES[name](op), float)
+                error = np.abs(got - want[name]).max() / np.abs(want[name]).max()
+                assert error <= 1e-3, (loss.__name__, place, name, got, want[name])
+        # And what was compiled for one place does not stand in the way of another.
+        for name in entries:
+            again = np.asarray(ENTRIES[name](cx.hessian(loss, params, batch)), float)
+            assert np.array_equal(again, want[name]), name
+"""
+
+REFUSED = """
+import pytest
+from curvax.ops.block_ortho import orthonormalize_block
+
+typed = put(batch, P("d"), AxisType.Explicit)
+with pytest.raises(ValueError, match=r"batch 0, array '0' must be on one device.*device_put"):
+    cx.hessian(linear, params, typed)
+with pytest.raises(ValueError, match=r"parameter 'w' must be .*AxisType.Auto"):
+    cx.hessian(linear, {**params, "w": put(params["w"], P(None, "d"), AxisType.Explicit)}, batch)
+with pytest.raises(ValueError, match=r"leaf 'u' of vector must be on one device"):
+    cx.hessian(linear, params, batch) @ {**v, "u": put(v["u"], P("d"), AxisType.Explicit)}
+with pytest.raises(ValueError, match="the operator's array 'consts.0' must be on one device"):
+    scale = put(jnp.ones(8), P("d"), AxisType.Explicit)
+    cx.eigsh(cx.from_matvec(lambda x: scale * x, 8), 1)
+
+# Replicated over a mesh with typed axes is replicated all the same.
+op = cx.hessian(materialised, put(params, P(), AxisType.Explicit), batch)
+want = (cx.hessian(materialised, params, batch) @ v)["w"]
+assert np.allclose((op @ v)["w"], want, rtol=1e-5, atol=1e-6)
+
+q, w = jnp.zeros((4, 64)).at[0, 3].set(1.0), jax.random.normal(keys[0], (2, 64))
+
+def shard_mapped(spec, impl, checked):
+    step = lambda q, w: orthonormalize_block(q, w, 1, 0, impl=impl)[0]
+    options = {"in_specs": spec, "out_specs": spec, "check_vma": checked}
+    with jax.enable_x64(True):
+        return jax.shard_map(step, mesh=mesh_of(AxisType.Auto), **options)(q, w)
+
+for impl in ("auto", "reference"):
+    for checked in (True, False):
+        with pytest.raises(ValueError, match="each shard by itself: call it outside"):
+            shard_mapped(P(None, "d"), impl, checked)
+rows = np.asarray(shard_mapped(P(), "auto", True))[:3]
+assert np.abs(rows @ rows.T - np.eye(3)).max() <= 1e-6
+"""
+
+
+def run(script):
+    done = subprocess.run([sys.executable, "-c", SETUP + script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_data_parallel_solves_and_refusals():
+    run('check(["data-parallel"], [materialised], ["product", "eigsh"])' + REFUSED)
+
+
+@pytest.mark.slow
+def test_every_entry_on_several_devices():
+    run("check(PLACES, [linear, materialised], ENTRIES)")
