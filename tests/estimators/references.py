@@ -37,14 +37,35 @@ def drawn(n, count, seed, distribution, first=0, dtype=np.float32):
     return np.asarray(probes.draw(Clock(), op, like, seed, first, distribution), np.float64)
 
 
+def form_stderr(a, z, distribution, off=None):
+    """The standard error of the mean of `zᵀA z` on what orthonormal columns `off` leave.
+
+    From 2 (‖A‖_F² − (tr A)²/d) for a sphere of d dimensions, 2 ‖A‖_F² for Gaussian probes, and
+    that without the diagonal for ±1, each estimated from the products.
+    """
+    n, k = z.shape[1], len(z)
+    project = np.eye(n) - (0 if off is None else off @ off.T)
+    a, d = project @ a @ project, n - (0 if off is None else off.shape[1])
+    w = z @ a
+    if distribution == "rademacher":
+        return np.sqrt(2 * np.sum(np.var(z * w, axis=0, ddof=1)) / k)
+    scale = d / np.sum((z @ project) ** 2, axis=1) if distribution == "sphere" else np.ones(k)
+    norm2 = np.mean(scale * np.sum(w * w, axis=1))
+    if distribution == "gaussian":
+        return np.sqrt(2 * norm2 / k)
+    samples = scale * np.sum(z * w, axis=1)
+    mean2 = samples.mean() ** 2 - samples.var(ddof=1) / k
+    return np.sqrt(2 * d / (d + 2) * (norm2 - max(mean2, 0) / d) / k)
+
+
 def hutch_plus_plus(a, sketch, rest, scaled):
-    """The estimate and the samples of the rest, scaled to a sphere of its dimension or not."""
+    """The estimate, the samples of the rest, scaled to a sphere of its dimension or not; Q."""
     q, _ = np.linalg.qr(a @ sketch.T)
     left = rest.T - q @ (q.T @ rest.T)
     samples = np.sum(left * (a @ left), axis=0)
     if scaled:
         samples *= (len(a) - len(sketch)) / np.sum(left * left, axis=0)
-    return np.trace(q.T @ a @ q) + samples.mean(), samples
+    return np.trace(q.T @ a @ q) + samples.mean(), samples, q
 
 
 def xtrace(a, omega, scaled):

@@ -158,8 +158,6 @@ class TestBlocks:
         for name, result in results.items():
             assert result.method == "hutchinson" and result.num_matvecs == PRODUCTS
             assert abs(result.estimate - truth[name]) < 4 * result.stderr
-            spread = np.std(result.samples, ddof=1)
-            assert abs(result.stderr - spread / np.sqrt(PRODUCTS)) < 1e-12
         total = sum(result.estimate for result in results.values())
         assert abs(total - whole.estimate) < 1e-9 and abs(seen[-1].estimate - total) < 1e-9
         assert abs(seen[-1].stderr - whole.stderr) < 1e-9

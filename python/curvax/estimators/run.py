@@ -12,12 +12,21 @@ from jax import Array
 
 from curvax.compiled import Clock
 from curvax.estimators import probes, programs
-from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
+from curvax.estimators.arguments import (
+    FEWEST_SAMPLES,
+    ROUNDINGS,
+    interval,
+    missing_interval,
+)
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+
+# The part of the products that go into the vectors of a sketch: the rest multiply its basis, or
+# are samples of what it leaves. So many products there are for each sample.
+SKETCH_PART = {"hutch++": 3, "xtrace": 2, "xnystrace": 1}
 
 # Roundings of a product, in units of eps times the largest eigenvalue, that pairs are checked to.
 _PAIRS_ROUNDING = 1e3
@@ -235,16 +244,18 @@ class Run:
             method: its name.
             estimate: of the unknown part.
             stderr: its standard error.
-            samples: whose spread it is.
+            samples: that it is from.
             size: the Frobenius norm of the operator, about, which roundings are relative to.
             noise: errors of the products that were measured.
         """
         s, total = self.settings, self.known.value + estimate
         rounding = self.known.rounding + ROUNDINGS * self.eps * size + noise
+        count, stopped = len(samples), s.until is not None
+        ends = interval(total, stderr, count, rounding, stopped)
         return TraceResult(
             estimate=total,
             stderr=stderr,
-            interval=interval(total, stderr, len(samples), rounding),
+            interval=ends,
             samples=np.asarray(samples, np.float64),
             method=method,
             distribution=s.distribution,
@@ -255,6 +266,7 @@ class Run:
             history=tuple(self.history),
             seconds={**self.clock.seconds, "total": self.clock.total()},
             interrupted=bool(self.interrupted),
+            no_interval=missing_interval(ends, count, SKETCH_PART.get(method, 1)),
         )
 
 

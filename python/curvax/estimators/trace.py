@@ -11,8 +11,7 @@ from curvax.compiled import Clock
 from curvax.estimators import arguments, trace_methods
 from curvax.estimators.exact import chunk_size
 from curvax.estimators.probes import DISTRIBUTIONS
-from curvax.estimators.run import Known, Run, Settings
-from curvax.estimators.trace_methods import SKETCH_PART
+from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
 from curvax.memory import SHARE, available_bytes
