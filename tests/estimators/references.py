@@ -95,6 +95,46 @@ def xnystrace(a, omega, scaled):
     return np.array(estimates)
 
 
+def xtrace_variance(a, omega, scaled):
+    """`2 ‖B − mean I‖_F²` of what the sketch leaves, by its forms between two probes."""
+    n, k = len(a), len(omega)
+
+    def left(i, j):
+        q, _ = np.linalg.qr(a @ np.delete(omega, [i, j], axis=0).T)
+        x = omega[[i, j]] - omega[[i, j]] @ q @ q.T
+        return x @ a @ x.T, x @ x.T
+
+    def one(i):
+        form, inner = (x[0, 0] for x in left(i, i))
+        return form / inner if scaled else form / (n - k + 1)
+
+    return _variance(k, left, one)
+
+
+def xnystrace_variance(a, omega, scaled):
+    """The same for the Nyström approximation."""
+    n, k = len(a), len(omega)
+
+    def left(i, j):
+        others = np.delete(omega, [i, j], axis=0).T
+        y, pair = a @ others, omega[[i, j]].T
+        x = pair - others @ np.linalg.lstsq(others, pair)[0]
+        rest = a - y @ np.linalg.solve(others.T @ y, y.T)
+        return pair.T @ rest @ pair, x.T @ x
+
+    def one(i):
+        form, inner = (x[0, 0] for x in left(i, i))
+        return form / inner if scaled else form / (n - k + 1)
+
+    return _variance(k, left, one)
+
+
+def _variance(k, left, one):
+    mean = np.mean([one(i) for i in range(k)])
+    pairs = [left(i, j) for i in range(k) for j in range(i)]
+    return 2 * np.mean([(form[0, 1] - mean * inner[0, 1]) ** 2 for form, inner in pairs])
+
+
 def xdiag(a, omega):
     """`(k, n)` leave-one-out estimates of the diagonal."""
     estimates = []
@@ -105,12 +145,13 @@ def xdiag(a, omega):
     return np.array(estimates)
 
 
-def stderr(estimates, leave_out):
+def stderr(estimates, leave_out, variance=0.0):
     """The standard error of the mean of exchangeable estimates, by the same identity.
 
     Args:
         estimates: `(k, ...)`.
         leave_out: j → the k − 1 estimates without the j-th probe.
+        variance: of a single one, at least.
     """
     k = len(estimates)
     change = np.zeros((k, *estimates.shape))
@@ -118,4 +159,5 @@ def stderr(estimates, leave_out):
         others = np.delete(np.arange(k), j)
         change[others, j] = estimates[others] - leave_out(j)
     shared = np.sum(change * np.swapaxes(change, 0, 1), axis=(0, 1)) / (k * (k - 1))
-    return np.sqrt(np.var(estimates, axis=0, ddof=1) / k + np.maximum(shared, 0))
+    own = np.maximum(np.var(estimates, axis=0, ddof=1), variance)
+    return np.sqrt(own / k + np.maximum(shared, 0))

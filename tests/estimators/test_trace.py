@@ -71,8 +71,9 @@ class TestAgainstBruteForce:
         estimates = brute(a, omega, scaled)
         np.testing.assert_allclose(result.samples, estimates, rtol=1e-9, atol=1e-9)
         assert abs(result.estimate - estimates.mean()) < 1e-9
+        variance = getattr(references, f"{method}_variance")(a, omega, scaled)
         stderr = references.stderr(
-            estimates, lambda j: brute(a, np.delete(omega, j, axis=0), scaled)
+            estimates, lambda j: brute(a, np.delete(omega, j, axis=0), scaled), variance
         )
         assert abs(result.stderr - stderr) < 1e-8
 

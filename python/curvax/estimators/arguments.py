@@ -110,14 +110,16 @@ def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def interval(
-    estimate: float, stderr: float, samples: int, rounding: float, stopped: bool
+    estimate: float, stderr: float, samples: int, shared: bool, rounding: float, stopped: bool
 ) -> tuple[float, float]:
-    """The 95 % interval by Student's t of `samples − 1` degrees of freedom, and the roundings.
+    """The 95 % interval by Student's t, and the roundings.
 
     Args:
         estimate: its middle.
         stderr: may be infinite, or 0 where there is no error but rounding.
         samples: that the standard error is from; 0 where there are none. NaN of too few.
+        shared: whether they share a sketch: s of them are then worth s/2 degrees of freedom, where
+            independent ones are worth s − 1.
         rounding: the allowance for roundings.
         stopped: whether the standard error decided when to stop. It does so sooner where it is too
             small: the interval is then one of 97 %, of which 95 % is left.
@@ -126,7 +128,8 @@ def interval(
         return -math.inf, math.inf
     if 0 < samples < FEWEST_FOR_INTERVAL:
         return math.nan, math.nan
-    quantile = float(stdtrit(samples - 1, 0.985 if stopped else 0.975)) if samples else 0.0
+    freedom = samples / 2 if shared else samples - 1
+    quantile = float(stdtrit(freedom, 0.985 if stopped else 0.975)) if samples else 0.0
     half = quantile * stderr + rounding
     return estimate - half, estimate + half
 

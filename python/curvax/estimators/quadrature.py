@@ -101,7 +101,7 @@ def check_request(
     block_size: Any,
     clock: Clock,
 ) -> Request:
-    """Check arguments, and by a product the pairs to leave out.
+    """Check arguments, and by their products the pairs to leave out.
 
     Raises:
         TypeError: one of a wrong type.
@@ -117,8 +117,8 @@ def check_request(
             f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "
             f"{known.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
         )
-    atoms = np.zeros(0) if deflate is None else np.asarray(deflate.eigenvalues, np.float64)
-    return Request(runs, min(steps, op.shape[0] - known.count), block, seed, known, atoms)
+    steps = min(steps, op.shape[0] - known.count)
+    return Request(runs, steps, block, seed, known, known.atoms)
 
 
 def lanczos_runs(
