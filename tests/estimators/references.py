@@ -151,7 +151,7 @@ def stderr(estimates, leave_out, variance=0.0):
     Args:
         estimates: `(k, ...)`.
         leave_out: j → the k − 1 estimates without the j-th probe.
-        variance: of a single one, at least.
+        variance: of a single one; that of the mean is at least what independent ones have.
     """
     k = len(estimates)
     change = np.zeros((k, *estimates.shape))
@@ -159,5 +159,5 @@ def stderr(estimates, leave_out, variance=0.0):
         others = np.delete(np.arange(k), j)
         change[others, j] = estimates[others] - leave_out(j)
     shared = np.sum(change * np.swapaxes(change, 0, 1), axis=(0, 1)) / (k * (k - 1))
-    own = np.maximum(np.var(estimates, axis=0, ddof=1), variance)
-    return np.sqrt(own / k + np.maximum(shared, 0))
+    seen = np.var(estimates, axis=0, ddof=1) / k + np.maximum(shared, 0)
+    return np.sqrt(np.maximum(seen, variance / k))

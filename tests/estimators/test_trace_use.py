@@ -68,6 +68,29 @@ class TestDeflation:
         errors = np.array([result.estimate for result in results]) - truth
         assert abs(errors.mean()) < 4 * errors.std() / np.sqrt(60)
 
+    @methods
+    @pytest.mark.parametrize("change", ["scaled", "shifted"])
+    def test_pairs_of_a_nearby_operator(self, method, change):
+        """Which their residuals would allow: their values are measured, not taken as they are."""
+        op, truth, pairs = _outliers()
+        rough = dataclasses.replace(pairs, residuals=np.full(3, 1.0))
+        other, total = 1.001 * op, 1.001 * truth
+        if change == "shifted":
+            other, total = op + 0.5 * cx.identity(jnp.zeros(N)), truth + 0.5 * N
+        results = [trace(other, method=method, deflate=rough, seed=seed) for seed in range(20)]
+        held = [result.interval[0] <= total <= result.interval[1] for result in results]
+        assert np.sum(held) >= 18
+        if method == "hutchinson":  # exact on a diagonal; the values alone are wrong by 1.5 or more
+            assert max(np.ptp(result.interval) for result in results) < 0.01
+
+    def test_products_of_a_block(self):
+        """Every vector is multiplied once, the last block filled up."""
+        op, truth, pairs = _outliers()
+        counts = [
+            trace(op, method="hutchinson", deflate=pairs, block_size=b).num_matvecs for b in (1, 2)
+        ]
+        assert counts == [PRODUCTS + 3, PRODUCTS + 4]
+
     def test_bad_results(self):
         op, _, pairs = _outliers()
         with pytest.raises(TypeError, match="deflate must be an EigenResult, .* got list"):
@@ -114,7 +137,11 @@ class TestInterrupt:
         products = 2 * BLOCK if method in ("hutch++", "xtrace") else BLOCK
         assert result.interrupted and result.num_matvecs == products
         diagonal = cx.diagonal(decaying().astype(np.float32), block_size=BLOCK, seed=0)
-        assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.stderr).all()
+        assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.estimate).all()
+        assert np.isnan(diagonal.stderr).all()
+        assert diagonal.no_stderr == (
+            "4 samples are too few to know the error by: 8 are needed, of 8 products"
+        )
 
     def test_of_a_single_sample(self):
         result = trace(decaying(), method="xtrace", callback=_Press(1), block_size=1)

@@ -122,14 +122,14 @@ def interval(
             independent ones are worth s − 1.
         rounding: the allowance for roundings.
         stopped: whether the standard error decided when to stop. It does so sooner where it is too
-            small: the interval is then one of 97 %, of which 95 % is left.
+            small: the interval is then one of 97.5 %, of which 95 % is left.
     """
     if math.isinf(stderr):
         return -math.inf, math.inf
     if 0 < samples < FEWEST_FOR_INTERVAL:
         return math.nan, math.nan
     freedom = samples / 2 if shared else samples - 1
-    quantile = float(stdtrit(freedom, 0.985 if stopped else 0.975)) if samples else 0.0
+    quantile = float(stdtrit(freedom, 0.9875 if stopped else 0.975)) if samples else 0.0
     half = quantile * stderr + rounding
     return estimate - half, estimate + half
 
@@ -146,7 +146,12 @@ def missing_interval(interval: tuple[float, float], samples: int, products: int)
         return ""
     if not samples:
         return "the sum is not complete"
+    return too_few_samples(samples, products)
+
+
+def too_few_samples(samples: int, products: int) -> str:
+    """That they are, and how many are needed, where each takes so many products."""
     return (
-        f"{samples} {'sample is' if samples == 1 else 'samples are'} too few: an interval needs "
-        f"{FEWEST_FOR_INTERVAL}, of {products * FEWEST_FOR_INTERVAL} products"
+        f"{samples} {'sample is' if samples == 1 else 'samples are'} too few to know the error by: "
+        f"{FEWEST_FOR_INTERVAL} are needed, of {products * FEWEST_FOR_INTERVAL} products"
     )

@@ -23,7 +23,8 @@ exactly. All pairs cost O(k³).
 Where one eigenvalue dominates what a sketch leaves, the est_i are skewed, and a few of them spread
 too little. Their variance is also, by `curvax.estimators.spread`, twice the squared Frobenius norm
 of the operator that is left, less the mean of its eigenvalues; and the square of its bilinear form
-between ω_i and ω_j, on the sketch without both, has that norm for its mean. The larger is taken.
+between ω_i and ω_j, on the sketch without both, has that norm for its mean. The variance of the
+mean is not taken to be less than that of k independent estimates of this variance.
 """
 
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ def stderr(estimates: LeaveOneOut) -> float:
     np.fill_diagonal(change, 0)
     shared = np.sum(change * change.T) / (k * (k - 1))
     # An estimate of few products may come out negative, where the truth is small.
-    own = max(float(np.var(single, ddof=1)), estimates.variance)
-    return float(np.sqrt(own / k + max(shared, 0)))
+    seen = float(np.var(single, ddof=1)) / k + max(float(shared), 0)
+    return float(np.sqrt(max(seen, estimates.variance / k)))
 
 
 def _variance(forms: Matrix, inner: Matrix, mean: float) -> float:

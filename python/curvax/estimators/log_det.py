@@ -106,7 +106,7 @@ def log_det(
             (excess, f"raise num_steps ({request.num_steps}) or damping ({damping:g})"),
             (coupled, "deflate pairs that were solved with a smaller tol"),
         ):
-            if size > stderr and not interrupted:
+            if size > max(stderr, runs.rounding_error()) and not interrupted:
                 warn(
                     f"the estimate may be too large by {size:.3g}, more than its standard error of "
                     f"{stderr:.3g}: {remedy}"

@@ -104,7 +104,7 @@ class Known:
         _check_pairs(result, form, leaks, _PAIRS_ROUNDING * eps * size)
         noise = float(np.linalg.norm(form - form.T)) / 2
         form = (form + form.T) / 2
-        atoms = np.linalg.eigvalsh(form)[::-1]
+        atoms = np.asarray(np.linalg.eigvalsh(form)[::-1], np.float64)
         if np.abs(atoms - values).max() <= ROUNDINGS * eps * size:
             atoms = values
         gram = np.asarray(programs.inner(clock, rows, rows))

@@ -105,7 +105,8 @@ class DiagonalResult(Stored):
 
     Attributes:
         estimate: the structure of `params`; entry i estimates `A[i, i]`.
-        stderr: the same structure: the standard error of each entry, 0 for `method="exact"`.
+        stderr: the same structure: the standard error of each entry, 0 for `method="exact"`. NaN
+            where there are too few samples to say, infinite where there is one.
         num_samples: independent samples behind each standard error: with Student's t of
             `num_samples − 1` degrees of freedom, `estimate ± t · stderr` is a 95 % interval.
         method: `"exact"`, `"hutchinson"` or `"xdiag"`.
@@ -114,6 +115,7 @@ class DiagonalResult(Stored):
         seed: the seed of every random number; None for `method="exact"`.
         seconds: wall time by part: `compile`, `products`, `host` and `total`.
         interrupted: whether Ctrl-C ended it; entries not reached are then NaN.
+        no_stderr: why `stderr` says nothing; empty where it does.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("estimate", "stderr")
@@ -127,6 +129,7 @@ class DiagonalResult(Stored):
     seed: int | None
     seconds: dict[str, float] = dataclasses.field(repr=False)
     interrupted: bool = False
+    no_stderr: str = ""
 
     def leaves(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """By name, the flat entries of each leaf that were reached, and their standard errors."""
@@ -151,8 +154,9 @@ class DiagonalResult(Stored):
         rows.append(("total", f"{sum(sizes):,}", *summary(reached), ""))
         header = ("leaf", "size", "sum", "mean", "min", "max", "stderr")
         missing = sum(sizes) - sum(len(values) for values in reached)
-        note = f"\ninterrupted: {missing:,} entries not reached" if self.interrupted else ""
-        return aligned(header, rows, named=True) + note
+        notes = [f"no standard errors: {self.no_stderr}"] * bool(self.no_stderr)
+        notes += [f"interrupted: {missing:,} entries not reached"] * self.interrupted
+        return "\n".join([aligned(header, rows, named=True), *notes])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
