@@ -5,6 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from tests.estimators.references import drawn
 from tests.krylov.spectra import N, matrix
 
@@ -170,3 +171,30 @@ class TestLogDet:
         results = [cx.log_det(op, seed=seed, **options) for seed in range(SEEDS)]
         held = np.mean([r.interval[0] <= truth <= r.interval[1] for r in results])
         assert 0.9 <= held <= 0.995
+
+
+class TestDiagonal:
+    """Of a row in which one entry dominates, the samples are two values, often all the same."""
+
+    A = np.zeros((N, N), np.float32)
+    A[3, 70] = A[70, 3] = 1.0
+
+    @pytest.mark.parametrize("count", [2, 7])
+    def test_no_standard_errors(self, count, tmp_path):
+        result = cx.diagonal(self.A, method="hutchinson", num_matvecs=count, seed=0)
+        assert np.isfinite(result.estimate).all() and np.isnan(result.stderr).all()
+        reason = f"{count} samples are too few to know the error by: 8 are needed, of 8 products"
+        assert result.no_stderr == reason
+        assert str(result).endswith(f"no standard errors: {reason}")
+        result.save(tmp_path / "diagonal")
+        assert cx.load(tmp_path / "diagonal").no_stderr == reason
+
+    @pytest.mark.parametrize("count", [8, 10])
+    def test_standard_errors(self, count):
+        quantile = stdtrit(count - 1, 0.975)
+        options = {"method": "hutchinson", "num_matvecs": count, "block_size": 2}
+        held = []
+        for seed in range(200):
+            result = cx.diagonal(self.A, seed=seed, **options)
+            held.append(abs(result.estimate[3]) <= quantile * result.stderr[3] + 1e-6)
+        assert result.no_stderr == "" and 0.9 <= np.mean(held) <= 0.995
