@@ -185,6 +185,8 @@ def test_tables_of_blocks():
     ]
     traces = fake_blocks("ab", lambda i: fake_trace(10.0 + i))
     assert cells(traces)[2] == ["b", "100", "11", "5.00e-01", "0.11"]
+    few = fake_blocks("ab", lambda i: fake_trace(interval=(NAN, NAN), no_interval="few samples"))
+    assert str(few) == f"{fake_blocks('ab', lambda i: fake_trace())}\nno intervals: few samples"
     diagonals = fake_blocks("a", lambda i: fake_diagonal({"x": np.ones(2), "y": np.array(4.0)}))
     assert cells(diagonals)[1] == ["a", "100", "6", "2", "1", "4"]
 

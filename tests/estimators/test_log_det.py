@@ -109,6 +109,34 @@ class TestDeflation:
         assert result.stderr < 0.2 * plain.stderr
         assert abs(result.estimate - truth(a)) < 4 * result.stderr
 
+    def test_pairs_of_a_nearby_operator(self):
+        """Their values are measured anew; the rest, a multiple of the identity, has no error."""
+        with jax.enable_x64(True):
+            a = np.diag(np.concatenate([[1e3, 300.0], np.ones(N - 2)]))
+            pairs = cx.eigsh(a, 2, seed=0, tol=1e-9, max_basis=20)
+            pairs = dataclasses.replace(pairs, residuals=np.full(2, 1.0))
+            result = cx.log_det(1.001 * a, deflate=pairs, num_runs=2, seed=0)
+        low, high = result.interval
+        assert low <= truth(1.001 * a) <= high < low + 1e-6
+
+    @pytest.mark.parametrize("angle", [0.03, 0.1])
+    def test_residuals_widen_the_interval(self, angle):
+        """The logarithm of both parts is too large by what couples them, in second order."""
+        a = np.diag(np.concatenate([[10.0, 8.0], np.ones(N - 2)])).astype(np.float32)
+        x = np.zeros((2, N), np.float32)
+        x[[0, 1], [0, 1]], x[[0, 1], [2, 3]] = np.cos(angle), np.sin(angle)
+        quotients = np.sum(x * (x @ a), axis=1)
+        residuals = np.linalg.norm(x @ a - quotients[:, None] * x, axis=1)
+        pairs = dataclasses.replace(
+            cx.eigsh(a, 2, seed=0), eigenvectors=x, eigenvalues=quotients, residuals=residuals
+        )
+        with pytest.warns(cx.ConvergenceWarning, match="too large by .* pairs that were solved"):
+            result = cx.log_det(a, deflate=pairs, num_runs=400, block_size=20, seed=0)
+        low, high = result.interval
+        # The rest is 1 in all but two directions: its estimate is close.
+        assert result.estimate - truth(a) > 3 * (high - result.estimate)
+        assert low < truth(a) and result.estimate - low < 1.5 * (result.estimate - truth(a))
+
     def test_a_known_eigenvalue_that_is_not_positive(self):
         a = np.diag([3.0, 2.0, 1.5, 1.2, -4.0]).astype(np.float32)
         pairs = cx.eigsh(a, 1, seed=0)

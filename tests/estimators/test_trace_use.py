@@ -68,6 +68,29 @@ class TestDeflation:
         errors = np.array([result.estimate for result in results]) - truth
         assert abs(errors.mean()) < 4 * errors.std() / np.sqrt(60)
 
+    @methods
+    @pytest.mark.parametrize("change", ["scaled", "shifted"])
+    def test_pairs_of_a_nearby_operator(self, method, change):
+        """Which their residuals would allow: their values are measured, not taken as they are."""
+        op, truth, pairs = _outliers()
+        rough = dataclasses.replace(pairs, residuals=np.full(3, 1.0))
+        other, total = 1.001 * op, 1.001 * truth
+        if change == "shifted":
+            other, total = op + 0.5 * cx.identity(jnp.zeros(N)), truth + 0.5 * N
+        results = [trace(other, method=method, deflate=rough, seed=seed) for seed in range(20)]
+        held = [result.interval[0] <= total <= result.interval[1] for result in results]
+        assert np.sum(held) >= 18
+        if method == "hutchinson":  # exact on a diagonal; the values alone are wrong by 1.5 or more
+            assert max(np.ptp(result.interval) for result in results) < 0.01
+
+    def test_products_of_a_block(self):
+        """Every vector is multiplied once, the last block filled up."""
+        op, truth, pairs = _outliers()
+        counts = [
+            trace(op, method="hutchinson", deflate=pairs, block_size=b).num_matvecs for b in (1, 2)
+        ]
+        assert counts == [PRODUCTS + 3, PRODUCTS + 4]
+
     def test_bad_results(self):
         op, _, pairs = _outliers()
         with pytest.raises(TypeError, match="deflate must be an EigenResult, .* got list"):
@@ -115,7 +138,11 @@ class TestInterrupt:
         products = 2 * BLOCK if method in ("hutch++", "xtrace") else BLOCK
         assert result.interrupted and result.num_matvecs == products
         diagonal = cx.diagonal(decaying().astype(np.float32), block_size=BLOCK, seed=0)
-        assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.stderr).all()
+        assert diagonal.num_matvecs == BLOCK and np.isfinite(diagonal.estimate).all()
+        assert np.isnan(diagonal.stderr).all()
+        assert diagonal.no_stderr == (
+            "4 samples are too few to know the error by: 8 are needed, of 8 products"
+        )
 
     def test_of_a_single_sample(self):
         with pytest.warns(cx.InterruptWarning):
@@ -161,8 +188,6 @@ class TestBlocks:
         for name, result in results.items():
             assert result.method == "hutchinson" and result.num_matvecs == PRODUCTS
             assert abs(result.estimate - truth[name]) < 4 * result.stderr
-            spread = np.std(result.samples, ddof=1)
-            assert abs(result.stderr - spread / np.sqrt(PRODUCTS)) < 1e-12
         total = sum(result.estimate for result in results.values())
         assert abs(total - whole.estimate) < 1e-9 and abs(seen[-1].estimate - total) < 1e-9
         assert abs(seen[-1].stderr - whole.stderr) < 1e-9

@@ -149,7 +149,7 @@ def _summarize(
 ) -> dict[str, Any]:
     """The fields of the result that follow from the quadratures."""
     n, eps = op.shape[0], float(jnp.finfo(op.dtype).eps)
-    atoms = times(request.atoms, exponent_of(op))
+    atoms = request.atoms
     runs = np.full((3, len(each), request.num_steps), np.nan)
     for i, quadrature in enumerate(each):
         runs[:, i, : len(quadrature.nodes)] = quadrature

@@ -11,7 +11,12 @@ from jax import Array
 from curvax.checks import check_count
 from curvax.compiled import Clock
 from curvax.estimators import arguments, leave_one_out, probes, programs
-from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
+from curvax.estimators.arguments import (
+    FEWEST_FOR_INTERVAL,
+    FEWEST_SAMPLES,
+    mean_stderr,
+    too_few_samples,
+)
 from curvax.estimators.exact import chunk_size, exact_diagonal
 from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.sketch import Sketch
@@ -83,7 +88,8 @@ def diagonal(  # type: ignore[misc]
 
     Returns:
         The diagonal and its standard errors, in the structure of `params`, or by the block's name.
-        The standard errors of `"hutchinson"` and `"xdiag"` allow for one rounding of each product.
+        The standard errors of `"hutchinson"` and `"xdiag"` allow for one rounding of each product;
+        of 2 to 7 samples they are NaN, and `no_stderr` says why.
         After Ctrl-C: the estimate from the probes so far, or, for `"exact"`, NaN in the entries
         that were not reached.
 
@@ -209,6 +215,12 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
 def _deliver(
     A: Operator | Blocks, run: Run, method: str, estimate: Array, stderr: Array, samples: int
 ) -> DiagonalResult | BlockResults[DiagonalResult]:
+    reason = ""
+    if method != "exact" and samples < FEWEST_FOR_INTERVAL:
+        reason = too_few_samples(samples, {"hutchinson": 1, "xdiag": 2}[method])
+        if samples > 1:
+            stderr = jnp.full_like(stderr, jnp.nan)
+
     def result(op: Operator, vectors: tuple[Array, Array]) -> DiagonalResult:
         return DiagonalResult(
             estimate=op.unravel(vectors[0]),
@@ -220,6 +232,7 @@ def _deliver(
             seed=None if method == "exact" else run.settings.seed,
             seconds={**run.clock.seconds, "total": run.clock.total()},
             interrupted=bool(run.interrupted),
+            no_stderr=reason,
         )
 
     if isinstance(A, Operator):

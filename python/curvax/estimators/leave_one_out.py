@@ -19,6 +19,12 @@ and what is left of cov(est_i, est_j) is E Δ_ij Δ_ji. Hence
     var(mean) = E[ var(est)/k + mean of Δ_ij Δ_ji over i ≠ j ],   var with k − 1 in the denominator,
 
 exactly. All pairs cost O(k³).
+
+Where one eigenvalue dominates what a sketch leaves, the est_i are skewed, and a few of them spread
+too little. Their variance is also, by `curvax.estimators.spread`, twice the squared Frobenius norm
+of the operator that is left, less the mean of its eigenvalues; and the square of its bilinear form
+between ω_i and ω_j, on the sketch without both, has that norm for its mean. The variance of the
+mean is not taken to be less than that of k independent estimates of this variance.
 """
 
 from typing import Any, NamedTuple
@@ -39,11 +45,13 @@ class LeaveOneOut(NamedTuple):
         double: `(k, k)`, est_ij; the diagonal means nothing.
         noise: the errors of the products and of their factorisation, in a quadratic form on the
             probes: the norm of the antisymmetric part of `ΩᵀA Ω`.
+        variance: of a single estimate, by the forms between two probes.
     """
 
     single: Matrix
     double: Matrix
     noise: float
+    variance: float
 
 
 def stderr(estimates: LeaveOneOut) -> float:
@@ -55,7 +63,18 @@ def stderr(estimates: LeaveOneOut) -> float:
     np.fill_diagonal(change, 0)
     shared = np.sum(change * change.T) / (k * (k - 1))
     # An estimate of few products may come out negative, where the truth is small.
-    return float(np.sqrt(np.var(single, ddof=1) / k + max(shared, 0)))
+    seen = float(np.var(single, ddof=1)) / k + max(float(shared), 0)
+    return float(np.sqrt(max(seen, estimates.variance / k)))
+
+
+def _variance(forms: Matrix, inner: Matrix, mean: float) -> float:
+    """`2 ‖B − mean·I‖_F²` of what is left, B, by its forms between probes, and their products."""
+    k = len(forms)
+    if k < 2:
+        return float("inf")
+    forms = forms - mean * inner
+    np.fill_diagonal(forms, 0)
+    return 2 * float(np.sum(forms**2)) / (k * (k - 1))
 
 
 class Directions(NamedTuple):
@@ -92,7 +111,7 @@ def directions(factor: Matrix) -> Directions:
 
 
 def xtrace(
-    projected: Matrix, factor: Matrix, overlap: Matrix, squares: Matrix, n: int, invariant: bool
+    projected: Matrix, factor: Matrix, overlap: Matrix, gram: Matrix, n: int, invariant: bool
 ) -> LeaveOneOut:
     """XTrace of a symmetric operator.
 
@@ -104,7 +123,7 @@ def xtrace(
         projected: `(k, k)` `H = QᵀA Q`.
         factor: `(k, k)` R, of `A Ω = Q R`.
         overlap: `(k, k)` `W = QᵀΩ`.
-        squares: `(k,)` `‖ω_i‖²`.
+        gram: `(k, k)` `ΩᵀΩ`.
         n: the dimension.
         invariant: whether the probes are invariant under rotations. The residual of ω_i is then
             scaled to the length √(n − k + 1), which takes the spread of its norm out.
@@ -119,8 +138,10 @@ def xtrace(
     di = np.sum(s * r, axis=0)
     # Nothing may be left, and of that a rounding error of either sign.
     tiny = np.finfo(np.float64).tiny
-    left, length = n - k + lost, np.maximum(squares - np.sum(w * w, axis=0) + ai**2, tiny)
-    form = np.sum(w * (h @ w - r), axis=0) + 2 * ai * (di - hi) + ai**2 * bi
+    inner = gram - w.T @ w
+    left, length = n - k + lost, np.maximum(np.diag(inner) + ai**2, tiny)
+    whole = w.T @ (h @ w - r)
+    form = np.diag(whole) + 2 * ai * (di - hi) + ai**2 * bi
     trace = np.trace(h)
     # Row i, column j: inner products of u = (s_j − g s_i)/√(1 − g²) with w_i, r_i, H w_i, H s_i,
     # H u.
@@ -133,7 +154,21 @@ def xtrace(
     if invariant:
         form = form * left / length
         form2 = form2 * (left[:, None] + (inverse > 0)) / (length[:, None] + a2**2)
-    return LeaveOneOut(trace - bi + form, trace - bi[:, None] - b22 + form2, _noise(w.T @ r))
+    single, double = trace - bi + form, trace - bi[:, None] - b22 + form2
+    # Without i and j, the components of ω_i are put back as p s_i + q s_j, and likewise of ω_j.
+    q = (along.T - g * ai[:, None]) * inverse
+    p = np.where(inverse > 0, (ai[:, None] - g * along.T) * inverse, ai[:, None])
+    added = p * (s.T @ r - along_h) + q * (di - hi)[None, :]
+    forms = whole + added + added.T + _between(p, q, b)
+    inner = inner + _between(p, q, g)
+    variance = _variance(forms, inner, float(np.sum(form) / max(np.sum(left), 1)))
+    return LeaveOneOut(single, double, _noise(w.T @ r), variance)
+
+
+def _between(p: Matrix, q: Matrix, form: Matrix) -> Matrix:
+    """The form between `p s_i + q s_j` and its counterpart, with i and j exchanged."""
+    own = np.diag(form)
+    return p.T * p * form + p.T * q * own[None, :] + q.T * p * own[:, None] + q.T * q * form.T
 
 
 def xnystrace(
@@ -159,7 +194,7 @@ def xnystrace(
     """
     k, size = len(form), float(np.linalg.norm(factor))
     if size == 0:
-        return LeaveOneOut(np.zeros(k), np.zeros((k, k)), 0.0)
+        return LeaveOneOut(np.zeros(k), np.zeros((k, k)), 0.0, 0.0)
     noise = _noise(form)
     form = (form + form.T) / 2
     values = np.linalg.eigvalsh(form)
@@ -183,12 +218,14 @@ def xnystrace(
     np.fill_diagonal(determinant, 1)
     taken = wi[:, None] * pi[None, :] + pi[:, None] * wi[None, :] - 2 * p * weight
     rest, rest2 = 1 / pi, pi[None, :] / determinant
+    m = np.linalg.inv(gram)
+    mi = np.diag(m)
     if invariant:
-        m = np.linalg.inv(gram)
-        mi = np.diag(m)
         rest = rest * (n - k + 1) * mi
         rest2 = rest2 * (n - k + 2) * (mi[:, None] - m**2 / mi[None, :])
-    return LeaveOneOut(trace - wi / pi + rest, trace - taken / determinant + rest2, noise)
+    inner = -m / (mi[:, None] * mi[None, :] - m**2 + np.eye(k))
+    variance = _variance(-p / determinant, inner, float(np.mean(rest)) / (n - k + 1))
+    return LeaveOneOut(trace - wi / pi + rest, trace - taken / determinant + rest2, noise, variance)
 
 
 def _noise(form: Matrix) -> float:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from curvax.checks import check_number
 from curvax.compiled import Clock
@@ -54,8 +54,9 @@ def log_det(
         num_steps: Lanczos steps of each run, at least 1. No more are made than the space has
             dimensions: n, less the pairs of `deflate`. How many are needed grows with the root of
             the condition number of `A + damping·I`.
-        deflate: what `eigsh` returned for this operator: the logarithms of its values are added as
-            they are, and only the rest is estimated.
+        deflate: what `eigsh` returned for this operator: a product of each vector measures its
+            value, whose logarithm is added, and only the rest is estimated. Residuals, measured as
+            well, widen the interval.
         seed: seed of the starts. Run i depends on the seed and on i alone, to rounding whatever
             `block_size` is. Drawn if None, and recorded in the result.
         block_size: runs side by side, as one product of a block, up to 32. By default 1 on a CPU,
@@ -63,7 +64,8 @@ def log_det(
 
     Returns:
         The estimate (`method` is `"lanczos"`), with one sample per run. The standard error is that
-        of the random starts, from the variance that uniform starts have. The interval also holds
+        of the random starts, from the variance that uniform starts have, and the interval is that
+        of Student's t where few eigenvalues, seen in few runs, decide. The interval also holds
         what the steps left out may amount to, between the Gauss quadrature, an upper bound, and the
         Gauss-Radau quadrature that begins at the smallest eigenvalue that the runs allow, a lower
         one; a warning says where that is more than the standard error. After Ctrl-C: of the runs
@@ -113,17 +115,21 @@ def _estimate(
             estimate, stderr = runs.add(block)
         most = request.num_runs * request.num_steps
         history.append(TraceProgress(made, estimate, stderr, most, None, clock.total()))
-    excess = estimate - runs.lower_bound()
-    if excess > stderr and not interrupted:
-        warn(
-            f"the estimate may be too large by {excess:.3g}, more than its standard error of "
-            f"{stderr:.3g}: raise num_steps ({request.num_steps}) or damping ({damping:g})"
-        )
-    half = float(ndtri(0.975)) * stderr + runs.rounding_error()
+    excess, coupled = estimate - runs.lower_bound(), runs.coupling()
+    for size, remedy in (
+        (excess, f"raise num_steps ({request.num_steps}) or damping ({damping:g})"),
+        (coupled, "deflate pairs that were solved with a smaller tol"),
+    ):
+        if size > max(stderr, runs.rounding_error()) and not interrupted:
+            warn(
+                f"the estimate may be too large by {size:.3g}, more than its standard error of "
+                f"{stderr:.3g}: {remedy}"
+            )
+    half = runs.quantile() * stderr + runs.rounding_error()
     return TraceResult(
         estimate=estimate,
         stderr=stderr,
-        interval=(estimate - excess - half, estimate + half),
+        interval=(estimate - excess - coupled - half, estimate + half),
         samples=runs.samples(),
         method="lanczos",
         distribution="sphere",
@@ -151,7 +157,8 @@ class _Runs:
                 f"{self._unit:.2g}, that the determinant is that of damping·I"
             )
         self._eps = float(jnp.finfo(op.dtype).eps)
-        self._atoms = times(request.atoms, exponent) + damping
+        self._known = request.known
+        self._atoms = request.atoms + damping
         self._dimension = op.shape[0] - len(request.atoms)
         self._coefficients: list[tuple[Matrix, Matrix]] = []
         self._each: list[Quadrature] = []
@@ -179,6 +186,41 @@ class _Runs:
         end = self._lower_end()
         each = [radau(*pair, end) for pair in self._coefficients]
         return self._trace(float(np.mean([q.weights @ self._log(q.nodes) for q in each])))
+
+    def quantile(self) -> float:
+        """Student's t of as many degrees of freedom as the variance is known to.
+
+        That is the variance of `χ²`-distributed masses: with g the logarithms less their mean, each
+        run counts as `(Σ g²)²/Σ g⁴` values, from 1, where a single one dominates, to n.
+        """
+        values = [self._log(q.nodes) for q in self._each]
+        pairs = [(q.weights, v) for q, v in zip(self._each, values, strict=True)]
+        mean = float(np.mean([weights @ v for weights, v in pairs]))
+        second = float(np.mean([weights @ (v - mean) ** 2 for weights, v in pairs]))
+        fourth = float(np.mean([weights @ (v - mean) ** 4 for weights, v in pairs]))
+        each = self._dimension * second**2 / fourth if fourth > 0 else 1.0
+        return float(stdtrit(len(self._each) * max(each, 1.0), 0.975))
+
+    def coupling(self) -> float:
+        """By how much the estimate may be too large because deflated vectors have residuals.
+
+        With M and B the parts of `A + damping·I` on those vectors and beside them, R what couples
+        them and S = M^-½ R B⁻¹ Rᵀ M^-½, the logarithm lacks `log det(I − S)`. The trace of S is at
+        most that of `R Rᵀ M⁻¹` over the smallest eigenvalue of B, and its eigenvalues leave I − S
+        above the smallest eigenvalue over the largest of M.
+        """
+        form = self._known.form + self._damping * np.eye(self._known.count)
+        leaks2 = self._known.leaks**2
+        if not leaks2.any():
+            return 0.0
+        diagonal, end = np.diag(form), self._lower_end()
+        scaled = form / np.sqrt(np.outer(diagonal, diagonal)) - np.eye(len(form))
+        rest = 1 - float(np.linalg.norm(scaled))
+        most = 1 - min(end / float(self._atoms.max()), 1.0)
+        trace = float(np.sum(leaks2 / diagonal)) / (end * rest) if rest > 0 else math.inf
+        whole = min(int(trace / most), len(form)) if math.isfinite(trace) and most else len(form)
+        part = min(trace - whole * most, most) if whole < len(form) else 0.0
+        return -whole * math.log1p(-most) - math.log1p(-part)
 
     def rounding_error(self) -> float:
         """What an error of one rounding in every eigenvalue may amount to."""

@@ -42,6 +42,52 @@ def forms_by_block(
     return jnp.stack([p[0] for p in pairs], axis=1), jnp.stack([p[1] for p in pairs], axis=1)
 
 
+@program(donate=(0,), wide=True)
+def scatter(mean: Array, block: Array, products: Array, seen: Array) -> tuple[Array, Array]:
+    """The running mean of `z ∘ w`, and by how much its sum of squared distances grows.
+
+    Args:
+        mean: `(1, n)`, donated, over the probes before.
+        block: `(b, n)` probes z.
+        products: `(b, n)` their products w.
+        seen: how many probes there were before.
+    """
+    return _scatter(mean, block, products, seen)
+
+
+@program(donate=(1,), wide=True)
+def scatter_by_block(
+    blocks: tuple[RestrictedOperator, ...],
+    means: tuple[Array, ...],
+    block: Array,
+    products: Array,
+    seen: Array,
+) -> tuple[tuple[Array, ...], Array]:
+    """The same for the elements of each diagonal block; the growth is `(blocks,)`."""
+    pairs = [
+        _scatter(mean, cut.extract(block), cut.extract(products), seen)
+        for cut, mean in zip(blocks, means, strict=True)
+    ]
+    return tuple(mean for mean, _ in pairs), jnp.stack([growth for _, growth in pairs])
+
+
+def _scatter(mean: Array, block: Array, products: Array, seen: Array) -> tuple[Array, Array]:
+    def fold(carry: tuple[Array, Array], first: Array, width: int) -> tuple[Array, Array]:
+        means, growth = carry
+        # Not `_wide`, as in `regress`.
+        piece = lax.dynamic_slice_in_dim(means, first, width, axis=1)[0].astype(jnp.float64)
+        entries = _wide(block, first, width) * _wide(products, first, width)
+        for i, row in enumerate(entries):
+            before = row - piece
+            piece = piece + before / (seen + i + 1)
+            growth = growth + jnp.sum(before * (row - piece))
+        narrow = piece[None].astype(means.dtype)
+        return lax.dynamic_update_slice_in_dim(means, narrow, first, axis=1), growth
+
+    folded: tuple[Array, Array] = over_columns(fold, (mean, jnp.zeros(())), mean.shape[1])
+    return folded
+
+
 @program(donate=(1,), wide=True)
 def project_off(basis: Array, block: Array) -> Array:
     """The donated rows of `block (b, n)` less their components along orthonormal rows `basis`.

@@ -103,7 +103,7 @@ def check_request(
     seed: Any,
     block_size: Any,
 ) -> Request:
-    """Check arguments, and by a product the pairs to leave out.
+    """Check arguments, and by their products the pairs to leave out.
 
     Raises:
         TypeError: one of a wrong type.
@@ -119,14 +119,9 @@ def check_request(
             f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "
             f"{known.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
         )
-    atoms, residuals = np.zeros((2, 0))
-    if deflate is not None:
-        atoms, residuals = (
-            np.asarray(x, np.float64) for x in (deflate.eigenvalues, deflate.residuals)
-        )
     steps = min(steps, op.shape[0] - known.count)
-    coupling = float(np.linalg.norm(residuals))
-    return Request(runs, steps, block, seed, known, atoms, coupling)
+    coupling = float(np.linalg.norm(known.leaks))
+    return Request(runs, steps, block, seed, known, known.atoms, coupling)
 
 
 def lanczos_runs(

@@ -12,7 +12,13 @@ from jax import Array
 
 from curvax.compiled import Clock
 from curvax.estimators import probes, programs
-from curvax.estimators.arguments import FEWEST_SAMPLES, ROUNDINGS, interval
+from curvax.estimators.arguments import (
+    FEWEST_SAMPLES,
+    ROUNDINGS,
+    interval,
+    missing_interval,
+)
+from curvax.estimators.leave_one_out import Matrix
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
 from curvax.krylov.scaling import check_range, exponent_of
@@ -21,7 +27,11 @@ from curvax.operators.base import Operator
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
 from curvax.results.units import rescaled
 
-# Roundings of a product, in units of eps times the largest eigenvalue, that pairs are checked to.
+# The part of the products that go into the vectors of a sketch: the rest multiply its basis, or
+# are samples of what it leaves. So many products there are for each sample.
+SKETCH_PART = {"hutch++": 3, "xtrace": 2, "xnystrace": 1}
+
+# Roundings of a product, in units of eps times the size of the values, that pairs are checked to.
 _PAIRS_ROUNDING = 1e3
 
 
@@ -50,28 +60,38 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """The part of a trace that a solve's pairs give.
+    """The part of a trace that a solve's vectors give, measured on the operator at hand.
 
     With X the vectors and P = I − XᵀX, `tr A = tr(X A Xᵀ) + tr(P A P)`, whether or not they are
-    eigenvectors.
+    eigenvectors, and whichever operator they were found for.
 
     Attributes:
-        vectors: `(d, n)` orthonormal rows, or None.
+        vectors: `(d, n)` orthonormal rows X, or None.
         count: d.
-        value: the sum of the Rayleigh quotients.
-        rounding: what their own inexactness may amount to.
-        matvecs: products made to check them.
+        form: `(d, d)` float64, `X A Xᵀ`.
+        leaks: `(d,)` the norms of `P A x`.
+        atoms: `(d,)` float64, the eigenvalues of the form; those of the solve where they differ by
+            no more than the products' roundings.
+        rounding: what errors of the products may amount to in the trace of the form.
+        matvecs: products made to measure all that.
     """
 
     vectors: Array | None = None
     count: int = 0
-    value: float = 0.0
+    form: Matrix = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+    leaks: Matrix = dataclasses.field(default_factory=lambda: np.zeros(0))
+    atoms: Matrix = dataclasses.field(default_factory=lambda: np.zeros(0))
     rounding: float = 0.0
     matvecs: int = 0
 
+    @property
+    def value(self) -> float:
+        """The known part of the trace."""
+        return float(np.sum(self.atoms))
+
     @classmethod
     def of(cls, op: Operator, result: EigenResult | None, block: int, clock: Clock) -> "Known":
-        """Take pairs from a result, checked by one product of a block.
+        """Take the vectors of a result, and multiply them.
 
         Raises:
             TypeError: not an `EigenResult`.
@@ -81,13 +101,41 @@ class Known:
             return cls()
         if isinstance(result, EigenResult):
             result = rescaled(result, exponent_of(op))
-        flat = _flat(op, result)
-        _check_pairs(op, result, flat, block, clock)
-        rounding = ROUNDINGS * float(jnp.finfo(op.dtype).eps)
-        rounding *= float(np.linalg.norm(result.eigenvalues))
-        rounding += result.orthogonality * float(np.sum(np.abs(result.eigenvalues)))
-        total = float(np.sum(result.eigenvalues))
-        return cls(orthonormal_rows(flat), len(flat), total, rounding, block)
+        rows = orthonormal_rows(_flat(op, result))
+        form, leaks, matvecs = _multiply_rows(op, rows, block, clock)
+        values = np.asarray(result.eigenvalues, np.float64)
+        check_range(op, float(max(np.abs(values).max(), np.abs(form).max())))
+        size, eps = float(np.linalg.norm(values)), float(jnp.finfo(op.dtype).eps)
+        _check_pairs(op, result, form, leaks, _PAIRS_ROUNDING * eps * size)
+        noise = float(np.linalg.norm(form - form.T)) / 2
+        form = (form + form.T) / 2
+        atoms = np.asarray(np.linalg.eigvalsh(form)[::-1], np.float64)
+        if np.abs(atoms - values).max() <= ROUNDINGS * eps * size:
+            atoms = values
+        gram = np.asarray(programs.inner(clock, rows, rows))
+        skew = float(np.abs(gram - np.eye(len(gram))).max()) * float(np.sum(np.abs(atoms)))
+        rounding = ROUNDINGS * eps * size + noise + skew
+        return cls(rows, len(rows), form, leaks, atoms, rounding, matvecs)
+
+
+def _multiply_rows(
+    op: Operator, rows: Array, block: int, clock: Clock
+) -> tuple[Matrix, Matrix, int]:
+    """`X A Xᵀ` as computed, the norms of what the products leave beside X, and their number."""
+    d = len(rows)
+    form, leaks, made = np.zeros((d, d)), np.zeros(d), 0
+    for first in range(0, d, block):
+        # Whole blocks: for another number of vectors the product is compiled again.
+        picked = np.arange(first, first + block) % d
+        taken = krylov.take(clock, rows, jnp.asarray(picked, jnp.int32))
+        products = krylov.multiply(clock, op, taken)
+        made += block
+        form[:, picked] = np.asarray(programs.inner(clock, rows, products))
+        if not np.isfinite(form[:, picked]).all():
+            report_nonfinite(op, products, made)
+        left = programs.project_off(clock, rows, products)
+        leaks[picked] = np.sqrt(np.asarray(programs.forms(clock, left, left)[2]))
+    return form, leaks, made
 
 
 def _flat(op: Operator, result: Any) -> Array:
@@ -112,28 +160,23 @@ def _flat(op: Operator, result: Any) -> Array:
 
 
 def _check_pairs(
-    op: Operator, result: EigenResult, vectors: Array, block: int, clock: Clock
+    op: Operator, result: EigenResult, form: Matrix, leaks: Matrix, rounding: float
 ) -> None:
-    """Multiply combinations of pairs, of random signs, to see that they are this operator's.
+    """Compare products of a result's vectors with what its values and residuals say.
 
     Raises:
-        ValueError: a product is further from what the values say than the residuals allow.
+        ValueError: they are further from the values than the residuals allow.
     """
     values = np.asarray(result.eigenvalues, np.float64)
-    check_range(op, float(np.abs(values).max()))
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (block, len(values)))
-    mix, mixed = (jnp.asarray(rows, op.dtype) for rows in (signs, signs * values))
-    products = krylov.multiply(clock, op, krylov.combine(clock, vectors, mix))
-    expected = krylov.combine(clock, vectors, mixed)
-    rest = float(np.asarray(krylov.squared_distance(clock, products, expected))) ** 0.5
-    size = float(np.abs(values).max())
-    noise = _PAIRS_ROUNDING * float(jnp.finfo(op.dtype).eps) * size * math.sqrt(len(values))
-    allowed = math.sqrt(block) * (3 * float(np.sum(result.residuals)) + noise)
+    rest = math.hypot(float(np.linalg.norm(form - np.diag(values))), float(np.linalg.norm(leaks)))
+    skew = result.orthogonality * float(np.sum(np.abs(values)))
+    allowed = 3 * float(np.sum(result.residuals)) + skew + rounding
     if not rest <= allowed:
         unit = 0.5 ** exponent_of(op)
         raise ValueError(
-            f"deflate must hold pairs of this very operator: ‖A x − Σ λᵢ xᵢ‖ is {unit * rest:.2g} "
-            f"for x = Σ ± xᵢ, where their residuals allow {unit * allowed:.2g}; solve again for "
+            f"deflate must hold pairs of this very operator: the residuals ‖A xᵢ − λᵢ xᵢ‖ are "
+            f"{unit * rest:.2g} together, where those of the result allow {unit * allowed:.2g}; "
+            "solve again for "
             "other parameters, batches or filters"
         )
 
@@ -248,16 +291,19 @@ class Run:
             method: its name.
             estimate: of the unknown part.
             stderr: its standard error.
-            samples: whose spread it is.
+            samples: that it is from.
             size: the Frobenius norm of the operator, about, which roundings are relative to.
             noise: errors of the products that were measured.
         """
         s, total = self.settings, self.known.value + estimate
         rounding = self.known.rounding + ROUNDINGS * self.eps * size + noise
+        count, stopped = len(samples), s.until is not None
+        shared = method in ("xtrace", "xnystrace")
+        ends = interval(total, stderr, count, shared, rounding, stopped)
         return TraceResult(
             estimate=total,
             stderr=stderr,
-            interval=interval(total, stderr, len(samples), rounding),
+            interval=ends,
             samples=np.asarray(samples, np.float64),
             method=method,
             distribution=s.distribution,
@@ -268,6 +314,7 @@ class Run:
             history=tuple(self.history),
             seconds={**self.clock.seconds, "total": self.clock.total()},
             interrupted=bool(self.interrupted),
+            no_interval=missing_interval(ends, count, SKETCH_PART.get(method, 1)),
         )
 
 

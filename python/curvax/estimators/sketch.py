@@ -160,7 +160,6 @@ class Sketch:
             if not self._project:
                 eps = self.run.eps
                 return leave_one_out.xnystrace(form, self.factor, overlaps.gram, n, invariant, eps)
-            squares = np.diag(overlaps.gram)
             return leave_one_out.xtrace(
-                self.projected, self.factor, overlaps.basis, squares, n, invariant
+                self.projected, self.factor, overlaps.basis, overlaps.gram, n, invariant
             )

@@ -11,8 +11,7 @@ from curvax.compiled import Clock
 from curvax.estimators import arguments, trace_methods
 from curvax.estimators.exact import chunk_size
 from curvax.estimators.probes import DISTRIBUTIONS
-from curvax.estimators.run import Known, Run, Settings
-from curvax.estimators.trace_methods import SKETCH_PART
+from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
@@ -68,11 +67,12 @@ def trace(  # type: ignore[misc]
 ) -> Any:
     """Estimate the trace of a symmetric operator.
 
-    Every estimate is unbiased, and its interval, which allows for rounding errors too, holds the
-    truth with probability 0.95 if `num_matvecs` was fixed beforehand; with `until`, which stops at
-    the first standard error that is small enough, a little less often. Where `num_matvecs` is n or
-    more, the trace is computed exactly from unit vectors (`method` of the result is then
-    `"exact"`), unless `"hutchinson"` is asked for by name.
+    Every estimate is unbiased if `num_matvecs` was fixed beforehand. Its interval, which allows for
+    rounding errors too, holds the truth with probability 0.95, also where few eigenvalues or
+    entries dominate and where `until` stopped it; of fewer than 8 samples there is none (NaN, and
+    `no_interval` says why). Where `num_matvecs` is n or more, the trace is computed exactly from
+    unit vectors (`method` of the result is then `"exact"`), unless `"hutchinson"` is asked for by
+    name.
 
     Args:
         A: a curvax operator, a dense or SciPy sparse symmetric array, anything with `shape`,
@@ -80,7 +80,7 @@ def trace(  # type: ignore[misc]
             each. With Hutchinson's method every probe of the whole operator then serves all blocks
             at once: `z_bᵀ(A z)_b` also has terms from beside the block, of mean zero, which add to
             the standard error. The other methods run block by block.
-        method: `"hutchinson"` averages `zᵀA z`; it holds two vectors for each of a block. The
+        method: `"hutchinson"` averages `zᵀA z`; it holds a vector, and two for each of a block. The
             others first capture the large eigenvalues in a sketch: `"hutch++"` a third of the
             products' worth, `"xtrace"` a half, `"xnystrace"` (positive semidefinite operators only,
             which is checked on the sketch) as many vectors as products, of which each is kept.
@@ -95,8 +95,8 @@ def trace(  # type: ignore[misc]
             until `max_matvecs`; a sketch grows.
         max_matvecs: the most products with `until`; by default `10 · num_matvecs`.
         deflate: what `eigsh` returned for this operator. The trace on the span of its vectors is
-            the sum of its values, and only the rest is estimated. The vectors need not have
-            converged; one product more, of a block, checks that they are this operator's.
+            measured, by one product more of each, and only the rest is estimated. The vectors need
+            not have converged.
         seed: seed of all random numbers; the same seed gives the same estimate, to rounding
             whatever `block_size` is. Drawn if None, and recorded in the result.
         block_size: vectors per product, up to 32. By default 1 on a CPU, else 4. An exact trace

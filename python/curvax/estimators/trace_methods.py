@@ -5,22 +5,19 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.estimators import leave_one_out, programs
+from curvax.estimators import leave_one_out, programs, spread
 from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
 from curvax.estimators.exact import exact_diagonal
 from curvax.estimators.leave_one_out import LeaveOneOut
-from curvax.estimators.run import Run
+from curvax.estimators.run import SKETCH_PART, Run
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.restriction import Blocks
 from curvax.results import FloatArray, TraceResult
-
-# The part of the products that go into the vectors of a sketch: the rest multiply its basis, or
-# are samples of what it leaves.
-SKETCH_PART = {"hutch++": 3, "xtrace": 2, "xnystrace": 1}
 
 # Where the rows of the seed's sequence begin that are independent of every sketch.
 _INDEPENDENT = 1 << 31
@@ -44,15 +41,14 @@ def exact(run: Run) -> TraceResult:
 
 def hutchinson(run: Run) -> TraceResult:
     """The mean of `zᵀA z` over probes with the covariance I (Hutchinson 1989)."""
-    samples, size = _sample(run, run.known.vectors, 0, run.dimension, 0.0)
-    mean, stderr = mean_stderr(samples)
+    samples, stderr, size = _sample(run, run.known.vectors, 0, run.dimension, 0.0)
     run.warn_if_above(stderr)
-    return run.result("hutchinson", mean, stderr, samples, size)
+    return run.result("hutchinson", float(np.mean(samples)), stderr, samples, size)
 
 
 def _sample(
     run: Run, off: Array | None, first: int, dimension: int, known: float
-) -> tuple[list[float], float]:
+) -> tuple[list[float], float, float]:
     """Samples of `zᵀA z` until the budget or the standard error asked for is reached.
 
     Args:
@@ -63,54 +59,94 @@ def _sample(
         known: added to the estimates that are reported.
 
     Returns:
-        The samples, and the operator's Frobenius norm there, estimated.
+        The samples, the standard error of their mean, and the operator's Frobenius norm on the
+        space that is left, estimated.
     """
+    distribution = run.settings.distribution
+    signs = distribution == "rademacher"
     samples: list[float] = []
-    squares = 0.0
+    squares, left, scatter = 0.0, 0.0, 0.0
+    mean = jnp.zeros((1, run.op.shape[0]), run.op.dtype) if signs else None
     while True:
-        block = run.probes(first + len(samples), min(run.settings.block, run.left), off)
-        zw, zz, ww = run.forms(block, run.multiply(block))
+        seen, count = len(samples), min(run.settings.block, run.left)
+        block = run.probes(first + seen, count, off)
+        products = run.multiply(block)
+        zw, zz, ww = run.forms(block, products)
+        squares += float(np.sum(ww))
+        if off is not None:
+            # The variance is that of what is left on both sides, as a form of the whole probes.
+            products = programs.project_off(run.clock, off, products)
+            block = run.probes(first + seen, count, None) if signs else block
+            zw, _, ww = run.forms(block, products)
         # Uniform on the sphere of the space that is left, of the radius that its dimension gives.
-        scale = (
-            dimension / np.maximum(zz, np.finfo(np.float64).tiny)
-            if run.settings.distribution == "sphere"
-            else 1.0
+        scale: Any = (
+            dimension / np.maximum(zz, np.finfo(np.float64).tiny) if distribution == "sphere" else 1
         )
         samples += list(zw * scale)
-        squares += float(np.sum(ww))
-        mean, stderr = mean_stderr(samples)
-        run.note(known + mean, stderr)
+        left += float(np.sum(ww * scale))
+        if mean is not None:
+            mean, growth = programs.scatter(run.clock, mean, block, products, np.float64(seen))
+            scatter += float(np.asarray(growth))
+        stderr = math.inf
+        if len(samples) > 1:
+            rows = spread.row_variance(scatter, left, len(samples), distribution)
+            variance = spread.of_whole(rows, np.asarray(samples), dimension, distribution)
+            stderr = math.sqrt(variance / len(samples))
+        run.note(known + float(np.mean(samples)), stderr)
         if run.interrupted or run.left == 0 or run.reached(len(samples), stderr):
-            return samples, math.sqrt(squares / len(samples))
+            return samples, stderr, math.sqrt(squares / len(samples))
 
 
 def hutchinson_of_blocks(run: Run, blocks: Blocks) -> dict[str, TraceResult]:
     """Hutchinson's estimates of all diagonal blocks from the probes of the whole operator."""
     # What the program reads of them: the operator would be an argument once for each block.
     cuts: Any = tuple(dataclasses.replace(cut, inner=None) for cut in blocks.values())  # type: ignore[arg-type]
+    sizes = [cut.shape[0] for cut in blocks.values()]
+    signs = run.settings.distribution == "rademacher"
+    means: Any = tuple(jnp.zeros((1, size), run.op.dtype) for size in sizes) if signs else ()
     rows: list[FloatArray] = []
-    squares = np.zeros(len(cuts))
+    squares, scatter = np.zeros((2, len(cuts)))
     while True:
-        count = min(run.settings.block, run.left)
-        block = run.probes(len(rows), count, None)
+        seen, count = len(rows), min(run.settings.block, run.left)
+        block = run.probes(seen, count, None)
         products = run.multiply(block)
         run.forms(block, products)
         zw, ww = (np.asarray(x) for x in programs.forms_by_block(run.clock, cuts, block, products))
         rows += list(zw)
         squares += ww.sum(axis=0)
-        pairs = [mean_stderr(samples) for samples in np.transpose(rows)]
-        run.note(*mean_stderr(np.sum(rows, axis=1)))
-        worst = max(stderr for _, stderr in pairs)
-        if run.interrupted or run.left == 0 or run.reached(len(rows), worst):
+        if signs:
+            means, growth = programs.scatter_by_block(
+                run.clock, cuts, means, block, products, np.float64(seen)
+            )
+            scatter += np.asarray(growth)
+        samples = np.transpose(rows)
+        parts = zip(scatter, squares, samples, sizes, strict=True)
+        stderrs = [_stderr_of_block(run, *part) for part in parts]
+        total = (float(np.sum(scatter)), float(np.sum(squares)), samples.sum(axis=0), sum(sizes))
+        run.note(float(np.mean(total[2])), _stderr_of_block(run, *total))
+        if run.interrupted or run.left == 0 or run.reached(len(rows), max(stderrs)):
             break
-    run.warn_if_above(worst)
-    samples = np.transpose(rows)
-    # A block far smaller than the others is not scaled: what was read as zero is below this.
-    floor = {name: op.shape[0] * float(np.finfo(op.dtype).tiny) for name, op in blocks.items()}
-    return {
-        name: run.result("hutchinson", *pair, list(own), math.sqrt(square / len(rows)), floor[name])
-        for name, pair, own, square in zip(blocks, pairs, samples, squares, strict=True)
-    }
+    run.warn_if_above(max(stderrs))
+    results = {}
+    for name, own, stderr, square in zip(blocks, samples, stderrs, squares, strict=True):
+        size = math.sqrt(square / len(rows))
+        # A block far smaller than the others is not scaled: what was read as zero is below this.
+        floor = blocks[name].shape[0] * float(np.finfo(run.op.dtype).tiny)
+        mean = float(own.mean())
+        results[name] = run.result("hutchinson", mean, stderr, list(own), size, floor)
+    return results
+
+
+def _stderr_of_block(
+    run: Run, scatter: float, squares: float, samples: FloatArray, size: int
+) -> float:
+    """Of the mean of a block's samples; of the whole operator if that is its size."""
+    if len(samples) < 2:
+        return math.inf
+    distribution, n = run.settings.distribution, run.op.shape[0]
+    rows = spread.row_variance(scatter, squares, len(samples), distribution)
+    variance = spread.of_whole if size == n else spread.of_block
+    return math.sqrt(variance(rows, samples, n, distribution) / len(samples))
 
 
 def exchangeable(run: Run, method: str) -> TraceResult:
@@ -157,10 +193,10 @@ def hutch_plus_plus(run: Run) -> TraceResult:
             break
         fewest = needed
     known, dimension = float(np.trace(sketch.projected)), run.dimension - sketch.size
-    samples, _ = _sample(run, sketch.basis, _INDEPENDENT, dimension, known)
-    mean, stderr = mean_stderr(samples)
+    samples, stderr, _ = _sample(run, sketch.basis, _INDEPENDENT, dimension, known)
     run.warn_if_above(stderr)
-    return run.result("hutch++", known + mean, stderr, samples, sketch.frobenius)
+    total = known + float(np.mean(samples))
+    return run.result("hutch++", total, stderr, samples, sketch.frobenius)
 
 
 def _sketch(run: Run, method: str) -> Sketch:

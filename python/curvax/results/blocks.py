@@ -97,16 +97,26 @@ class BlockResults(Stored, Mapping[str, _R]):
 
         Of eigenpairs: size, up to three eigenvalues of largest magnitude, the worst residual, how
         many converged. Of traces: size, estimate, standard error, trace per parameter. Of
-        diagonals: size, sum, mean, least and largest entry.
+        diagonals: size, sum, mean, least and largest entry. Why there are no intervals or standard
+        errors is said below.
         """
         rows, header = [], ["block", "size"]
         for name, result in self.items():
             row, titles = _row(result, self.sizes[name])
             rows.append([name, f"{self.sizes[name]:,}", *row])
             header[2:] = titles
-        ended = any(result.interrupted for result in self.values())
-        note = "\ninterrupted: the results are what was known by then" if ended else ""
-        return aligned(header, rows, named=True) + note
+        notes = dict.fromkeys(_note(result) for result in self.values())
+        if any(result.interrupted for result in self.values()):
+            notes["interrupted: the results are what was known by then"] = None
+        return "\n".join([aligned(header, rows, named=True), *filter(None, notes)])
+
+
+def _note(result: BlockResult) -> str:
+    if isinstance(result, TraceResult) and result.no_interval:
+        return f"no intervals: {result.no_interval}"
+    if isinstance(result, DiagonalResult) and result.no_stderr:
+        return f"no standard errors: {result.no_stderr}"
+    return ""
 
 
 def _row(result: BlockResult, size: int) -> tuple[list[str], list[str]]:

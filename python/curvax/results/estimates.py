@@ -42,12 +42,13 @@ class TraceResult(Stored):
     Attributes:
         estimate: the estimate.
         stderr: its standard error.
-        interval: `(low, high)`, which holds the truth with probability 0.95: Student's t where the
-            error is estimated from few samples.
-        samples: `(s,)` float64, the single estimates whose spread gives `stderr` (leave-one-out
-            estimates for `"xtrace"` and `"xnystrace"`, of which the mean is the estimate; they are
-            correlated, which `stderr` allows for; for `"hutch++"` those of the part that the
-            sketch leaves; none for `"exact"`).
+        interval: `(low, high)`, which holds the truth with probability 0.95, roundings included;
+            NaN where there are too few samples to say, infinite where there is no standard error.
+        samples: `(s,)` float64, single estimates, of which the mean is the estimate (leave-one-out
+            estimates for `"xtrace"` and `"xnystrace"`, whose correlation `stderr` allows for; for
+            `"hutch++"` those of the part that the sketch leaves, which is added; none for
+            `"exact"`). For `"hutchinson"`, `"hutch++"` and `"lanczos"` the products say more than
+            the spread of these: `stderr` comes from them.
         method: `"hutchinson"`, `"hutch++"`, `"xtrace"`, `"xnystrace"`, `"exact"` or `"lanczos"`.
         distribution: of the probes: `"rademacher"`, `"gaussian"` or `"sphere"`; `"unit"` for
             `"exact"`.
@@ -59,6 +60,7 @@ class TraceResult(Stored):
         seconds: wall time by part: `compile`, `products`, `host` and `total`; for `"lanczos"` also
             `recurrence`.
         interrupted: whether Ctrl-C ended it.
+        no_interval: why the interval says nothing; empty where it does.
     """
 
     estimate: float
@@ -74,21 +76,27 @@ class TraceResult(Stored):
     history: tuple[TraceProgress, ...]
     seconds: dict[str, float]
     interrupted: bool = False
+    no_interval: str = ""
 
     def __str__(self) -> str:
-        """One row: estimate, standard error, 95 % interval, method, products, deflated pairs."""
+        """One row: estimate, standard error, 95 % interval, method, products, deflated pairs.
+
+        Where there is no interval, a sentence below says why.
+        """
         low, high = self.interval
         row = (
             f"{self.estimate:.6g}",
             f"{self.stderr:.2e}",
-            f"{low:.6g}",
-            f"{high:.6g}",
+            "-" if np.isnan(low) else f"{low:.6g}",
+            "-" if np.isnan(high) else f"{high:.6g}",
             self.method,
             str(self.num_matvecs),
             str(self.num_deflated),
         )
         header = ("estimate", "stderr", "95% low", "95% high", "method", "products", "deflated")
-        return aligned(header, [row]) + ("\ninterrupted" if self.interrupted else "")
+        notes = ["interrupted"] * self.interrupted
+        notes += [f"no interval: {self.no_interval}"] * bool(self.no_interval)
+        return "\n".join([aligned(header, [row]), *notes])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -97,7 +105,8 @@ class DiagonalResult(Stored):
 
     Attributes:
         estimate: the structure of `params`; entry i estimates `A[i, i]`.
-        stderr: the same structure: the standard error of each entry, 0 for `method="exact"`.
+        stderr: the same structure: the standard error of each entry, 0 for `method="exact"`. NaN
+            where there are too few samples to say, infinite where there is one.
         num_samples: independent samples behind each standard error: with Student's t of
             `num_samples − 1` degrees of freedom, `estimate ± t · stderr` is a 95 % interval.
         method: `"exact"`, `"hutchinson"` or `"xdiag"`.
@@ -106,6 +115,7 @@ class DiagonalResult(Stored):
         seed: the seed of every random number; None for `method="exact"`.
         seconds: wall time by part: `compile`, `products`, `host` and `total`.
         interrupted: whether Ctrl-C ended it; entries not reached are then NaN.
+        no_stderr: why `stderr` says nothing; empty where it does.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("estimate", "stderr")
@@ -119,6 +129,7 @@ class DiagonalResult(Stored):
     seed: int | None
     seconds: dict[str, float]
     interrupted: bool = False
+    no_stderr: str = ""
 
     def leaves(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """By name, the flat entries of each leaf that were reached, and their standard errors."""
@@ -143,9 +154,11 @@ class DiagonalResult(Stored):
         rows.append(("total", f"{sum(sizes):,}", *summary(reached), ""))
         header = ("leaf", "size", "sum", "mean", "min", "max", "stderr")
         missing = sum(sizes) - sum(len(values) for values in reached)
-        note = f"\ninterrupted after {self.num_matvecs:,} products" if self.interrupted else ""
-        note += f": {missing:,} entries not reached" if missing else ""
-        return aligned(header, rows, named=True) + note
+        notes = [f"no standard errors: {self.no_stderr}"] * bool(self.no_stderr)
+        if self.interrupted:
+            left = f": {missing:,} entries not reached" if missing else ""
+            notes.append(f"interrupted after {self.num_matvecs:,} products{left}")
+        return "\n".join([aligned(header, rows, named=True), *notes])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
