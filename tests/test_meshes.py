@@ -54,7 +54,7 @@ ENTRIES = {
     "tridiagonal": lambda op: cx.lanczos_tridiagonal(op, 4, seed=0).alphas,
     "density": lambda op: cx.spectral_density(op, num_steps=5, num_runs=2, seed=0).nodes,
     "log_det": lambda op: cx.log_det(op + 5.0 * cx.identity(op), seed=0).estimate,
-    "sharpness": lambda op: cx.sharpness(op, seed=0).value,
+    "sharpness": lambda op: cx.sharpness(op, seed=0).eigenvalues,
 }
 
 def check(places, losses, entries):
