@@ -14,7 +14,8 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("checks", "filters", "memory", "compiled", "interrupt"),
+    ("checks", "memory", "compiled", "interrupt"),
+    ("arrays", "filters"),
     ("results",),
     ("_native",),
     ("ops",),

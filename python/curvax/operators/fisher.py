@@ -165,7 +165,7 @@ class FisherMap(OutputsMap):
         if self.kind == "exact" or not single or size > half.residual_bytes:
             return half, consts
         traced, consts = hoist(self._vector, tuple(leaves), batch)
-        return LinearHalf(traced, size, None), consts
+        return LinearHalf(traced, size, None, self._weight_moves(traced)), consts
 
     def _vector(
         self, leaves: Sequence[Array], batch: Any

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from curvax.filters import Filter, NamePattern
+from curvax.operators.curvature import Curvature
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -112,7 +113,8 @@ def accepts_model(
                 )
             options["where"] = model.where(options.get("where"))
             given: Any = function
-            return given(*parts(model), model.prepare(rest[0]), **options)
+            op: Curvature = given(*parts(model), model.prepare(rest[0]), **options)
+            return op.prepared_by(model.prepare)
 
         return wrapped  # type: ignore[return-value]
 

@@ -132,12 +132,12 @@ class EigenResult(Stored):
         return "\n".join(lines)
 
 
-def warn(message: str) -> None:
-    """Issue a `ConvergenceWarning` at the line that called curvax."""
+def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
+    """Issue a warning at the line that called curvax."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("curvax."):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, ConvergenceWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:

@@ -1,0 +1,93 @@
+"""Arrays of others as JAX's, with nothing lost on the way but rounding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.checks import shown
+
+_WIDE = "switch on JAX's 64-bit mode, jax.config.update('jax_enable_x64', True)"
+
+
+def to_array(value: Any, what: str, dtype: Any = None) -> Array:
+    """`value` as an array of JAX.
+
+    Args:
+        value: an array of JAX, NumPy or torch, or a number.
+        what: its name, for messages.
+        dtype: of the result; None for the dtype of `value`, in 32 bits with JAX's 64-bit mode off.
+
+    Raises:
+        TypeError: no array of numbers, an array with a mask, or numbers that `dtype` has not
+            (complex, or with a fraction).
+        ValueError: numbers beyond the range of the dtype, which would wrap around or be infinite.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what} is a NumPy masked array, whose mask would be ignored: fill it, "
+            "array.filled(value), or pass the mask beside the data, as weights in the loss"
+        )
+    if isinstance(value, Array) or hasattr(value, "__jax_array__"):
+        array = value if isinstance(value, Array) else jnp.asarray(value)
+        target = array.dtype if dtype is None else jnp.dtype(dtype)
+        if isinstance(array, jax.core.Tracer) or jax.dtypes.issubdtype(target, jax.dtypes.extended):
+            return array if array.dtype == target else array.astype(target)
+        if array.dtype != target:
+            _check_fits(np.asarray(array), target, what)
+        return jnp.asarray(array, target)
+    host = _on_host(value, what)
+    target = jax.dtypes.canonicalize_dtype(host.dtype) if dtype is None else jnp.dtype(dtype)
+    _check_fits(host, target, what)
+    # A number without a dtype of its own takes that of what it meets.
+    plain = dtype is None and isinstance(value, (bool, int, float, complex))
+    return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
+
+
+def _on_host(value: Any, what: str) -> np.ndarray[Any, Any]:
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy has not
+            value = value.float()
+    try:
+        host = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        host = np.asarray(None)
+    if not (jnp.issubdtype(host.dtype, jnp.number) or host.dtype == np.bool_):
+        raise TypeError(f"{what} must be an array of numbers, got {shown(value)}")
+    return host
+
+
+def _check_fits(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
+    """Refuse numbers that `target` does not have, other than by rounding."""
+    source = array.dtype
+    if source == target or not array.size:
+        return
+    if jnp.issubdtype(source, jnp.complexfloating) and not jnp.issubdtype(
+        target, jnp.complexfloating
+    ):
+        raise TypeError(f"{what} must be real, got dtype {source}")
+    fraction = jnp.issubdtype(source, jnp.inexact) and not jnp.issubdtype(target, jnp.inexact)
+    if fraction or (target == np.bool_):
+        raise TypeError(f"{what} must be of dtype {target}, got {source}")
+    if jnp.issubdtype(target, jnp.integer):
+        limits = jnp.iinfo(target)
+        low, high = int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            far = low if low < limits.min else high
+            raise ValueError(
+                f"{what} must fit in {target}, to which {source} is narrowed, got {far}: {_WIDE}, "
+                "or check the data"
+            )
+    elif jnp.issubdtype(source, jnp.inexact):
+        if float(jnp.finfo(target).max) >= float(jnp.finfo(source).max):
+            return
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(array) & ~np.isfinite(array.astype(target))
+        if lost.any():
+            raise ValueError(
+                f"{what} must fit in {target}, to which {source} is narrowed, got "
+                f"{array[lost].flat[0]:g}: {_WIDE}, or scale the data"
+            )
