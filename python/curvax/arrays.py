@@ -9,7 +9,7 @@ from jax import Array
 
 from curvax.checks import shown
 
-_WIDE = "switch on JAX's 64-bit mode, jax.config.update('jax_enable_x64', True)"
+_WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
 
 
 def to_array(value: Any, what: str, dtype: Any = None) -> Array:
@@ -33,14 +33,17 @@ def to_array(value: Any, what: str, dtype: Any = None) -> Array:
     if isinstance(value, Array) or hasattr(value, "__jax_array__"):
         array = value if isinstance(value, Array) else jnp.asarray(value)
         target = array.dtype if dtype is None else jnp.dtype(dtype)
-        if isinstance(array, jax.core.Tracer) or jax.dtypes.issubdtype(target, jax.dtypes.extended):
-            return array if array.dtype == target else array.astype(target)
-        if array.dtype != target:
-            _check_fits(np.asarray(array), target, what)
-        return jnp.asarray(array, target)
+        if array.dtype == target:
+            return array
+        _check_kind(array.dtype, target, what)
+        if not isinstance(array, jax.core.Tracer):
+            _check_range(np.asarray(array), target, what)
+        return array.astype(target)
     host = _on_host(value, what)
     target = jax.dtypes.canonicalize_dtype(host.dtype) if dtype is None else jnp.dtype(dtype)
-    _check_fits(host, target, what)
+    if host.dtype != target:
+        _check_kind(host.dtype, target, what)
+        _check_range(host, target, what)
     # A number without a dtype of its own takes that of what it meets.
     plain = dtype is None and isinstance(value, (bool, int, float, complex))
     return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
@@ -60,34 +63,32 @@ def _on_host(value: Any, what: str) -> np.ndarray[Any, Any]:
     return host
 
 
-def _check_fits(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
-    """Refuse numbers that `target` does not have, other than by rounding."""
-    source = array.dtype
-    if source == target or not array.size:
-        return
-    if jnp.issubdtype(source, jnp.complexfloating) and not jnp.issubdtype(
-        target, jnp.complexfloating
-    ):
+def _check_kind(source: Any, target: Any, what: str) -> None:
+    """Refuse numbers of a kind that `target` has not."""
+    is_complex, inexact = jnp.complexfloating, jnp.inexact
+    if jnp.issubdtype(source, is_complex) and not jnp.issubdtype(target, is_complex):
         raise TypeError(f"{what} must be real, got dtype {source}")
-    fraction = jnp.issubdtype(source, jnp.inexact) and not jnp.issubdtype(target, jnp.inexact)
-    if fraction or (target == np.bool_):
+    fraction = jnp.issubdtype(source, inexact) and not jnp.issubdtype(target, inexact)
+    if fraction or target == np.bool_:
         raise TypeError(f"{what} must be of dtype {target}, got {source}")
+
+
+def _check_range(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
+    """Refuse numbers that would wrap around in `target`, or be infinite."""
+    source, far = array.dtype, None
+    if not array.size:
+        return
     if jnp.issubdtype(target, jnp.integer):
-        limits = jnp.iinfo(target)
-        low, high = int(array.min()), int(array.max())
-        if low < limits.min or high > limits.max:
-            far = low if low < limits.min else high
-            raise ValueError(
-                f"{what} must fit in {target}, to which {source} is narrowed, got {far}: {_WIDE}, "
-                "or check the data"
-            )
+        limits, ends = jnp.iinfo(target), (int(array.min()), int(array.max()))
+        far = next((end for end in ends if not limits.min <= end <= limits.max), None)
     elif jnp.issubdtype(source, jnp.inexact):
         if float(jnp.finfo(target).max) >= float(jnp.finfo(source).max):
             return
         with np.errstate(over="ignore"):
             lost = np.isfinite(array) & ~np.isfinite(array.astype(target))
-        if lost.any():
-            raise ValueError(
-                f"{what} must fit in {target}, to which {source} is narrowed, got "
-                f"{array[lost].flat[0]:g}: {_WIDE}, or scale the data"
-            )
+        far = array[lost].flat[0] if lost.any() else None
+    if far is not None:
+        raise ValueError(
+            f"{what} must fit in {target}, to which {source} is narrowed, got {far}: {_WIDE}, or "
+            "check the data"
+        )

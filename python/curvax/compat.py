@@ -15,6 +15,7 @@ import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from curvax.checks import shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
 
@@ -96,7 +97,7 @@ class HessianAnalyzer:
                 parameters to factor the Hessian.
         """
         if args.which not in ("LM", "SM", "LA", "SA", "BE"):
-            raise ValueError(f"which must be one of LM, SM, LA, SA, BE, got {args.which!r}")
+            raise ValueError(f"which must be one of LM, SM, LA, SA, BE, got {shown(args.which)}")
         if args.sigma is not None or args.which == "SM":
             return self._by_factoring(args)
         which: Any = args.which
@@ -130,7 +131,7 @@ class HessianAnalyzer:
                 "curvax.spectral_density(curvax.hessian(loss, params, batches))"
             )
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
-            raise ValueError(f"k must be an integer from 1 to {n}, got {k!r}")
+            raise ValueError(f"k must be an integer from 1 to {n}, got {shown(k)}")
         values, vectors = scipy.linalg.eigh(self._dense())
         chosen = np.sort(_order(values, args)[:k])
         kept = vectors[:, chosen].astype(self.dtype) if args.return_eigenvectors else None
@@ -153,7 +154,7 @@ def _order(values: Any, args: EigshArgs) -> Any:
     if args.sigma is None:
         return np.argsort(np.abs(values), kind="stable")
     if not np.isfinite(args.sigma):
-        raise ValueError(f"sigma must be a finite number or None, got {args.sigma!r}")
+        raise ValueError(f"sigma must be a finite number or None, got {shown(args.sigma)}")
     with np.errstate(divide="ignore"):
         inverse = 1 / (values - args.sigma)
     ends = np.argsort(-inverse, kind="stable")

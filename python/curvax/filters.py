@@ -160,6 +160,6 @@ def _nearest(where: Filter | None, names: Sequence[str]) -> str:
         for pattern in patterns
         for match in difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
     ]
-    shown = ", ".join(repr(name) for name in dict.fromkeys(near or names[:5]))
+    listed = ", ".join(repr(name) for name in dict.fromkeys(near or names[:5]))
     asked = f"{', '.join(map(repr, patterns))} matches no name; " if patterns else ""
-    return f"{asked}{'the nearest are' if near else 'the names begin with'} {shown}"
+    return f"{asked}{'the nearest are' if near else 'the names begin with'} {listed}"

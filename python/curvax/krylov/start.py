@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import shown
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
 from curvax.results import EigenResult
@@ -57,7 +58,7 @@ def _vectors(op: Operator, v0: Any) -> Array:
         v0 = v0.eigenvectors
     leaves = jax.tree.leaves(v0)
     if not leaves:
-        raise TypeError(f"v0 must be a vector, a block or an EigenResult, got {v0!r}")
+        raise TypeError(f"v0 must be a vector, a block or an EigenResult, got {shown(v0)}")
     for leaf in leaves:
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):

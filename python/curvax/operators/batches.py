@@ -191,6 +191,22 @@ def _shapes(parts: Sequence[Any]) -> str:
     return ", ".join(str(np.shape(part)) for part in parts[:3])
 
 
+class Kept:
+    """The batches of an iterator, which several operators read."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = list(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each of them."""
+        return iter(self._batches)
+
+
+def for_several(batches: Any) -> Any:
+    """The batches, to be read more than once."""
+    return Kept(batches) if isinstance(batches, Iterator) else batches
+
+
 def _each(batches: Any) -> Iterable[Any]:
     if isinstance(batches, (list, Iterator)):
         return batches

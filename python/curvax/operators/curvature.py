@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import shown
 from curvax.compiled import CHUNK, over_columns
 from curvax.filters import Filter, select
 from curvax.memory import SHARE, available_bytes
@@ -261,7 +262,7 @@ def assemble(
     """
     if not isinstance(linearize, bool) and linearize != "auto":
         error_type = ValueError if isinstance(linearize, str) else TypeError
-        raise error_type(f"linearize must be True, False or 'auto', got {linearize!r}")
+        raise error_type(f"linearize must be True, False or 'auto', got {shown(linearize)}")
     chosen = select(params, where)
     constants = constants_of(params, chosen)
     leaves, space = widen(params, chosen, constants)

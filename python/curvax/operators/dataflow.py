@@ -1,4 +1,4 @@
-"""Which inputs of a traced program an output is computed from: by the flow of data, not by slopes."""
+"""Which inputs of a traced program an output is computed from: data flow, not derivatives."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -77,7 +77,7 @@ def warn_of_metric() -> None:
     )
 
 
-def warn_of_zeros(weights: Sequence[Array], positions: Sequence[Sequence[int]]) -> None:
+def warn_of_zeros(weights: Sequence[Array], positions: Sequence[Any]) -> None:
     """Warn of whole batches that count nothing; microbatches of a batch may."""
     if any(isinstance(own, jax.core.Tracer) for own in weights):
         return
