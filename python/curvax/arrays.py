@@ -49,6 +49,17 @@ def to_array(value: Any, what: str, dtype: Any = None) -> Array:
     return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
 
 
+def shares(weights: Array, total: Array) -> Array:
+    """`weights / total`, where the reciprocal of the total, by which XLA multiplies, underflows."""
+    scale = into_range(total)
+    return weights * scale / (total * scale)
+
+
+def into_range(largest: Array) -> Array:
+    """A power of two: numbers up to `largest`, times it, have sums and reciprocals in float32."""
+    return jnp.where(largest > 1, 2.0**-64, 2.0**64).astype(largest.dtype)
+
+
 def _on_host(value: Any, what: str) -> np.ndarray[Any, Any]:
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of torch
         value = value.detach().cpu()

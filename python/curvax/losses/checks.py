@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from curvax.arrays import to_array
+from curvax.arrays import into_range, to_array
 from curvax.checks import shown
 from curvax.ops.softmax_ce.options import Options
 
@@ -134,7 +134,7 @@ def refuse_masked(name: str, value: Any) -> None:
 
 
 def checked_weights(weights: Array) -> tuple[Array, Array]:
-    """The weights as parts of the largest, which have a sum, and the sum of the weights.
+    """The weights scaled by a power of two, which have a sum, and the sum of the weights.
 
     Both are NaN where a weight is negative, infinite or NaN and that is not known yet.
 
@@ -147,10 +147,9 @@ def checked_weights(weights: Array) -> tuple[Array, Array]:
             "weights must be finite and not negative, got "
             f"{np.asarray(weights)[~np.asarray(good)].flat[0]}"
         )
-    largest = jnp.max(weights, initial=0)
-    nan = jnp.asarray(jnp.nan, weights.dtype)
-    scaled = weights / jnp.where(jnp.all(good), largest, nan)
-    return scaled, jnp.where(jnp.all(good), jnp.sum(weights), nan)
+    right = jnp.where(jnp.all(good), 1, jnp.nan).astype(weights.dtype)
+    scaled = weights * into_range(jnp.max(weights, initial=0))
+    return right * scaled, right * jnp.sum(weights)
 
 
 def _narrow_labels(labels: Any, vocab: int, ignore_index: int) -> Array:
@@ -238,7 +237,7 @@ def elementwise_weights(
     """Weights of every element of `x`, from weights of its leading axes.
 
     Returns:
-        The weights as parts of the largest, the sum of these, and that of the weights.
+        The weights scaled by a power of two, the sum of these, and that of the weights.
 
     Raises:
         TypeError: not real.

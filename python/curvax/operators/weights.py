@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import shares
 from curvax.results import warn
 
 _PAIR = (
@@ -61,7 +62,7 @@ def weighted_mean(means: Sequence[Array], weights: Sequence[Array]) -> tuple[Arr
         )
     # The shares first: a large weight times a mean may leave the range of float32.
     parts = [
-        jnp.sum(jnp.where(own > 0, own / total * mean, 0))
+        jnp.sum(jnp.where(own > 0, shares(own, total) * mean, 0))
         for own, mean in zip(weights, means, strict=True)
     ]
     return jnp.stack(parts).sum(), total
