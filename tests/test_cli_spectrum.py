@@ -58,7 +58,7 @@ def test_a_solve(operator, which, tiny, tmp_path):
     "arguments,message",
     [
         (["--limit", 0.001], "this would not fit in memory: raise --limit or lower -k"),
-        (["--limit", 0], "expected a positive number, got 0"),
+        (["--limit", 0], "expected a size such as 9GB, 500MB or 8GiB, or a positive number of GB"),
         (["--max-matvecs", 3], "5 eigenvalues need at least as many products, got 3"),
         (["--tokens", 133], "length must be between 2 and 132"),
         (["--tokens", 1], "--tokens"),

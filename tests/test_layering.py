@@ -14,7 +14,7 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("checks", "memory", "compiled", "interrupt"),
+    ("archives", "checks", "memory", "compiled", "interrupt"),
     ("arrays", "filters"),
     ("results",),
     ("_native",),

@@ -59,6 +59,8 @@ class TorchProducts(HostProducts):
                 tensor = isinstance(product, torch.Tensor)
                 got = f"device {product.device}: add .cpu()" if tensor else type(product).__name__
                 raise TypeError(f"matvec must return torch tensors on the CPU, got {got}")
+            if product.is_complex():
+                raise TypeError(f"matvec must return real tensors, got dtype {product.dtype}")
         return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
 
 
