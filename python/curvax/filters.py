@@ -83,7 +83,7 @@ def difference(wanted: Any, got: Any) -> str:
     names, others = _names_in(wanted), _names_in(got)
     for what, one, other in (("without", names, others), ("with", others, names)):
         known = set(other)
-        extra = [repr(name) for name in one if name not in known]
+        extra = [cut(repr(name)) for name in one if name not in known]
         if extra and names and others:
             more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
             text += f", {what} {', '.join(extra[:3])}{more}"

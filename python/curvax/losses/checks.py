@@ -145,7 +145,7 @@ def checked_weights(weights: Array) -> tuple[Array, Array]:
     if not isinstance(good, jax.core.Tracer) and not bool(good.all()):
         raise ValueError(
             "weights must be finite and not negative, got "
-            f"{np.asarray(weights)[~np.asarray(good)].flat[0]}"
+            f"{np.asarray(weights)[~np.asarray(good)].flat[0]:g}"
         )
     right = jnp.where(jnp.all(good), 1, jnp.nan).astype(weights.dtype)
     scaled = weights * into_range(jnp.max(weights, initial=0))

@@ -175,7 +175,9 @@ def add_hint(error: Exception, batches: Any) -> None:
 
 def warn_of_pair(batches: Any) -> None:
     """Warn of `[x, y]`, which a loss took, but which looks like the one batch `(x, y)`."""
-    if not isinstance(batches, list) or not jax.tree_util.all_leaves(batches):
+    if not isinstance(batches, list) or len(batches) < 2:
+        return
+    if not jax.tree_util.all_leaves(batches):
         return
     lengths = {np.shape(part)[:1] for part in batches}
     kinds = {(np.shape(part)[1:], str(getattr(part, "dtype", ""))) for part in batches}
