@@ -15,6 +15,7 @@ import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from curvax.arrays import to_array
 from curvax.checks import shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
@@ -106,7 +107,7 @@ class HessianAnalyzer:
             args.k,
             which=which,
             tol=args.tol,
-            v0=None if args.v0 is None else jnp.asarray(args.v0, self.dtype),
+            v0=None if args.v0 is None else to_array(args.v0, "v0", self.dtype),
             seed=0,
             return_eigenvectors=args.return_eigenvectors,
         )
@@ -195,7 +196,7 @@ def generate_MSE_loss_func(
         ValueError: inputs and targets of different lengths.
     """
     unravel = ravel_pytree(params)[1]
-    inputs, targets = jnp.asarray(X), jnp.asarray(Y)
+    inputs, targets = to_array(X, "X"), to_array(Y, "Y")
     if len(inputs) != len(targets):
         raise ValueError(f"X and Y must have one length, got {len(inputs)} and {len(targets)}")
 

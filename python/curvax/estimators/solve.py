@@ -10,6 +10,7 @@ from jax import Array
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
+from curvax.arrays import to_array
 from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.run import report_nonfinite
@@ -93,7 +94,7 @@ def solve(
 def _flat(op: Operator, b: Any) -> Array:
     is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
     flat = b if is_flat else op.space.ravel(b, what="b")
-    flat = jnp.asarray(flat, op.dtype)
+    flat = to_array(flat, "b", op.dtype)
     if not bool(jnp.isfinite(flat).all()) or not bool(jnp.any(flat != 0)):
         raise ValueError("b must be finite and not zero")
     return flat

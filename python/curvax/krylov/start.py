@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import to_array
 from curvax.checks import shown
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
@@ -69,7 +70,7 @@ def _vectors(op: Operator, v0: Any) -> Array:
             raise ValueError(
                 f"v0, as a flat array, must have shape ({n},) or (b, {n}), got {tuple(v0.shape)}"
             )
-        return jnp.atleast_2d(jnp.asarray(v0, op.dtype))
+        return jnp.atleast_2d(to_array(v0, "v0", op.dtype))
     is_block = op.space.is_block(v0)
     vectors = op.space.ravel(v0, int(is_block), what="v0")
     return vectors if is_block else vectors[None]

@@ -18,7 +18,6 @@ from curvax.operators.base import Operator, VectorSpace
 from curvax.operators.batches import (
     Microbatches,
     add_hint,
-    leading_sizes,
     match_stacks,
     read_batches,
     stack_batches,
@@ -65,7 +64,7 @@ class Curvature(Operator):
 
     def __repr__(self) -> str:
         text = super().__repr__().removesuffix(")")
-        if isinstance(self.weight, jax.core.Tracer):
+        if not isinstance(self.weight, Array) or isinstance(self.weight, jax.core.Tracer):
             return f"{text})"
         data = f"batches={self.num_batches}, samples={self._samples()}, weight={self.weight:g}"
         return f"{text}, {data}, loss={self.loss:.6g})"
@@ -74,8 +73,9 @@ class Curvature(Operator):
         """The lengths of the batches' leading axes, summed up; of several lengths, of each."""
         totals: dict[int, int] = {}
         for stack in self.stacks:
-            entry = jax.tree.map(lambda leaf: leaf[0], stack.batch)
-            for i, length in enumerate(sorted(leading_sizes(entry)) or [1]):
+            shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(stack.batch)]
+            lengths = sorted({shape[0] for shape in shapes if shape})
+            for i, length in enumerate(lengths or [1]):
                 totals[i] = totals.get(i, 0) + length * stack.weights.shape[0]
         return " and ".join(map(str, totals.values()))
 
