@@ -7,6 +7,7 @@ import pytest
 
 import curvax as cx
 from curvax import losses
+from curvax.operators.base import compiled_product
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((20, 2)).astype(np.float32)
@@ -59,13 +60,12 @@ def test_known_weights_are_refused_alike(kind, bad):
         lambda: FUNCTIONS[kind](PARAMS, batch),
         lambda: loss(forward(PARAMS, batch), batch),
     ):
-        with pytest.raises(ValueError, match=f"weights must be finite and not negative, got {bad}"):
+        with pytest.raises(ValueError, match=f"finite and not negative, got {bad:g}"):
             call()
 
 
 @losses_of_each_kind
-@pytest.mark.parametrize("name", ["hessian", "ggn", "empirical"])
-@pytest.mark.parametrize("bad", BAD[:3])
+@pytest.mark.parametrize("name, bad", [("hessian", -1.0), ("ggn", -1e-30), ("empirical", np.inf)])
 def test_operators_refuse_them_alike(kind, name, bad):
     """Traced: NaN, which every operator refuses, and which the message explains."""
     batch = (X, Y, weights(bad))
@@ -83,7 +83,7 @@ def test_weights_of_ignored_labels_may_be_anything(kind):
 
 
 @losses_of_each_kind
-@pytest.mark.parametrize("scale", [1e38, 3e38, 1e30, 1e-30, 1e-37])
+@pytest.mark.parametrize("scale", [3e38, 1e-37])
 def test_the_mean_does_not_know_the_scale_of_the_weights(kind, scale):
     shares = RNG.uniform(0.1, 1, 20).astype(np.float32)
     batch = (X, Y, shares)
@@ -93,8 +93,19 @@ def test_the_mean_does_not_know_the_scale_of_the_weights(kind, scale):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name, kind", [(n, k) for n in OPERATORS for k in FUNCTIONS])
-@pytest.mark.parametrize("scale", [1e37, 1e-37])
+@pytest.mark.parametrize(
+    "name, kind, scale",
+    [
+        ("hessian", "softmax", 1e37),
+        ("ggn", "softmax", 1e37),
+        ("ggn", "linear", 1e-37),
+        ("ggn", "mse", 1e37),
+        ("empirical", "softmax", 1e-37),
+        ("empirical", "linear", 1e37),
+        ("exact", "mse", 1e-37),
+        ("mc", "linear", 1e37),
+    ],
+)
 def test_products_do_not_know_the_scale_either(name, kind, scale):
     shares = RNG.uniform(0.1, 1, 20).astype(np.float32)
     made = [
@@ -102,7 +113,7 @@ def test_products_do_not_know_the_scale_either(name, kind, scale):
         for s in (scale, 1)
     ]
     v = jnp.ones((1, 6))
-    scaled, expected = (op.product(v) for op in made)
+    scaled, expected = (compiled_product(op, v) for op in made)
     np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-6)
     if name != "hessian":  # whose plain mean weighs by its length
         np.testing.assert_allclose(made[0].weight, scale * made[1].weight, rtol=1e-5)
