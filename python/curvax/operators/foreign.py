@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 # The package and the name of a class, and the adapter of what derives from it.
 _ADAPTERS = (
     ("transformers", "PreTrainedModel", "huggingface.causal_lm(module), or masked_lm, ..."),
@@ -25,7 +27,8 @@ def adapter_of(value: Any) -> str | None:
 
 def is_pytree(value: Any) -> bool:
     """Whether JAX takes a module of that framework itself, as parameters or as a function."""
-    return any(kind.__module__.startswith("equinox.") for kind in type(value).__mro__)
+    known = any(kind.__module__.startswith("equinox.") for kind in type(value).__mro__)
+    return known or not jax.tree_util.all_leaves([value])
 
 
 def refuse(function: str, value: Any, adapter: str) -> TypeError:

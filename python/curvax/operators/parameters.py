@@ -80,9 +80,13 @@ def constants_of(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
         if is_array(leaf) or (selected and isinstance(leaf, float)):
             continue
         if selected:
+            remedy = (
+                "leave it out by where=, or, if it holds arrays, register its class as a pytree"
+            )
+            if type(leaf).__module__.partition(".")[0] == "torch":
+                remedy = "make a model of its module by curvax.adapters.torch.from_module"
             raise TypeError(
-                f"parameter {names[i]!r} must be an array, got {type(leaf).__name__}: leave it out "
-                "by where=, or, if it holds arrays, register its class as a pytree"
+                f"parameter {names[i]!r} must be an array, got {type(leaf).__name__}: {remedy}"
             )
         constants[i] = leaf
     return constants
