@@ -78,7 +78,7 @@ def _check_kind(source: Any, target: Any, what: str) -> None:
     """Refuse numbers of a kind that `target` has not."""
     is_complex, inexact = jnp.complexfloating, jnp.inexact
     if jnp.issubdtype(source, is_complex) and not jnp.issubdtype(target, is_complex):
-        raise TypeError(f"{what} must be real, got dtype {source}")
+        raise TypeError(f"{what} must be real, got {jax.dtypes.canonicalize_dtype(source)}")
     fraction = jnp.issubdtype(source, inexact) and not jnp.issubdtype(target, inexact)
     if fraction or target == np.bool_:
         raise TypeError(f"{what} must be of dtype {target}, got {source}")
