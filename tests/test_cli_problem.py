@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import curvax as cx
 from curvax import cli
+from curvax.cli.app import limit_bytes
 
 MODULE = """
 import numpy as np, jax.numpy as jnp, curvax as cx
@@ -27,6 +28,18 @@ def forward(params, batch):
 def make_problem():
     loss = cx.losses.SoftmaxCrossEntropy(lambda batch: batch[1])
     return cx.Model(PARAMS, forward, loss), (X, Y)
+
+
+class Module:
+    __module__ = "torch.nn.modules.module"
+
+
+def module():
+    return type("Net", (Module,), {})(), (X, Y)
+
+
+def wide():
+    return make_problem()[0], (X, Y + 2**32)
 
 
 def nothing():
@@ -164,6 +177,43 @@ def test_plan(problem):
     assert not list(problem.parent.glob("curvax-*"))
 
 
+@pytest.mark.parametrize(
+    "size, held",
+    [
+        ("9GB", 9 * 10**9),
+        ("9gb", 9 * 10**9),
+        ("9 GB", 9 * 10**9),
+        ("1.5GiB", 3 * 2**29),
+        ("500MB", 5 * 10**8),
+        ("64kb", 64_000),
+        ("2TiB", 2**41),
+        ("100B", 100),
+        ("7", 7 * 10**9),
+        ("1e-7", 100),
+        (None, None),
+    ],
+)
+def test_sizes_of_memory(size, held):
+    assert limit_bytes(size) == held
+
+
+@pytest.mark.parametrize("command", ["plan", "spectrum"])
+@pytest.mark.parametrize(
+    "size", ["0", "-1", "nan", "inf", "9XB", "GB", "9iB", "9 9GB", "1.2.3GB", "0MB", "1e30GB", "9G"]
+)
+def test_sizes_that_are_none(command, size, problem):
+    out = run(command, TARGET, "--limit", size)
+    assert out.exit_code == 2
+    text = " ".join(out.output.replace("│", " ").split())
+    assert "expected a size such as 9GB, 500MB or 8GiB" in text and f"got {size}" in text
+
+
+def test_a_plan_within_a_limit_of_units(problem):
+    assert run("plan", TARGET, "--limit", "1GB").exit_code == 0
+    out = run("plan", TARGET, "--limit", "100B")
+    assert out.exit_code == 2 and "DOES NOT FIT" in out.stdout
+
+
 @pytest.mark.parametrize("command", ["spectrum", "trace", "diagonal", "density", "plan"])
 def test_quiet_prints_nothing(command, problem):
     short = {"density": ("--num-runs", 2, "--num-steps", 5)}.get(command, ())
@@ -190,6 +240,8 @@ def test_a_solve_that_does_not_converge_exits_with_3(problem):
         (("own_problem_of_tests:PARAMS",), "has no function 'PARAMS'"),
         (("own_problem_of_tests:nothing",), "must return (model, batches)"),
         (("own_problem_of_tests:three",), "got tuple of Model, tuple, int"),
+        (("own_problem_of_tests:module",), "make a model of it by curvax.adapters.torch.from_mod"),
+        (("own_problem_of_tests:wide",), "leaf '1' of batch 0 must fit in int32"),
         (("own_problem_of_tests:broken",), "raised RuntimeError: no data here"),
         (("own_problem_of_tests:infinite",), "the loss is nan on batch 0"),
         ((TARGET, "--kind", "mc"), "only with --operator fisher"),

@@ -54,11 +54,25 @@ def test_a_solve(operator, which, tiny, tmp_path):
     assert imread(tmp_path / "spectrum.png").std() > 0.01
 
 
+def test_a_plan(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for limit, status in (("9GB", 0), ("1MB", 2)):
+        given = ["plan", "--model", "smollm2", "--operator", "ggn", "--tokens", "24", "-k", "2"]
+        outcome = CliRunner().invoke(cli.app, [*given, "--limit", limit], env={"COLUMNS": "80"})
+        assert outcome.exit_code == status, outcome.output
+        assert "24 tokens, 23 predicted" in outcome.stdout
+    assert not list(tmp_path.iterdir())
+    for given in (["plan"], ["plan", "mine:problem", "--model", "smollm2"]):
+        outcome = CliRunner().invoke(cli.app, given, env={"COLUMNS": "80"})
+        assert outcome.exit_code == 2
+        assert "give either MODULE:FUNCTION or --model" in " ".join(outcome.output.split())
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
         (["--limit", 0.001], "this would not fit in memory: raise --limit or lower -k"),
-        (["--limit", 0], "expected a positive number, got 0"),
+        (["--limit", 0], "expected a size such as 9GB, 500MB or 8GiB, or a positive number of GB"),
         (["--max-matvecs", 3], "5 eigenvalues need at least as many products, got 3"),
         (["--tokens", 133], "length must be between 2 and 132"),
         (["--tokens", 1], "--tokens"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,23 @@ class TestBadInput:
             np.save(file, np.ones(3))
         with pytest.raises(ValueError, match="is not the NPZ file .* no archive"):
             files.load(tmp_path / "one.npz")
+
+    def test_headers_that_claim_more_than_there_is(self, tmp_path):
+        np.savez(tmp_path / "p.npz", a=np.ones(3, np.float32))
+        with zipfile.ZipFile(tmp_path / "p.npz") as given:
+            content = given.read("a.npy")
+        claim = b"'shape': (3,), }" + b" " * 14
+        assert claim in content
+        content = content.replace(claim, b"'shape': (999999999999999,), }")
+        with zipfile.ZipFile(tmp_path / "q.npz", "w") as made:
+            made.writestr("a.npy", content)
+        with pytest.raises(ValueError, match=r"is not the NPZ file.*claims 3999999999999996 bytes"):
+            files.load(tmp_path / "q.npz")
+
+    def test_integers_beyond_32_bits(self, tmp_path):
+        np.savez(tmp_path / "p.npz", a=np.asarray([1, 2**32 + 1]))
+        with pytest.raises(ValueError, match=r"'a' in .* must fit in int32.* got 4294967297"):
+            files.load(tmp_path / "p.npz")
 
     def test_what_can_run_code(self, tmp_path):
         for name in ("model.pt", "model.pth", "model.bin", "model.ckpt", "model.pkl"):

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("checks", "filters", "memory", "compiled"),
+    ("archives", "checks", "memory", "compiled"),
+    ("arrays", "filters"),
     ("results",),
     ("_native", "interrupt"),
     ("ops",),

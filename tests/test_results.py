@@ -276,3 +276,48 @@ def test_an_array_that_a_damaged_header_shortens_is_noticed(tmp_path):
         ValueError, match=r"x\.npz is damaged.*the checksum of samples\.npy is wrong"
     ):
         cx.load(npz)
+
+
+def with_header(source, target, name, old, new):
+    """A copy of an archive, an array of which has another header of the same length."""
+    assert len(old) == len(new)
+    with zipfile.ZipFile(source) as given, zipfile.ZipFile(target, "w") as made:
+        for member in given.namelist():
+            content = given.read(member)
+            if member == name:
+                assert old in content
+                content = content.replace(old, new)
+            made.writestr(member, content)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        b"'shape': (999999999999999,), }",  # a petabyte
+        b"'shape': (99999, 9999999999),}",
+        b"'shape': (-1,),              }",
+        b"'shape': (19,),              }",
+        b"'shape': (21,),              }",
+        b"'shape': (99999999999999**9,)}",
+    ],
+)
+def test_a_header_that_claims_more_than_there_is(tmp_path, new):
+    """Before anything of that size is allocated; the checksums are right."""
+    npz, _ = fake_trace(steps=20).save(tmp_path / "x")
+    with zipfile.ZipFile(npz) as archive:
+        header = archive.read("samples.npy")[10:128]
+    old = header[header.index(b"'shape'") :][: len(new)]
+    with_header(npz, tmp_path / "y.npz", "samples.npy", old, new)
+    with pytest.raises(ValueError, match=r"y\.npz is damaged, or was not written by"):
+        cx.load(tmp_path / "y")
+
+
+def test_a_header_of_another_version_or_length(tmp_path):
+    npz, _ = fake_trace(steps=20).save(tmp_path / "x")
+    for old, new in (
+        (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x09\x00"),
+        (b"\x93NUMPY\x01\x00\x76\x00", b"\x93NUMPY\x02\x00\xff\xff"),
+    ):
+        with_header(npz, tmp_path / "y.npz", "samples.npy", old, new)
+        with pytest.raises(ValueError, match=r"y\.npz is damaged"):
+            cx.load(tmp_path / "y")

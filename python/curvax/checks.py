@@ -1,9 +1,50 @@
 """Checks of plain arguments: numbers, counts, flags."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+# The longest text of a single value in a message, and the most entries of a container.
+_LONGEST = 160
+_ENTRIES = 4
+
+
+def shown(value: Any, depth: int = 2) -> str:
+    """`value` for a message: its `repr` where that is short, else what it is.
+
+    Arrays are told by shape and dtype, and containers by their first entries.
+    """
+    shape, dtype, kind = getattr(value, "shape", None), getattr(value, "dtype", None), type(value)
+    if isinstance(shape, tuple) and dtype is not None and not isinstance(value, np.generic):
+        return f"{kind.__name__} of shape {shape} and dtype {dtype}"
+    if isinstance(value, Mapping) or kind in (list, tuple, set, frozenset):
+        return _shown_container(value, depth)
+    return cut(repr(value))
+
+
+def _shown_container(value: Any, depth: int) -> str:
+    begin, end = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
+    if depth == 0 and len(value):
+        return f"{begin}...{end}"
+    some = list(value.items() if isinstance(value, Mapping) else value)[:_ENTRIES]
+    if isinstance(value, Mapping):
+        entries = [f"{cut(repr(key))}: {shown(entry, depth - 1)}" for key, entry in some]
+    else:
+        entries = [shown(entry, depth - 1) for entry in some]
+    if len(value) > _ENTRIES:
+        entries.append(f"and {len(value) - _ENTRIES} more")
+    elif len(value) == 1 and isinstance(value, tuple):
+        end = ",)"
+    return f"{begin}{', '.join(entries)}{end}"
+
+
+def cut(text: str) -> str:
+    """The text, without its middle if it is long."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 4 :]}"
 
 
 def check_integer(name: str, value: Any, low: int) -> int | None:
@@ -24,7 +65,7 @@ def check_count(name: str, value: Any, low: int, why: str = "") -> int:
         ValueError: too small; the message ends with `why`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}{why}")
     return int(value)
@@ -38,10 +79,10 @@ def check_number(name: str, value: Any, positive: bool = False) -> float:
         ValueError: not finite, or too small.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         allowed = "positive and finite" if positive else "finite and not negative"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     return float(value)
 
 
@@ -52,5 +93,5 @@ def check_flag(name: str, value: Any) -> bool:
         TypeError: neither.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)

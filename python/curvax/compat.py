@@ -15,6 +15,8 @@ import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from curvax.arrays import to_array
+from curvax.checks import shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
 
@@ -96,7 +98,7 @@ class HessianAnalyzer:
                 parameters to factor the Hessian.
         """
         if args.which not in ("LM", "SM", "LA", "SA", "BE"):
-            raise ValueError(f"which must be one of LM, SM, LA, SA, BE, got {args.which!r}")
+            raise ValueError(f"which must be one of LM, SM, LA, SA, BE, got {shown(args.which)}")
         if args.sigma is not None or args.which == "SM":
             return self._by_factoring(args)
         which: Any = args.which
@@ -105,7 +107,7 @@ class HessianAnalyzer:
             args.k,
             which=which,
             tol=args.tol,
-            v0=None if args.v0 is None else jnp.asarray(args.v0, self.dtype),
+            v0=None if args.v0 is None else to_array(args.v0, "v0", self.dtype),
             seed=0,
             return_eigenvectors=args.return_eigenvectors,
         )
@@ -130,7 +132,7 @@ class HessianAnalyzer:
                 "curvax.spectral_density(curvax.hessian(loss, params, batches))"
             )
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
-            raise ValueError(f"k must be an integer from 1 to {n}, got {k!r}")
+            raise ValueError(f"k must be an integer from 1 to {n}, got {shown(k)}")
         values, vectors = scipy.linalg.eigh(self._dense())
         chosen = np.sort(_order(values, args)[:k])
         kept = vectors[:, chosen].astype(self.dtype) if args.return_eigenvectors else None
@@ -153,7 +155,7 @@ def _order(values: Any, args: EigshArgs) -> Any:
     if args.sigma is None:
         return np.argsort(np.abs(values), kind="stable")
     if not np.isfinite(args.sigma):
-        raise ValueError(f"sigma must be a finite number or None, got {args.sigma!r}")
+        raise ValueError(f"sigma must be a finite number or None, got {shown(args.sigma)}")
     with np.errstate(divide="ignore"):
         inverse = 1 / (values - args.sigma)
     ends = np.argsort(-inverse, kind="stable")
@@ -194,7 +196,7 @@ def generate_MSE_loss_func(
         ValueError: inputs and targets of different lengths.
     """
     unravel = ravel_pytree(params)[1]
-    inputs, targets = jnp.asarray(X), jnp.asarray(Y)
+    inputs, targets = to_array(X, "X"), to_array(Y, "Y")
     if len(inputs) != len(targets):
         raise ValueError(f"X and Y must have one length, got {len(inputs)} and {len(targets)}")
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from curvax.checks import cut, shown
+
 Filter = Callable[[str, Any], bool] | Any
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
 
@@ -64,13 +66,35 @@ def match_regex(*patterns: str) -> NamePattern:
 
 def _check_patterns(function: str, patterns: Sequence[str]) -> None:
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"{function} takes one or more strings, got {patterns!r}")
+        raise TypeError(f"{function} takes one or more strings, got {shown(patterns)}")
 
 
 def leaf_names(tree: Any) -> list[str]:
     """The name of each leaf of `tree`, in the order of `jax.tree.leaves`."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+
+
+def difference(wanted: Any, got: Any) -> str:
+    """How a structure of a pytree differs from the one wanted, for messages."""
+    text = f"{cut(str(wanted))}, got {cut(str(got))}"
+    if wanted.num_leaves + got.num_leaves > 2**16:
+        return text
+    names, others = _names_in(wanted), _names_in(got)
+    for what, one, other in (("without", names, others), ("with", others, names)):
+        known = set(other)
+        extra = [cut(repr(name)) for name in one if name not in known]
+        if extra and names and others:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            text += f", {what} {', '.join(extra[:3])}{more}"
+    return text
+
+
+def _names_in(structure: Any) -> list[str]:
+    try:
+        return leaf_names(jax.tree.unflatten(structure, range(structure.num_leaves)))
+    except Exception:  # the class of a node may refuse numbers
+        return []
 
 
 def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
@@ -113,16 +137,16 @@ def matching(
 def _mask(params: Any, where: Any) -> list[bool]:
     mask = jax.tree.leaves(where)
     if not mask or not all(isinstance(entry, (bool, np.bool_)) for entry in mask):
-        meant = f": did you mean match_names({where!r})?" if isinstance(where, str) else ""
+        meant = f": did you mean match_names({shown(where)})?" if isinstance(where, str) else ""
         raise TypeError(
             "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
-            f"of bools; got {where!r}{meant}"
+            f"of bools; got {shown(where)}{meant}"
         )
     expected: Any = jax.tree.structure(params)
     if jax.tree.structure(where) != expected:
         raise ValueError(
             "where, a pytree of bools, must have the structure of params: expected "
-            f"{expected}, got {jax.tree.structure(where)}"
+            f"{difference(expected, jax.tree.structure(where))}"
         )
     return [bool(entry) for entry in mask]
 
@@ -136,6 +160,6 @@ def _nearest(where: Filter | None, names: Sequence[str]) -> str:
         for pattern in patterns
         for match in difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
     ]
-    shown = ", ".join(repr(name) for name in dict.fromkeys(near or names[:5]))
+    listed = ", ".join(repr(name) for name in dict.fromkeys(near or names[:5]))
     asked = f"{', '.join(map(repr, patterns))} matches no name; " if patterns else ""
-    return f"{asked}{'the nearest are' if near else 'the names begin with'} {shown}"
+    return f"{asked}{'the nearest are' if near else 'the names begin with'} {listed}"

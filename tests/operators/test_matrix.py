@@ -110,3 +110,100 @@ def test_bad_matrices(a, error, message):
 def test_bad_functions(matvec, like, error, message):
     with pytest.raises(error, match=message):
         cx.from_matvec(matvec, like)
+
+
+class Host:
+    """What `as_operator` takes besides SciPy's."""
+
+    shape, dtype = (3, 3), np.dtype(np.float32)
+
+    def __init__(self, matvec):
+        self.matvec = matvec
+
+
+def scipy_operator(matvec):
+    return LinearOperator((3, 3), matvec=matvec, dtype=np.float32)
+
+
+class Derived(LinearOperator):
+    """With `_matvec` of its own, as SciPy documents."""
+
+    def __init__(self, matvec):
+        super().__init__(np.float32, (3, 3))
+        self.given = matvec
+
+    def _matvec(self, x):
+        return self.given(x)
+
+
+BAD_PRODUCTS = [
+    (lambda v: None, TypeError, "array of 3 real numbers, got None: does it lack a return"),
+    (lambda v: v * 1j, TypeError, r"got dtype complex64: if the imaginary .* \.real"),
+    (lambda v: v.astype(np.complex128), TypeError, "got dtype complex128"),
+    (lambda v: v[:2], ValueError, r"of shape \(3,\), got shape \(2,\)"),
+    (lambda v: np.r_[v, v], ValueError, r"of shape \(3,\), got shape \(6,\)"),
+    (lambda v: np.float32(3), ValueError, r"got shape \(\)"),
+    (lambda v: np.outer(v, v), ValueError, r"got shape \(3, 3\)"),
+    (lambda v: "abc", TypeError, "got 'abc'"),
+    (lambda v: v.astype(object), TypeError, "real numbers, got ndarray"),
+    (lambda v: [v, 1], TypeError, "real numbers, got"),
+    (lambda v: np.ma.masked_array(v, mask=v > 0), TypeError, "got a masked array"),
+]
+
+
+@pytest.mark.parametrize("wrap", [Host, scipy_operator, Derived])
+@pytest.mark.parametrize("matvec, error, message", BAD_PRODUCTS)
+def test_what_a_host_function_returns_is_checked(wrap, matvec, error, message):
+    with pytest.raises(error, match=message):
+        as_operator(wrap(matvec)).products(np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("matvec, error, message", BAD_PRODUCTS[:2])
+def test_it_is_checked_wherever_it_is_multiplied(matvec, error, message):
+    """At once where one multiplies, also inside a sum, and in what solves and estimates."""
+    op = as_operator(Host(matvec))
+    for use in (
+        lambda: op @ jnp.ones(3),
+        lambda: op @ jnp.ones((2, 3)),
+        lambda: cx.eigsh(Host(matvec), 1, seed=0),
+        lambda: cx.trace(op + cx.identity(op), num_matvecs=4, seed=0),
+    ):
+        with pytest.raises(error, match=message):
+            use()
+
+
+@pytest.mark.parametrize("wrap", [Host, scipy_operator, Derived])
+def test_columns_rows_and_integers_of_a_host_function_are_taken(wrap):
+    d = np.asarray([1, 2, 3])
+    for matvec in (
+        lambda v: (d * v)[:, None],
+        lambda v: (d * v)[None],
+        lambda v: list(d * v),
+        lambda v: (d * v).astype(np.float64),
+        lambda v: (d * v).astype(int),
+    ):
+        rows = as_operator(wrap(matvec)).products(np.ones((2, 3), np.float32))
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, [d, d])
+
+
+def test_an_error_of_a_host_function_is_its_own():
+    def fails(v):
+        raise RuntimeError("no such matrix")
+
+    with pytest.raises(RuntimeError, match="no such matrix"):
+        as_operator(Host(fails)) @ jnp.ones(3)
+
+
+@pytest.mark.parametrize(
+    "matvec, error, message",
+    [
+        (lambda v: None, ValueError, "structure and shapes of its argument"),
+        (lambda v: v.astype(jnp.complex64), TypeError, "real floating values, got complex64"),
+        (lambda v: 3.0, ValueError, "structure and shapes of its argument"),
+        (lambda v: [1.0, 2.0, 3.0], ValueError, "structure and shapes of its argument"),
+    ],
+)
+def test_what_a_traced_function_returns_is_checked(matvec, error, message):
+    with pytest.raises(error, match=message):
+        cx.from_matvec(matvec, 3)

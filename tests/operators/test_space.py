@@ -50,7 +50,8 @@ def test_printed_in_one_short_line(op):
     )  # fmt: skip
     assert repr(hessian) == (
         "Hessian(shape=(450, 450), dtype=float32, "
-        "leaves: layer0, layer1, layer2, layer3, and 5 more)"
+        "leaves: layer0, layer1, layer2, layer3, and 5 more, "
+        "batches=1, samples=5, weight=5, loss=450)"
     )
     flat = cx.from_matvec(lambda v: v, 3)
     assert repr(flat) == "FunctionOperator(shape=(3, 3), dtype=float32)"

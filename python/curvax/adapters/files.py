@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.adapters.frameworks import import_framework
+from curvax.archives import check_headers
+from curvax.arrays import to_array
 
 REFUSED = {
     ".pt": "torch",
@@ -111,6 +113,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         raise _mismatch(path, "NPZ", "it is no archive")
     try:
+        with path.open("rb") as stream:
+            check_headers(stream)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise _mismatch(path, "NPZ", error) from error
+    try:
         with np.load(path, allow_pickle=False) as arrays:
             return {
                 name: _checked(partial(arrays.__getitem__, name), path, name)
@@ -172,4 +179,4 @@ def _checked(read: Callable[[], Any], path: Path, name: str) -> Any:
             f"{name!r} in {str(path)!r} is float64, but JAX's 64-bit mode is off: set "
             "jax.config.update('jax_enable_x64', True) first, or save it as float32"
         )
-    return jnp.asarray(array)
+    return to_array(array, f"{name!r} in {str(path)!r}")

@@ -21,6 +21,7 @@ from curvax.adapters.torch.bridge import batch_to_jax
 from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.module import adapt
+from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 
 import_framework("transformers", "huggingface")
@@ -156,7 +157,7 @@ def encoder(
         ImportError: as for `causal_lm`.
     """
     if pooling not in ("mean", "first", "none"):
-        raise ValueError(f"pooling must be 'mean', 'first' or 'none', got {pooling!r}")
+        raise ValueError(f"pooling must be 'mean', 'first' or 'none', got {shown(pooling)}")
     model = _load(model_or_path, "AutoModel")
 
     def targets(batch: Any) -> Any:
@@ -207,7 +208,8 @@ def _load(model_or_path: Any, kind: str) -> nn.Module:
     except (OSError, ValueError) as error:
         raise OSError(
             "model_or_path must be a model, its folder or its .gguf file on this machine, or a "
-            f"name in the cache of transformers (nothing is downloaded), got {model_or_path!r}: "
+            f"name in the cache of transformers (nothing is downloaded), got "
+            f"{shown(model_or_path)}: "
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from error
     check_module(model.eval())
@@ -223,7 +225,7 @@ def _language_model(
     if not isinstance(head, nn.Linear):
         raise TypeError(
             "model must have a linear head for tokens (get_output_embeddings), as "
-            f"AutoModelForCausalLM has, got {type(model).__name__} with {head!r}"
+            f"AutoModelForCausalLM has, got {type(model).__name__} with {shown(head)}"
         )
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     example = _tokens(model) if example is None else example

@@ -14,6 +14,7 @@ from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first, second
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.native import JaxSource, adapt
+from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 
 if "keras" not in sys.modules:
@@ -137,7 +138,7 @@ def _loss_on_jax(
         except ValueError as error:
             raise ValueError(
                 f"loss must be Keras's name of a loss, as 'mse', a keras.losses.Loss or a function "
-                f"loss(outputs, batch), got {loss!r}"
+                f"loss(outputs, batch), got {shown(loss)}"
             ) from error
     if loss in (keras.losses.mean_squared_error, keras.losses.MeanSquaredError):
         loss = keras.losses.MeanSquaredError()
@@ -145,7 +146,8 @@ def _loss_on_jax(
         return _plain(loss, targets)
     if loss.reduction not in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):
         raise ValueError(
-            f"loss must be a mean over the batch, got reduction={loss.reduction!r}: the operators "
+            f"loss must be a mean over the batch, got "
+            f"reduction={shown(loss.reduction)}: the operators "
             "are of a mean over all batches"
         )
     if type(loss) is keras.losses.MeanSquaredError:

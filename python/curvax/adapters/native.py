@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.adapters.adapted import AdaptedModel
+from curvax.arrays import to_array
 from curvax.filters import leaf_names
 
 
@@ -60,7 +61,7 @@ def adapt(
         source.loss,
         name_map or {name: name for name in names},
         source=source,
-        convert=lambda batch: jax.tree.map(jnp.asarray, batch),
+        convert=lambda batch: jax.tree.map(lambda x: to_array(x, "an array of the batch"), batch),
         hint=" Does the model draw random numbers, or change its state in a call?",
     )
     if example is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -48,8 +49,12 @@ Which = Annotated[
     typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
 ]
 Limit = Annotated[
-    float | None,
-    typer.Option(metavar="GB", help="Memory that the solve may add; what is free, if not set."),
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory that the solve may add: 9GB, 500MB, 8GiB, or a number of GB; what is free, if "
+        "not set.",
+    ),
 ]
 MaxMatvecs = Annotated[
     int | None,
@@ -107,10 +112,23 @@ def describe(error: BaseException) -> str:
     return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
-def check_limit(limit: float | None) -> None:
-    """Refuse a limit of memory that is not positive."""
-    if limit is not None and not limit > 0:
-        raise typer.BadParameter(f"expected a positive number, got {limit:g}", param_hint="--limit")
+def limit_bytes(limit: str | None) -> int | None:
+    """A size of memory in bytes, or a refusal."""
+    if limit is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(?:([kmgt]?)(i?)b)?\s*", limit.lower())
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    prefix, binary = (match[2], match[3]) if match and match[2] is not None else ("g", "")
+    size = number * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+    if not 1 <= size < 2**63 or (binary and not prefix):
+        raise typer.BadParameter(
+            f"expected a size such as 9GB, 500MB or 8GiB, or a positive number of GB, got {limit}",
+            param_hint="--limit",
+        )
+    return int(size)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -10,53 +10,72 @@ from curvax.cli.app import (
     INTERRUPTED,
     Count,
     Limit,
+    OptionalTol,
     Quiet,
-    Tol,
     Which,
     app,
-    check_limit,
     describe,
     fail,
+    limit_bytes,
 )
 from curvax.cli.problem import (
     Kind,
     Microbatch,
     OperatorName,
-    Target,
+    OptionalTarget,
     Where,
     make_operator,
     problem_facts,
+)
+from curvax.cli.smollm2 import (
+    ModelName,
+    Text,
+    Tokens,
+    check_source,
+    smollm2_facts,
+    smollm2_operator,
 )
 from curvax.display import open_stdout, print_facts, show_progress
 
 
 @app.command()
 def plan(
-    target: Target,
+    target: OptionalTarget = None,
+    model: ModelName = None,
     count: Count = 5,
     operator: OperatorName = "hessian",
     kind: Kind = None,
     where: Where = None,
     microbatch_size: Microbatch = None,
     which: Which = "LM",
-    tol: Tol = 1e-3,
+    tol: OptionalTol = None,
+    tokens: Tokens = 128,
+    text: Text = None,
     limit: Limit = None,
     quiet: Quiet = False,
 ) -> None:
     """Forecast the memory and the products of a spectrum, and make none.
 
-    The exit status is 0 if the solve would fit, and 2 if not, or for bad input.
+    MODULE:FUNCTION, --model and the default of --tol are as for curvax spectrum. The exit status is
+    0 if the solve would fit, and 2 if not, or for bad input.
     """
-    check_limit(limit)
+    bound = limit_bytes(limit)
+    check_source(target, model)
     console = open_stdout(quiet)
+    options = (operator, kind, where, microbatch_size)
     try:
         import curvax as cx
 
         with show_progress(quiet, "loading JAX and the model; compiling its loss"):
-            op = make_operator(target, operator, kind, where, microbatch_size)
-        print_facts(console, problem_facts(target, op, operator))
+            if target is None:
+                op = smollm2_operator(tokens, text, *options)
+                facts = smollm2_facts(op, tokens)
+            else:
+                op = make_operator(target, *options)
+                facts = problem_facts(target, op, operator)
+        print_facts(console, facts)
         with show_progress(quiet, "compiling the matrix-vector product; forecasting its memory"):
-            bound = None if limit is None else int(limit * 1e9)
+            tol = tol or (1e-3 if model is None else 1e-2)
             found = cx.plan(op, count, which=which, tol=tol, limit=bound)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)

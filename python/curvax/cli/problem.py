@@ -96,15 +96,18 @@ def _import(name: str) -> Any:
 
 
 def _checked(target: str, problem: Any) -> tuple[Model, Any]:
+    from curvax.operators.foreign import adapter_of
     from curvax.operators.model import Model
 
     if not (isinstance(problem, tuple) and len(problem) == 2 and isinstance(problem[0], Model)):
         got = type(problem).__name__
         if isinstance(problem, tuple):
             got += f" of {', '.join(type(part).__name__ for part in problem)}"
+        adapter = adapter_of(problem[0] if isinstance(problem, tuple) and problem else problem)
+        remedy = f"; make a model of it by {adapter}" if adapter else ""
         _refuse(
             f"{target} must return (model, batches), with a curvax.Model or what an adapter "
-            f"returns, got {got}"
+            f"returns, got {got}{remedy}"
         )
     return problem
 

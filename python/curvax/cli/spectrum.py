@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -22,13 +22,12 @@ from curvax.cli.app import (
     Seed,
     Which,
     app,
-    check_limit,
     check_matvecs,
     describe,
     fail,
+    limit_bytes,
     make_directory,
 )
-from curvax.cli.machine import device, kernels
 from curvax.cli.problem import (
     NAMES,
     Kind,
@@ -37,10 +36,17 @@ from curvax.cli.problem import (
     OptionalTarget,
     Where,
     make_operator,
-    operator_of,
     problem_facts,
 )
 from curvax.cli.report import report
+from curvax.cli.smollm2 import (
+    ModelName,
+    Text,
+    Tokens,
+    check_source,
+    smollm2_facts,
+    smollm2_operator,
+)
 from curvax.cli.solve import solve
 from curvax.display import open_stdout, print_facts, show_progress
 
@@ -52,13 +58,7 @@ if TYPE_CHECKING:
 def spectrum(
     context: typer.Context,
     target: OptionalTarget = None,
-    model: Annotated[
-        Literal["smollm2"] | None,
-        typer.Option(
-            help="In place of MODULE:FUNCTION: SmolLM2-135M-Instruct, with weights rounded to "
-            "four bits."
-        ),
-    ] = None,
+    model: ModelName = None,
     count: Count = 5,
     operator: OperatorName = "hessian",
     kind: Kind = None,
@@ -66,22 +66,8 @@ def spectrum(
     microbatch_size: Microbatch = None,
     which: Which = "LM",
     tol: OptionalTol = None,
-    tokens: Annotated[
-        int,
-        typer.Option(
-            min=2, metavar="N", help="With --model: tokens of the text; one predicts the next."
-        ),
-    ] = 128,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="With --model: text to analyse, in place of a paragraph of our own.",
-        ),
-    ] = None,
+    tokens: Tokens = 128,
+    text: Text = None,
     limit: Limit = None,
     max_matvecs: MaxMatvecs = None,
     seed: Seed = 0,
@@ -99,29 +85,27 @@ def spectrum(
     and 130 after Ctrl-C, which keeps what the solve knows.
     """
     check_matvecs(max_matvecs, count, "-k")
-    check_limit(limit)
-    if (target is None) == (model is None):
-        raise typer.BadParameter(
-            "give either MODULE:FUNCTION or --model", param_hint="MODULE:FUNCTION"
-        )
+    bound = limit_bytes(limit)
+    check_source(target, model)
     make_directory(out)
     console = open_stdout(quiet)
     context.params["tol"] = tol = tol or (1e-3 if model is None else 1e-2)
     options = {"which": which, "tol": tol, "certify": certify}
     try:
         with show_progress(quiet, "loading JAX and the model; compiling its loss"):
+            options_of_operator = (operator, kind, where, microbatch_size)
             if target is None:
-                op = _smollm2(operator, kind, where, microbatch_size, tokens, text)
+                op = smollm2_operator(tokens, text, *options_of_operator)
             else:
-                op = make_operator(target, operator, kind, where, microbatch_size)
+                op = make_operator(target, *options_of_operator)
         name = "SmolLM2-135M" if target is None else target
         wanted = f"{count} eigenvalues ({which}) of the {NAMES[operator]}, tol {tol:g}"
         print_facts(
             console,
-            (_smollm2_facts(op, tokens) if target is None else problem_facts(target, op, operator))
+            (smollm2_facts(op, tokens) if target is None else problem_facts(target, op, operator))
             | {"wanted": wanted},
         )
-        result = _solve(console, op, count, limit, options, quiet, max_matvecs, seed)
+        result = _solve(console, op, count, bound, options, quiet, max_matvecs, seed)
         title = f"{NAMES[operator]} of {name}: outermost eigenvalues"
         end = report(console, context, op, result, count, out, title)
     except KeyboardInterrupt:
@@ -131,50 +115,11 @@ def spectrum(
     raise end
 
 
-def _smollm2(
-    operator: str,
-    kind: Any,
-    where: list[str] | None,
-    microbatch_size: int | None,
-    length: int,
-    text: Path | None,
-) -> Any:
-    import jax.numpy as jnp
-
-    import curvax as cx
-    from curvax.demo import llama, smollm2
-
-    if text is None:
-        batch = smollm2.batch(length)
-    else:
-        ids = smollm2.tokenizer().encode(text.read_text()).ids
-        if len(ids) < length:
-            raise ValueError(f"--text has {len(ids)} tokens, fewer than --tokens {length}")
-        batch = jnp.asarray([ids[:length]], jnp.int32)
-    params, config = smollm2.load()
-    model = cx.Model(
-        params,
-        lambda p, b: llama.outputs(p, b[:, :-1], config),
-        cx.losses.LinearCrossEntropy(labels=lambda b: b[:, 1:]),
-    )
-    return operator_of(model, batch, operator, kind, where, microbatch_size)
-
-
-def _smollm2_facts(op: Any, tokens: int) -> dict[str, str]:
-    return {
-        "model": f"SmolLM2-135M-Instruct with Q4_1-rounded weights, {op.shape[0]:,} parameters",
-        "text": f"{tokens} tokens, {tokens - 1} predicted",
-        "loss": f"{float(op.loss):.4f} nats/token",
-        "device": device(),
-        "kernels": kernels(),
-    }
-
-
 def _solve(
     console: Console,
     op: Any,
     count: int,
-    limit: float | None,
+    limit: int | None,
     options: dict[str, Any],
     quiet: bool,
     max_matvecs: int | None,
@@ -183,7 +128,7 @@ def _solve(
     import curvax as cx
 
     with show_progress(quiet, "compiling the matrix-vector product; forecasting its memory"):
-        plan = cx.plan(op, count, **options, limit=None if limit is None else int(limit * 1e9))
+        plan = cx.plan(op, count, **options, limit=limit)
     console.print(str(plan))
     if not plan.fits:
         raise MemoryError(f"this would not fit in memory: raise --limit or lower -k\n{plan}")

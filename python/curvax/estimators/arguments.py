@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from curvax.checks import check_count, check_integer, check_number
+from curvax.checks import check_count, check_integer, check_number, shown
 from curvax.ops.block_ortho import MAX_BLOCK
 
 # With fewer samples no interval is given. Those of ±1 can all be equal though the operator is far
@@ -46,9 +46,9 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
         ValueError: another string.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
     return value
 
 
@@ -65,7 +65,7 @@ def check_callback(callback: Any) -> Any:
         TypeError: it cannot be called.
     """
     if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {callback!r}")
+        raise TypeError(f"callback must be callable, got {shown(callback)}")
     return callback
 
 
@@ -93,7 +93,7 @@ def check_block(asked: Any, n: int) -> int:
     if isinstance(asked, str) and asked == "auto":
         return min(n, 1 if jax.default_backend() == "cpu" else 4)
     if asked is None or isinstance(asked, str):
-        raise TypeError(f"block_size must be 'auto' or an integer, got {asked!r}")
+        raise TypeError(f"block_size must be 'auto' or an integer, got {shown(asked)}")
     block = check_count("block_size", asked, low=1)
     if block > min(MAX_BLOCK, n):
         why = "n = " if n < MAX_BLOCK else ""

@@ -12,6 +12,7 @@ from jax import Array
 from scipy.linalg import eigvalsh_tridiagonal, norm
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
+from curvax.arrays import to_array
 from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.run import report_nonfinite
@@ -133,7 +134,7 @@ def _delivered(x: Array, exponent: int) -> Array:
 def _flat(op: Operator, b: Any) -> Array:
     is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
     flat = b if is_flat else op.space.ravel(b, what="b")
-    flat = jnp.asarray(flat, op.dtype)
+    flat = to_array(flat, "b", op.dtype)
     host = np.asarray(flat)  # where the smallest numbers are not read as zero
     if not np.isfinite(host).all() or not host.any():
         raise ValueError("b must be finite and not zero")

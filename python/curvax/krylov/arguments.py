@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.checks import check_flag, check_integer, check_number
+from curvax.checks import check_flag, check_integer, check_number, shown
 from curvax.krylov.selection import Wanted, parse_wanted
 from curvax.krylov.tolerance import RELATIVE_TO
 from curvax.operators.base import Operator
@@ -56,9 +56,9 @@ def check_arguments(op: Operator, k: Any, which: Any, options: dict[str, Any]) -
     wanted = parse_wanted(k, which, op.shape[0])
     tol = check_number("tol", options["tol"])
     if options["certify"] not in CERTIFICATES:
-        raise ValueError(f"certify must be one of {CERTIFICATES}, got {options['certify']!r}")
+        raise ValueError(f"certify must be one of {CERTIFICATES}, got {shown(options['certify'])}")
     if options["callback"] is not None and not callable(options["callback"]):
-        raise TypeError(f"callback must be callable, got {options['callback']!r}")
+        raise TypeError(f"callback must be callable, got {shown(options['callback'])}")
     return Request(
         wanted=wanted,
         tol=tol,
@@ -87,7 +87,7 @@ def _check_block_size(asked: Any, n: int) -> int | str:
         return asked
     block = None if isinstance(asked, str) else check_integer("block_size", asked, low=1)
     if block is None:
-        raise ValueError(f"block_size must be 'auto', 'tune' or an integer, got {asked!r}")
+        raise ValueError(f"block_size must be 'auto', 'tune' or an integer, got {shown(asked)}")
     if block > min(MAX_BLOCK, n):
         raise ValueError(f"block_size must be at most {min(MAX_BLOCK, n)}, got {block}")
     return block
@@ -107,6 +107,6 @@ def _check_basis_dtype(asked: Any, dtype: np.dtype[Any]) -> np.dtype[Any] | None
         names = ", ".join(entry.name for entry in allowed)
         raise ValueError(
             f"basis_dtype must be one of {names}, for an operator in {dtype.name}, or 'auto'; got "
-            f"{asked!r}"
+            f"{shown(asked)}"
         )
     return np.dtype(found)

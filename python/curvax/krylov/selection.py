@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from curvax.checks import shown
+
 WHICH = ("LM", "LA", "SA", "BE")
 
 Indices = np.ndarray[Any, np.dtype[np.intp]]
@@ -153,23 +155,25 @@ def parse_wanted(k: Any, which: Any, n: int) -> Wanted:
         hint = ""
         if which in ("SM", "CM"):
             hint = "; eigenvalues near zero lie inside the spectrum, where Krylov methods fail"
-        raise ValueError(f"which must be one of {', '.join(WHICH)}, got {which!r}{hint}")
+        raise ValueError(f"which must be one of {', '.join(WHICH)}, got {shown(which)}{hint}")
     if isinstance(k, (tuple, list)):
         if which != "BE":
-            raise TypeError(f"k as a pair (high, low) needs which='BE', got which={which!r}")
+            raise TypeError(f"k as a pair (high, low) needs which='BE', got which={shown(which)}")
         if len(k) != 2 or not all(_is_integer(part) for part in k):
-            raise TypeError(f"k must be an integer or a pair of integers (high, low), got {k!r}")
+            raise TypeError(
+                f"k must be an integer or a pair of integers (high, low), got {shown(k)}"
+            )
         high, low = int(k[0]), int(k[1])
         if min(high, low) < 0:
-            raise ValueError(f"k=(high, low) must not be negative, got {k!r}")
+            raise ValueError(f"k=(high, low) must not be negative, got {shown(k)}")
     elif _is_integer(k):
         high, low = {"SA": (0, int(k)), "BE": (int(k) - int(k) // 2, int(k) // 2)}.get(
             which, (int(k), 0)
         )
     else:
-        raise TypeError(f"k must be an integer, got {k!r}")
+        raise TypeError(f"k must be an integer, got {shown(k)}")
     if not 1 <= high + low <= n:
-        raise ValueError(f"k must be between 1 and n = {n}, got {k!r}")
+        raise ValueError(f"k must be between 1 and n = {n}, got {shown(k)}")
     return Wanted(which, high, low)
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import to_array
+from curvax.checks import shown
 from curvax.krylov.settings import Settings
 from curvax.operators.base import Operator
 from curvax.results import EigenResult
@@ -64,7 +66,7 @@ def _vectors(op: Operator, v0: Any) -> Array:
         v0 = v0.eigenvectors
     leaves = jax.tree.leaves(v0)
     if not leaves:
-        raise TypeError(f"v0 must be a vector, a block or an EigenResult, got {v0!r}")
+        raise TypeError(f"v0 must be a vector, a block or an EigenResult, got {shown(v0)}")
     for leaf in leaves:
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
@@ -75,7 +77,7 @@ def _vectors(op: Operator, v0: Any) -> Array:
             raise ValueError(
                 f"v0, as a flat array, must have shape ({n},) or (b, {n}), got {tuple(v0.shape)}"
             )
-        return jnp.atleast_2d(jnp.asarray(v0, op.dtype))
+        return jnp.atleast_2d(to_array(v0, "v0", op.dtype))
     is_block = op.space.is_block(v0)
     vectors = op.space.ravel(v0, int(is_block), what="v0")
     return vectors if is_block else vectors[None]

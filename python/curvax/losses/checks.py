@@ -1,5 +1,6 @@
 """Checks of what the losses are given, and its normal form."""
 
+import math
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from curvax.arrays import into_range, to_array
+from curvax.checks import shown
 from curvax.ops.softmax_ce.options import Options
 
 FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
@@ -40,7 +43,7 @@ def options_of(
     smoothing, z = _number("label_smoothing", label_smoothing), _number("z_loss", z_loss)
     cap = None if softcap is None else _number("softcap", softcap)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
-        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+        raise TypeError(f"ignore_index must be an integer, got {shown(ignore_index)}")
     if not -(2**31) <= ignore_index < 2**31:
         raise ValueError(f"ignore_index must fit in 32 bits, got {ignore_index}")
     if cap is not None and not cap > 0:
@@ -52,7 +55,9 @@ def options_of(
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number known when the loss is traced, got {value!r}")
+        raise TypeError(
+            f"{name} must be a number known when the loss is traced, got {shown(value)}"
+        )
     if not np.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
@@ -63,8 +68,9 @@ def floating(name: str, value: ArrayLike) -> Array:
 
     Raises:
         TypeError: it is not real and floating.
+        ValueError: it does not fit in the dtype that JAX narrows it to.
     """
-    x = jnp.asarray(value)
+    x = to_array(value, name)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be real and floating, got dtype {x.dtype}")
     return x
@@ -91,9 +97,11 @@ def counted_rows(
         of: the argument whose shape the labels must match, for messages.
 
     Raises:
-        TypeError: labels that are not integers, weights that are not real.
-        ValueError: other shapes; labels that are known and out of range, or all ignored.
+        TypeError: labels that are not integers, weights that are not real, masked arrays.
+        ValueError: other shapes; labels that are known and out of range, or all ignored; weights
+            that are known and negative, infinite or NaN.
     """
+    refuse_masked("labels", labels)
     # As they come: JAX would wrap wide labels around before they are checked.
     y, vocab = labels if isinstance(labels, Array) else np.asarray(labels), shape[-1]
     if not jnp.issubdtype(y.dtype, jnp.integer):
@@ -105,16 +113,43 @@ def counted_rows(
         )
     if not isinstance(y, jax.core.Tracer):
         _check_labels(np.asarray(y), vocab, options.ignore_index, may_be_empty)
-    w = jnp.ones(y.shape, dtype) if weights is None else jnp.asarray(weights)
+    w = jnp.ones(y.shape, dtype) if weights is None else to_array(weights, "weights", dtype)
     if w.shape != y.shape:
         raise ValueError(f"weights must have the shape of labels, {y.shape}, got {w.shape}")
-    if jnp.issubdtype(w.dtype, jnp.complexfloating):
-        raise TypeError(f"weights must be real, got dtype {w.dtype}")
     flat = _narrow_labels(y, vocab, options.ignore_index).reshape(-1)
-    counted = w.astype(dtype).reshape(-1)
+    counted = w.reshape(-1)
     counted = jnp.where(flat == options.ignore_index, jnp.zeros_like(counted), counted)
-    total = jnp.sum(counted)
-    return Rows(flat, counted / total, total)
+    scaled, weight = checked_weights(counted)
+    return Rows(flat, scaled / jnp.sum(scaled), weight)
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Refuse a NumPy masked array, whose mask would be ignored.
+
+    Raises:
+        TypeError: as said.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        to_array(value, name)
+
+
+def checked_weights(weights: Array) -> tuple[Array, Array]:
+    """The weights scaled by a power of two, which have a sum, and the sum of the weights.
+
+    Both are NaN where a weight is negative, infinite or NaN and that is not known yet.
+
+    Raises:
+        ValueError: it is known.
+    """
+    good = jnp.isfinite(weights) & (weights >= 0)
+    if not isinstance(good, jax.core.Tracer) and not bool(good.all()):
+        raise ValueError(
+            "weights must be finite and not negative, got "
+            f"{np.asarray(weights)[~np.asarray(good)].flat[0]:g}"
+        )
+    right = jnp.where(jnp.all(good), 1, jnp.nan).astype(weights.dtype)
+    scaled = weights * into_range(jnp.max(weights, initial=0))
+    return right * scaled, right * jnp.sum(weights)
 
 
 def _narrow_labels(labels: Any, vocab: int, ignore_index: int) -> Array:
@@ -187,28 +222,37 @@ def chunk_rows(chunk: Any) -> int | None:
     """
     if isinstance(chunk, str):
         if chunk != "auto":
-            raise ValueError(f"chunk must be 'auto' or an integer, got {chunk!r}")
+            raise ValueError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
         return None
     if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)):
-        raise TypeError(f"chunk must be 'auto' or an integer, got {chunk!r}")
+        raise TypeError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     return int(chunk)
 
 
-def elementwise_weights(x: Array, weights: ArrayLike | None, dtype: Any) -> Array:
+def elementwise_weights(
+    x: Array, weights: ArrayLike | None, dtype: Any
+) -> tuple[Array, Array, Array]:
     """Weights of every element of `x`, from weights of its leading axes.
 
+    Returns:
+        The weights scaled by a power of two, the sum of these, and that of the weights.
+
     Raises:
-        ValueError: another shape.
+        TypeError: not real.
+        ValueError: another shape, or known and negative, infinite or NaN.
     """
-    w = jnp.ones((), dtype) if weights is None else jnp.asarray(weights, dtype)
+    w = jnp.ones((), dtype) if weights is None else to_array(weights, "weights", dtype)
     if w.shape != x.shape[: w.ndim]:
         raise ValueError(
             f"weights must have the shape of outputs, {x.shape}, or of its leading axes, "
             f"got {w.shape}"
         )
-    return jnp.broadcast_to(w.reshape(w.shape + (1,) * (x.ndim - w.ndim)), x.shape)
+    scaled, weight = checked_weights(w)
+    inner = math.prod(x.shape[w.ndim :])  # elements of each weight
+    whole = jnp.broadcast_to(scaled.reshape(w.shape + (1,) * (x.ndim - w.ndim)), x.shape)
+    return whole, inner * jnp.sum(scaled), inner * weight
 
 
 def check_kind(kind: Any) -> None:
@@ -218,7 +262,7 @@ def check_kind(kind: Any) -> None:
         ValueError: as said.
     """
     if kind not in FISHER_KINDS:
-        raise ValueError(f"kind must be one of {FISHER_KINDS}, got {kind!r}")
+        raise ValueError(f"kind must be one of {FISHER_KINDS}, got {shown(kind)}")
 
 
 def count_samples(name: str, x: Array, inner_axes: int, batch: Any) -> int:

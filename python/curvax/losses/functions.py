@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from curvax.arrays import to_array
 from curvax.losses.checks import (
     chunk_rows,
     counted_rows,
@@ -43,7 +44,8 @@ def softmax_cross_entropy(
             or float64 for float64.
         labels: shape `(...)`, integers.
         weights: each label's share in the mean, shape `(...)`, or None for equal shares. Not
-            differentiated.
+            negative, as that of one that counts; where that is not known yet, under `jit`, the
+            result is NaN. Not differentiated.
         ignore_index: label of what is left out.
         label_smoothing: share of the target that is spread over the vocabulary, in `[0, 1]`.
         z_loss: factor of `lse**2` (de Brébisson and Vincent 2016).
@@ -57,7 +59,8 @@ def softmax_cross_entropy(
         TypeError: labels that are not integers, logits that are not real and floating; on
             differentiation, weights that depend on what is differentiated.
         ValueError: shapes that do not match, an option out of range, or, where the labels are
-            known, a label outside `[0, V)` or none to count (unless `return_weight`).
+            known, a label outside `[0, V)` or none to count (unless `return_weight`); a weight
+            that is known and negative, infinite or NaN.
         NotImplementedError: on a third derivative.
     """
     options = options_of(softcap, z_loss, label_smoothing, ignore_index)
@@ -141,7 +144,8 @@ def mse(
         outputs: any shape, a real floating dtype.
         targets: the same shape.
         weights: each element's share in the mean; its shape is that of `outputs` or its leading
-            axes, as `(B,)` for samples. None for equal shares.
+            axes, as `(B,)` for samples. None for equal shares. Not negative, as for
+            :func:`softmax_cross_entropy`.
         return_weight: also return the sum of the weights, over all elements.
 
     Returns:
@@ -149,15 +153,15 @@ def mse(
 
     Raises:
         TypeError: not real and floating.
-        ValueError: shapes that do not match.
+        ValueError: shapes that do not match, or a weight that is known and negative, infinite or
+            NaN.
     """
     x = floating("outputs", outputs)
     dtype = compute_dtype(x.dtype)
-    w = elementwise_weights(x, weights, dtype)
-    y = jnp.asarray(targets)
+    scaled, total, weight = elementwise_weights(x, weights, dtype)
+    y = to_array(targets, "targets")
     if y.shape != x.shape:
         raise ValueError(f"targets must have the shape of outputs, {x.shape}, got {y.shape}")
     residual = x.astype(dtype) - y.astype(dtype)
-    weight = jnp.sum(w)
-    mean = jnp.sum(w * residual * residual) / weight
+    mean = jnp.sum(scaled * residual * residual) / total
     return (mean, weight) if return_weight else mean

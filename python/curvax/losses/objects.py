@@ -61,7 +61,7 @@ class Loss(Protocol):
 
         Args:
             outputs: the model's.
-            batch: labels and weights; weights must not be negative.
+            batch: labels and weights; weights must not be negative or infinite.
             u: what to multiply.
             kind: the matrix.
             keys: for `"mc"`, one key of `jax.random` per sample; the labels of a sample depend on
@@ -308,8 +308,8 @@ class MeanSquaredError:
         """See `Loss`; `u` has the shape of the outputs."""
         x = floating("outputs", outputs)
         dtype = compute_dtype(x.dtype)
-        w: Array = elementwise_weights(x, self.weights(batch), dtype)
-        return (2 * w / jnp.sum(w) * jnp.asarray(u).astype(dtype)).astype(x.dtype)
+        w, total, _ = elementwise_weights(x, self.weights(batch), dtype)
+        return (2 * w / total * jnp.asarray(u).astype(dtype)).astype(x.dtype)
 
     def fisher_product(
         self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
@@ -325,12 +325,12 @@ class MeanSquaredError:
         x = floating("outputs", outputs)
         samples = count_samples("outputs", x, 0, batch)
         dtype = compute_dtype(x.dtype)
-        w: Array = elementwise_weights(x, self.weights(batch), dtype)
+        w, total, _ = elementwise_weights(x, self.weights(batch), dtype)
         if kind == "mc":
             row_keys = _keys_of_rows(keys, samples, samples)
             noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], dtype))(row_keys)
             residual = jnp.sqrt(jnp.asarray(0.5, dtype)) * noise
         else:
             residual = x.astype(dtype) - jnp.asarray(self.targets(batch)).astype(dtype)
-        gradients = (2 * jnp.sqrt(w / jnp.sum(w)) * residual).reshape(samples, -1)
+        gradients = (2 * jnp.sqrt(w / total) * residual).reshape(samples, -1)
         return _outer_product(gradients, u).reshape(x.shape).astype(x.dtype)

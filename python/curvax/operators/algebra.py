@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import to_array
+from curvax.checks import shown
+from curvax.filters import difference
 from curvax.operators.base import (
     Operator,
     VectorSpace,
@@ -16,6 +19,7 @@ from curvax.operators.base import (
     checked_product,
     is_array,
 )
+from curvax.operators.batches import for_several
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +32,10 @@ class IdentityOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         return block
+
+    def at(self, params: Any, *, batches: Any = None) -> "IdentityOperator":
+        """The same: it has no parameters."""
+        return self
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +53,12 @@ class SumOperator(Operator):
         total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
         return total
 
+    def at(self, params: Any, *, batches: Any = None) -> "SumOperator":
+        """See `Operator.at`."""
+        given = for_several(batches)
+        terms = tuple(term.at(params, batches=given) for term in self.terms)
+        return dataclasses.replace(self, terms=terms)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +74,10 @@ class CongruentOperator(Operator):
         d = self.diagonal[None]
         return d * checked_product(self.inner, d * block)
 
+    def at(self, params: Any, *, batches: Any = None) -> "CongruentOperator":
+        """See `Operator.at`; the diagonal entries stay."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,6 +91,10 @@ class ProjectedOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
+
+    def at(self, params: Any, *, batches: Any = None) -> "ProjectedOperator":
+        """See `Operator.at`; the vectors stay."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
 
 def project(vectors: Array, block: Array) -> Array:
@@ -99,12 +121,12 @@ def identity(like: Any) -> IdentityOperator:
     leaves = jax.tree.leaves(like)
     if not leaves or not all(hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves):
         raise TypeError(
-            f"like must be an operator, a pytree of arrays or an integer n, got {like!r}"
+            f"like must be an operator, a pytree of arrays or an integer n, got {shown(like)}"
         )
     dtype = max((check_float_dtype(x.dtype, "like") for x in leaves), key=lambda d: d.itemsize)
     space = VectorSpace.of(like, dtype)
     if space.n < 1:
-        raise ValueError(f"like must have at least one element, got {like!r}")
+        raise ValueError(f"like must have at least one element, got {shown(like)}")
     return IdentityOperator(space)
 
 
@@ -136,7 +158,7 @@ def scale(factor: Any, op: Operator) -> SumOperator:
     """
     number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
     if not (number or is_array(factor)) or jnp.iscomplexobj(factor):
-        raise TypeError(f"an operator is multiplied by a real number, got {factor!r}")
+        raise TypeError(f"an operator is multiplied by a real number, got {shown(factor)}")
     if np.shape(factor) != ():
         raise ValueError(
             f"an operator is multiplied by one number, got shape {np.shape(factor)}: for a "
@@ -159,7 +181,7 @@ def congruence(op: Operator, diagonal: Any) -> CongruentOperator:
     flat = diagonal
     if not (is_array(diagonal) and np.shape(diagonal) == (op.shape[0],)):
         flat = op.space.ravel(diagonal, what="diagonal")
-    flat = jnp.asarray(flat, op.dtype)
+    flat = to_array(flat, "diagonal", op.dtype)
     if not isinstance(flat, jax.core.Tracer) and not bool(jnp.isfinite(flat).all()):
         raise ValueError("diagonal must be finite, got NaN or infinite entries")
     return CongruentOperator(op, flat, op.space)
@@ -178,7 +200,7 @@ def _flat_block(op: Operator, vectors: Any) -> Array:
     if own is None:
         raise TypeError("vectors is a result without eigenvectors (return_eigenvectors=False)")
     if is_array(own) and np.shape(own)[-1:] == (op.shape[0],) and np.ndim(own) in (1, 2):
-        return jnp.atleast_2d(jnp.asarray(own, op.dtype))
+        return jnp.atleast_2d(to_array(own, "vectors", op.dtype))
     return jnp.atleast_2d(op.ravel(own))
 
 
@@ -228,6 +250,7 @@ def _check_same(first: VectorSpace, second: VectorSpace) -> None:
         )
     if (first.treedef, first.shapes) != (second.treedef, second.shapes):
         raise ValueError(
-            "operators that are added must act on the same vectors, got "
-            f"{first.treedef} {first.shapes} and {second.treedef} {second.shapes}"
+            "operators that are added must act on the same vectors: expected "
+            f"{difference(first.treedef, second.treedef)}; shapes {shown(first.shapes)} and "
+            f"{shown(second.shapes)}"
         )

@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
+from curvax.arrays import to_array
 from curvax.compiled import untracked_settings
-from curvax.filters import Filter, leaf_names
+from curvax.filters import Filter, difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
 
 
@@ -69,12 +70,12 @@ class VectorSpace:
             what: the name of `tree` in messages.
 
         Raises:
-            TypeError: a leaf is complex.
-            ValueError: another structure, or a leaf of another shape.
+            TypeError: a leaf is complex, or no array of numbers, or has a mask.
+            ValueError: another structure, a leaf of another shape, or numbers beyond the range.
         """
         leaves, treedef = jax.tree.flatten(tree)
         if treedef != self.treedef:
-            raise ValueError(f"{what} must have the structure {self.treedef}, got {treedef}")
+            raise ValueError(f"{what} must have the structure {difference(self.treedef, treedef)}")
         batch = np.shape(leaves[0])[:batch_axes]
         flat = []
         for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
@@ -84,9 +85,7 @@ class VectorSpace:
                 raise ValueError(
                     f"{place} must have shape {(*batch, *shape)}, got {np.shape(leaf)}"
                 )
-            if jnp.iscomplexobj(leaf):
-                raise TypeError(f"{place} must be real, got {jnp.result_type(leaf)}")
-            flat.append(jnp.asarray(leaf, self.dtype).reshape(*batch, math.prod(shape)))
+            flat.append(to_array(leaf, place, self.dtype).reshape(*batch, math.prod(shape)))
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
     def unravel(self, flat: Array) -> Any:
@@ -151,6 +150,19 @@ class Operator(abc.ABC):
         if len(shape) not in (1, 2) or shape[-1] != n:
             raise ValueError(f"flat must have shape ({n},) or (b, {n}), got {shape}")
         return self.space.unravel(jnp.asarray(flat))
+
+    def at(self, params: Any, *, batches: Any = None) -> "Operator":
+        """The same operator at other parameters, or on other batches; see `Curvature.at`.
+
+        Sums, multiples, `congruence`, `project_off` and `restrict` of such operators go along.
+
+        Raises:
+            TypeError: the operator is not one of a loss.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} was not made of parameters and batches, and cannot be moved "
+            "to others: make it anew"
+        )
 
     def matvec(self, vector: Any) -> Any:
         """Multiply one vector; the result has its structure."""

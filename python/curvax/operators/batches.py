@@ -1,15 +1,20 @@
 """Batches of data as stacks of equal microbatches, so that one program serves each stack."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.checks import check_integer
+from curvax.arrays import to_array
+from curvax.checks import check_integer, cut, shown
+from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.results import warn
+
+Microbatches: TypeAlias = int | Callable[[Any], Iterable[Any]] | None
 
 
 class Numbered(NamedTuple):
@@ -24,56 +29,109 @@ class Numbered(NamedTuple):
     numbers: Any
 
 
-def stack_batches(
-    batches: Any,
-    microbatch_size: int | None,
-    num_batches: int | None,
-    numbered: bool = False,
-) -> tuple[list[Any], list[list[int]]]:
-    """Split batches into microbatches and stack those of equal shapes.
+def read_batches(batches: Any, num_batches: int | None) -> list[Any]:
+    """The batches, as arrays of JAX.
 
     Args:
         batches: one batch (any pytree but a list), a list of batches, or an iterator of batches,
             which is read once.
-        microbatch_size: the largest number of samples per microbatch; None for whole batches.
         num_batches: the most batches that are read; None for all.
-        numbered: whether each batch becomes a `Numbered`.
-
-    Returns:
-        The stacks: batches whose leaves have one more leading axis; and for each stack the
-        positions, in the list of batches, that its entries came from.
 
     Raises:
-        TypeError: `microbatch_size` or `num_batches` is not an integer.
-        ValueError: no batch, an empty batch, an array whose type is sharded, leading axes that
-            differ within a batch (when microbatches or numbers are asked for), or
-            `microbatch_size` or `num_batches` below 1.
+        TypeError: what is no array of numbers, a masked array, or a `num_batches` that is no
+            integer.
+        ValueError: no batch, an empty batch, an array whose type is sharded, numbers that JAX would
+            narrow to others, or a `num_batches` below 1.
     """
-    microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
     num_batches = check_integer("num_batches", num_batches, low=1)
     listed = list(itertools.islice(_each(batches), num_batches))
     if not listed:
         raise ValueError("batches must hold at least one batch, got an empty list or generator")
+    return [_as_arrays(batch, f"batch {i}") for i, batch in enumerate(listed)]
+
+
+def _as_arrays(batch: Any, what: str) -> Any:
+    leaves, treedef = jax.tree.flatten(batch)
+    if not leaves:
+        raise ValueError(f"{what} has no arrays, got {shown(batch)}")
+    places = [f"leaf {name!r} of {what}" if name else what for name in leaf_names(batch)]
+    arrays = [to_array(leaf, place) for leaf, place in zip(leaves, places, strict=True)]
+    check_not_typed_by_shards(jax.tree.unflatten(treedef, arrays), f"{what}, array")
+    if leading_size(arrays) == 0:
+        raise ValueError(f"{what} is empty: its leading axis has length 0")
+    return jax.tree.unflatten(treedef, arrays)
+
+
+def stack_batches(
+    batches: Sequence[Any], microbatch_size: Microbatches, numbered: bool = False
+) -> list[tuple[Any, list[int]]]:
+    """Split batches into microbatches and stack those of equal shapes.
+
+    Args:
+        batches: what `read_batches` returned.
+        microbatch_size: the largest number of samples per microbatch; a function that returns the
+            microbatches of a batch; None for whole batches.
+        numbered: whether each microbatch becomes a `Numbered`.
+
+    Returns:
+        The stacks: batches whose leaves have one more leading axis, each with the positions, in
+        the list of batches, that its entries came from.
+
+    Raises:
+        TypeError: `microbatch_size` is neither an integer nor a function of microbatches.
+        ValueError: leading axes that differ within a batch (when it is to be split by size, or
+            numbered), a function that returns no microbatch, or `microbatch_size` below 1.
+    """
+    if not callable(microbatch_size):
+        microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
     groups: dict[Any, tuple[list[Any], list[int]]] = {}
     samples = 0
-    for position, batch in enumerate(listed):
-        batch = jax.tree.map(jnp.asarray, batch)
-        check_not_typed_by_shards(batch, f"batch {position}, array")
-        if not jax.tree.leaves(batch):
-            raise ValueError(f"batch {position} has no arrays, got {batch!r}")
-        if numbered:
-            batch = Numbered(batch, _numbers(batch, position, samples))
-            samples += len(batch.numbers)
+    for position, batch in enumerate(batches):
         for piece in _split(batch, microbatch_size, position):
-            leaves, treedef = jax.tree.flatten(piece)
-            key = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-            pieces, positions = groups.setdefault(key, ([], []))
+            if numbered:
+                piece = Numbered(piece, _numbers(piece, position, samples))
+                samples += len(piece.numbers)
+            pieces, positions = groups.setdefault(_looks(piece), ([], []))
             pieces.append(piece)
             positions.append(position)
-    stacks = [
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces) for pieces, _ in groups.values()
+    return [
+        (jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces), positions)
+        for pieces, positions in groups.values()
     ]
-    return stacks, [positions for _, positions in groups.values()]
+
+
+def _looks(batch: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(batch)
+    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def match_stacks(
+    stacks: Sequence[tuple[Any, list[int]]], wanted: Sequence[Any]
+) -> list[tuple[Any, list[int]]]:
+    """The stacks in the order of others, which have the same structures and shapes.
+
+    Raises:
+        ValueError: they have not.
+    """
+    known = {_looks(stack): (stack, positions) for stack, positions in stacks}
+    order = [_looks(stack) for stack in wanted]
+    if set(known) != set(order):
+        needed, got = (
+            "; ".join(_described(stack) for stack in some)
+            for some in (wanted, [stack for stack, _ in stacks])
+        )
+        raise ValueError(
+            "batches must be as many, and of the structure and shapes, as those that the operator "
+            f"was made of, so that nothing is compiled again: expected {needed}, got {got}. For "
+            "others make the operator anew"
+        )
+    return [known[looks] for looks in order]
+
+
+def _described(stack: Any) -> str:
+    leaves = jax.tree.leaves(stack)
+    arrays = [f"{leaf.dtype.name}{list(leaf.shape[1:])}" for leaf in leaves]
+    return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(_looks(stack)[0]))}"
 
 
 def _numbers(batch: Any, position: int, start: int) -> np.ndarray[Any, Any]:
@@ -96,6 +154,12 @@ def leading_sizes(batch: Any) -> set[int]:
     return {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
 
 
+_LIST = (
+    "batches is a list, which means several batches: the loss gets each of its arrays (of shapes "
+    "{shapes}) by itself. If they make one batch, pass them as a tuple, (x, y)."
+)
+
+
 def add_hint(error: Exception, batches: Any) -> None:
     """Add a note to what a loss raised if `batches` looks like a list in place of a tuple, or v.v.
 
@@ -103,16 +167,48 @@ def add_hint(error: Exception, batches: Any) -> None:
     """
     parts = batches if isinstance(batches, (list, tuple)) else []
     if isinstance(batches, list) and jax.tree_util.all_leaves(parts):
-        shapes = ", ".join(str(np.shape(part)) for part in parts[:3])
-        error.add_note(
-            "batches is a list, which means several batches: the loss gets each of its arrays (of "
-            f"shapes {shapes}) by itself. If they make one batch, pass them as a tuple, (x, y)."
-        )
+        error.add_note(_LIST.format(shapes=_shapes(batches)))
     elif isinstance(batches, tuple) and all(isinstance(part, tuple) for part in parts):
         error.add_note(
             "batches is a tuple, which means one batch: the loss gets it whole. If its "
             f"{len(parts)} tuples are batches, pass them as a list, [(x, y), ...]."
         )
+
+
+def warn_of_pair(batches: Any) -> None:
+    """Warn of `[x, y]`, which a loss took, but which looks like the one batch `(x, y)`."""
+    if not isinstance(batches, list) or len(batches) < 2:
+        return
+    if not jax.tree_util.all_leaves(batches):
+        return
+    lengths = {np.shape(part)[:1] for part in batches}
+    kinds = {(np.shape(part)[1:], str(getattr(part, "dtype", ""))) for part in batches}
+    if len(lengths) == 1 and lengths != {()} and (len(batches) == 2 or len(kinds) == len(batches)):
+        warn(
+            f"{_LIST.format(shapes=_shapes(batches))} If each is a batch, pass iter([...]), and "
+            "this is not said.",
+            UserWarning,
+        )
+
+
+def _shapes(parts: Sequence[Any]) -> str:
+    return ", ".join(str(np.shape(part)) for part in parts[:3])
+
+
+class Kept:
+    """The batches of an iterator, which several operators read."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = list(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each of them."""
+        return iter(self._batches)
+
+
+def for_several(batches: Any) -> Any:
+    """The batches, to be read more than once."""
+    return Kept(batches) if isinstance(batches, Iterator) else batches
 
 
 def _each(batches: Any) -> Iterable[Any]:
@@ -125,19 +221,36 @@ def _each(batches: Any) -> Iterable[Any]:
     return [batches]
 
 
-def _split(batch: Any, size: int | None, position: int) -> Iterator[Any]:
+def _split(batch: Any, how: Microbatches, position: int) -> Iterator[Any]:
+    if callable(how):
+        yield from _split_by(how, batch, position)
+        return
     samples = leading_size(batch)
-    if samples == 0:
-        raise ValueError(f"batch {position} is empty: its leading axis has length 0")
-    if size is None or samples is None:
+    if how is None or samples is None:
         yield batch
         return
     if len(lengths := leading_sizes(batch)) > 1:
         raise ValueError(
             "to split a batch by microbatch_size, all its arrays must have one leading length; "
-            f"batch {position} has {sorted(lengths)}"
+            f"batch {position} has {sorted(lengths)}. Pass a function from a batch to its "
+            "microbatches instead, microbatch_size=split"
         )
-    for start, stop in itertools.pairwise([*range(0, samples, size), samples]):
+    for start, stop in itertools.pairwise([*range(0, samples, how), samples]):
         yield jax.tree.map(
             lambda leaf, a=start, b=stop: leaf[a:b] if np.ndim(leaf) > 0 else leaf, batch
         )
+
+
+def _split_by(how: Callable[[Any], Iterable[Any]], batch: Any, position: int) -> Iterator[Any]:
+    pieces = how(batch)
+    if not isinstance(pieces, (list, tuple, Iterator)):
+        raise TypeError(
+            "microbatch_size, a function, must return a list of microbatches or yield them, got "
+            f"{shown(pieces)} for batch {position}"
+        )
+    count = 0
+    for piece in pieces:
+        yield _as_arrays(piece, f"microbatch {count} of batch {position}")
+        count += 1
+    if not count:
+        raise ValueError(f"microbatch_size, a function, returned none for batch {position}")

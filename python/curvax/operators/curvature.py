@@ -1,7 +1,7 @@
 """Curvature of a mean loss over batches: stacks of microbatches, linearised where memory allows."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar
 
 import jax
@@ -9,14 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import shares
+from curvax.checks import shown
 from curvax.compiled import CHUNK, over_columns
-from curvax.filters import Filter, leaf_names, select
+from curvax.filters import Filter, select
 from curvax.memory import SHARE, available_bytes
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
-from curvax.operators.batches import add_hint, stack_batches
+from curvax.operators.base import Operator, VectorSpace
+from curvax.operators.batches import (
+    Microbatches,
+    add_hint,
+    match_stacks,
+    read_batches,
+    stack_batches,
+    warn_of_pair,
+)
 from curvax.operators.fences import fence
 from curvax.operators.linear_map import LinearHalf, ModelMap
+from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.operators.split import check_split
+from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
 
 
 @jax.tree_util.register_dataclass
@@ -31,20 +43,8 @@ class _Stack:
     consts: tuple[Any, ...]
     residuals: tuple[Array, ...] | None
     weights: Array
+    positions: Array  # of the batches that the entries came from
     half: LinearHalf = dataclasses.field(metadata={"static": True})
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Structure:
-    """Of `params`. Static: hashed by identity, as what is no array need not have a hash.
-
-    Attributes:
-        treedef: as JAX flattens it.
-        constants: the leaves that are not arrays, by their positions.
-    """
-
-    treedef: Any
-    constants: dict[int, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +61,29 @@ class Curvature(Operator):
     loss: Array
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
-    structure: _Structure = dataclasses.field(metadata={"static": True})
+    structure: Structure = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        text = super().__repr__().removesuffix(")")
+        if not isinstance(self.weight, Array) or isinstance(self.weight, jax.core.Tracer):
+            return f"{text})"
+        data = f"batches={self.num_batches}, samples={self._samples()}, weight={self.weight:g}"
+        return f"{text}, {data}, loss={self.loss:.6g})"
+
+    def _samples(self) -> str:
+        """The lengths of the batches' leading axes, summed up; of several lengths, of each."""
+        totals: dict[int, int] = {}
+        for stack in self.stacks:
+            shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(stack.batch)]
+            lengths = sorted({shape[0] for shape in shapes if shape})
+            for i, length in enumerate(lengths or [1]):
+                totals[i] = totals.get(i, 0) + length * stack.weights.shape[0]
+        return " and ".join(map(str, totals.values()))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that the mean is over."""
+        return len(np.unique(np.concatenate([stack.positions for stack in self.stacks])))
 
     @property
     def num_microbatches(self) -> int:
@@ -83,49 +105,57 @@ class Curvature(Operator):
         """See `Operator.product`."""
         return fence(_weighted_product)(self, block)
 
-    def at(self, params: Any) -> Self:
-        """The same operator at other parameters, as of a later step of training.
+    def at(self, params: Any, *, batches: Any = None) -> Self:
+        """The same operator at other parameters, as of a later step of training, or on other data.
 
-        The batches stay, and nothing is compiled again. The two operators share their data, but
+        Nothing is compiled again. The two operators share their data, unless there are others, but
         each has its own linearisation residuals: let go of the one before.
 
         Args:
             params: as they were given, with other numbers in the arrays.
+            batches: others in place of those that the operator has, as many and of the same
+                structure and shapes; `microbatch_size` and `num_batches` stay. None for the same.
 
         Raises:
+            TypeError: numbers of another kind, as complex ones.
             ValueError: another structure, other shapes, or another leaf that is not an array.
             FloatingPointError: the loss is not finite.
         """
-        treedef, constants = self.structure.treedef, self.structure.constants
-        given, other = jax.tree.flatten(params)
-        if other != treedef:
-            raise ValueError(f"params must have the structure {treedef}, got {other}")
-        for i, constant in constants.items():
-            if given[i] != constant:
-                raise ValueError(
-                    f"leaf {i} of params is not an array, and so part of the program: it must stay "
-                    f"{constant!r}, got {given[i]!r}; make it an array, or build the operator anew"
-                )
-        arrays = [leaf for i, leaf in enumerate(given) if i not in constants]
-        for i, (old, new) in enumerate(zip(self.leaves, arrays, strict=True)):
-            if np.shape(new) != old.shape:
-                raise ValueError(
-                    f"array {i} of params must have shape {old.shape}, got {np.shape(new)}"
-                )
-        pairs = zip(arrays, self.leaves, strict=True)
-        leaves = tuple(jnp.asarray(new, old.dtype) for new, old in pairs)
-        stacks, sums = [], []
-        for stack in self.stacks:
-            means, weights, residuals = _evaluate(stack.half, stack.consts, leaves, stack.batch)
-            _check_values(means, weights, range(len(weights)))
-            sums.append(_total(means, weights))
+        leaves = self.structure.leaves(params, self.leaves)
+        old = self.stacks if batches is None else self._on(batches)
+        means, stacks = [], []
+        for stack in old:
+            own, weights, residuals = _evaluate(stack.half, stack.consts, leaves, stack.batch)
+            check_values(own, weights, stack.positions)
+            means.append(own)
             kept = residuals if stack.half.residual_bytes else None
             stacks.append(dataclasses.replace(stack, weights=weights, residuals=kept))
-        weight = _weight(stacks)
-        loss = jnp.stack(sums).sum() / weight
+        weights = [stack.weights for stack in stacks]
+        loss, weight = weighted_mean(means, weights)
+        if batches is not None:
+            warn_of_zeros(weights, [stack.positions for stack in stacks])
         return dataclasses.replace(
             self, leaves=leaves, stacks=tuple(stacks), loss=loss, weight=weight
         )
+
+    def _on(self, batches: Any) -> list[_Stack]:
+        """The stacks with other batches; weights and residuals are still those of the old ones."""
+        given, own = batches, self.structure
+        if own.prepare is not None:
+            given = own.prepare(batches)
+        listed = read_batches(given, own.num_batches)
+        stacked = stack_batches(listed, own.microbatch_size, own.numbered)
+        matched = match_stacks(stacked, [stack.batch for stack in self.stacks])
+        warn_of_pair(batches)
+        return [
+            dataclasses.replace(stack, batch=batch, positions=jnp.asarray(positions, jnp.int32))
+            for stack, (batch, positions) in zip(self.stacks, matched, strict=True)
+        ]
+
+    def prepared_by(self, prepare: Callable[[Any], Any]) -> Self:
+        """The same, with what `at` makes other batches of a model's framework into its own by."""
+        structure = dataclasses.replace(self.structure, prepare=prepare)
+        return dataclasses.replace(self, structure=structure)
 
     def microbatch(self, index: int) -> Self:
         """The operator of one microbatch alone, by its place among `num_microbatches`.
@@ -152,17 +182,19 @@ class Curvature(Operator):
 
 
 def _weighted_product(op: Curvature, block: Array) -> Array:
-    total = sum(_stack_product(op, stack, block) for stack in op.stacks)
-    return total / op.weight.astype(op.dtype)
+    total: Any = sum(_stack_product(op, stack, block) for stack in op.stacks)
+    return total
 
 
 def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
     apply = stack.half.apply
+    # Not the weights, by which a product may leave the range of float32.
+    parts = shares(stack.weights.astype(op.dtype), op.weight.astype(op.dtype))
     if apply is None:
-        return _sum_of_outer_products(op, stack, block)
+        return _sum_of_outer_products(op, stack, parts, block)
 
     def one(entry: Any) -> Array:
-        batch, residuals, weight = entry
+        batch, residuals, share = entry
 
         def column(flat: Array) -> Array:
             tangents = jax.tree.leaves(op.space.unravel(flat))
@@ -171,12 +203,12 @@ def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
 
         rows = column(block[0])[None] if block.shape[0] == 1 else jax.vmap(column)(block)
         # A microbatch without any label has weight 0, and often the mean 0/0.
-        return jnp.where(weight > 0, weight.astype(rows.dtype) * rows, 0)
+        return jnp.where(share > 0, share * rows, 0)
 
-    if stack.weights.shape[0] == 1:
-        batch, weight = jax.tree.map(lambda leaf: leaf[0], (stack.batch, stack.weights))
-        return one((batch, stack.residuals, weight))
-    entries = (stack.batch, stack.residuals, stack.weights)
+    if parts.shape[0] == 1:
+        batch, share = jax.tree.map(lambda leaf: leaf[0], (stack.batch, parts))
+        return one((batch, stack.residuals, share))
+    entries = (stack.batch, stack.residuals, parts)
 
     def add(total: Array, entry: Any) -> tuple[Array, None]:
         return total + one(entry), None
@@ -184,14 +216,14 @@ def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
     return jax.lax.scan(add, jnp.zeros_like(block), entries)[0]
 
 
-def _sum_of_outer_products(op: Curvature, stack: _Stack, block: Array) -> Array:
+def _sum_of_outer_products(op: Curvature, stack: _Stack, parts: Array, block: Array) -> Array:
     """Of microbatches with matrices `x xᵀ`: all at once, as products of matrices."""
     assert stack.residuals is not None
     count = stack.weights.shape[0]
     rows = [x.reshape(count, -1).astype(op.dtype) for x in stack.residuals]
     pieces = jnp.split(block, np.cumsum(op.space.sizes)[:-1], axis=1)
     inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
-    inner = inner * stack.weights.astype(op.dtype)[None]
+    inner = inner * parts[None]
     out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
     return jnp.concatenate(out, axis=1)
 
@@ -219,7 +251,7 @@ def assemble(
     make_map: Callable[..., ModelMap],
     params: Any,
     batches: Any,
-    microbatch_size: int | None,
+    microbatch_size: Microbatches,
     num_batches: int | None,
     where: Filter | None,
     linearize: bool | Literal["auto"],
@@ -232,102 +264,64 @@ def assemble(
     """
     if not isinstance(linearize, bool) and linearize != "auto":
         error_type = ValueError if isinstance(linearize, str) else TypeError
-        raise error_type(f"linearize must be True, False or 'auto', got {linearize!r}")
+        raise error_type(f"linearize must be True, False or 'auto', got {shown(linearize)}")
     chosen = select(params, where)
     check_not_typed_by_shards(params, "parameter")
-    constants = _constants(params, chosen)
-    leaves, space = _widen(params, chosen, constants)
-    stacked, positions = stack_batches(batches, microbatch_size, num_batches, numbered)
+    constants = constants_of(params, chosen)
+    leaves, space = widen(params, chosen, constants)
+    listed = read_batches(batches, num_batches)
+    stacked = stack_batches(listed, microbatch_size, numbered)
     chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
-    several = sum(map(len, positions)) > 1
-    model = make_map(jax.tree.structure(params), constants, chosen, several)
+    several = sum(len(positions) for _, positions in stacked) > 1
+    treedef = jax.tree.structure(params)
+    model = make_map(treedef, constants, chosen, several)
     budget = {True: float("inf"), False: 0.0, "auto": SHARE * available_bytes()}[linearize]
     stacks: list[_Stack] = []
-    sums: list[Array] = []
-    for batch, places in zip(stacked, positions, strict=True):
+    means: list[Array] = []
+    for batch, positions in stacked:
         try:
-            stack, means = _prepare(model, leaves, batch, len(places), budget)
+            stack, own = _prepare(model, leaves, batch, positions, budget)
         except Exception as error:
             add_hint(error, batches)
             raise
         budget -= sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
-        _check_values(means, stack.weights, places)
-        sums.append(_total(means, stack.weights))
+        check_values(own, stack.weights, positions)
+        means.append(own)
         stacks.append(stack)
-    weight = _weight(stacks)
-    if not isinstance(weight, jax.core.Tracer) and not weight > 0:
-        raise ValueError(f"the weights that loss returned must have a positive sum, got {weight}")
-    structure = _Structure(jax.tree.structure(params), constants)
-    return kind(leaves, tuple(stacks), jnp.stack(sums).sum() / weight, weight, space, structure)
-
-
-def _total(means: Array, weights: Array) -> Array:
-    return jnp.sum(jnp.where(weights > 0, weights * means, 0))
-
-
-def _weight(stacks: Sequence[_Stack]) -> Array:
-    return jnp.stack([jnp.sum(stack.weights) for stack in stacks]).sum()
+    weights = [stack.weights for stack in stacks]
+    loss, weight = weighted_mean(means, weights)
+    if callable(microbatch_size):
+        check_split(model, leaves, listed, loss, numbered)
+    warn_of_pair(batches)
+    warn_of_zeros(weights, [positions for _, positions in stacked])
+    if any(stack.half.weight_moves for stack in stacks):
+        warn_of_metric()
+    structure = Structure(treedef, constants, microbatch_size, num_batches, numbered)
+    return kind(leaves, tuple(stacks), loss, weight, space, structure)
 
 
 def _entry(stack: _Stack, place: int) -> _Stack:
     """One microbatch of several, as a stack of its own; `batch` keeps its leading axis."""
-    batch, weights = jax.tree.map(
-        lambda leaf: leaf[place : place + 1], (stack.batch, stack.weights)
+    batch, weights, positions = jax.tree.map(
+        lambda leaf: leaf[place : place + 1], (stack.batch, stack.weights, stack.positions)
     )
     residuals = jax.tree.map(lambda leaf: leaf[place], stack.residuals)
-    return dataclasses.replace(stack, batch=batch, weights=weights, residuals=residuals)
-
-
-def _constants(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
-    """The leaves that are not arrays, by their position; they must not be selected."""
-    constants = {}
-    names = leaf_names(params)
-    for i, (leaf, selected) in enumerate(zip(jax.tree.leaves(params), chosen, strict=True)):
-        if is_array(leaf) or (selected and isinstance(leaf, float)):
-            continue
-        if selected:
-            raise TypeError(
-                f"parameter {names[i]!r} must be an array, got {type(leaf).__name__}: leave it out "
-                "by where=, or, if it holds arrays, register its class as a pytree"
-            )
-        constants[i] = leaf
-    return constants
-
-
-def _widen(
-    params: Any, chosen: tuple[bool, ...], constants: dict[int, Any]
-) -> tuple[tuple[Array, ...], VectorSpace]:
-    leaves, treedef = jax.tree.flatten(params)
-    names = leaf_names(params)
-    widened: dict[int, Array] = {}
-    dtype = np.dtype(np.float32)
-    for i, leaf in enumerate(leaves):
-        if i in constants:
-            continue
-        given = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
-        if chosen[i]:
-            own = check_float_dtype(given, f"parameter {names[i]!r}")
-            dtype = max(dtype, own, key=lambda d: d.itemsize)
-        narrow = jnp.issubdtype(given, jnp.floating) and np.dtype(given).itemsize < 4
-        widened[i] = jnp.asarray(leaf, jnp.float32) if narrow else jnp.asarray(leaf)
-    like = [widened[i] if selected else None for i, selected in enumerate(chosen)]
-    space = VectorSpace.of(jax.tree.unflatten(treedef, like), dtype)
-    if space.n == 0:
-        shapes = dict(zip(space.names, space.shapes, strict=True))
-        raise ValueError(f"params must have at least one element, got leaves of shapes {shapes}")
-    return tuple(widened.values()), space
+    return dataclasses.replace(
+        stack, batch=batch, weights=weights, positions=positions, residuals=residuals
+    )
 
 
 def _prepare(
-    model: ModelMap, leaves: tuple[Array, ...], batch: Any, count: int, budget: float
+    model: ModelMap, leaves: tuple[Array, ...], batch: Any, positions: list[int], budget: float
 ) -> tuple[_Stack, Array]:
     """Evaluate the loss, and the residuals if they fit in `budget` bytes, on a stack."""
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     half, consts = model.linearized(leaves, first)
-    if half.residual_bytes * count > budget:
+    if half.residual_bytes * len(positions) > budget:
         half, consts = model.recomputed(leaves, first)
     means, weights, residuals = _evaluate(half, consts, leaves, batch)
-    return _Stack(batch, consts, residuals if half.residual_bytes else None, weights, half), means
+    kept, places = residuals if half.residual_bytes else None, jnp.asarray(positions, jnp.int32)
+    return _Stack(batch, consts, kept, weights, places, half), means
 
 
 def _evaluate(half: LinearHalf, consts: Any, leaves: Any, batch: Any) -> Any:
@@ -353,21 +347,3 @@ _primal_of_many = jax.jit(
     ),
     static_argnums=0,
 )
-
-
-def _check_values(means: Array, weights: Array, positions: Sequence[int]) -> None:
-    if isinstance(means, jax.core.Tracer):
-        return
-    given = np.asarray(weights)
-    bad = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
-    if bad.size:
-        raise ValueError(
-            "the weight that the loss returns must be finite and not negative, got "
-            f"{given[bad[0]]} on batch {positions[bad[0]]}"
-        )
-    bad = np.flatnonzero(~np.isfinite(np.asarray(means)) & (given > 0))
-    if bad.size:
-        raise FloatingPointError(
-            f"the loss is {np.asarray(means)[bad[0]]} on batch {positions[bad[0]]}: check the "
-            "parameters, the data (a label out of range, or none to count?) and the loss"
-        )

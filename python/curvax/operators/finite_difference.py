@@ -56,9 +56,10 @@ class DifferenceHessian(Hessian):
         step: Array = self.stacks[0].consts[2]
         return step
 
-    def at(self, params: Any) -> "DifferenceHessian":
+    def at(self, params: Any, *, batches: Any = None) -> "DifferenceHessian":
         """See `Curvature.at`; the step stays, and its error there is not measured."""
-        return dataclasses.replace(super().at(params), relative_error=np.float32("nan"))
+        moved = super().at(params, batches=batches)
+        return dataclasses.replace(moved, relative_error=np.float32("nan"))
 
     def with_step(self, relative_step: Any) -> "DifferenceHessian":
         """The same with another step, of an error that is not known; nothing is compiled again.
@@ -100,7 +101,8 @@ class DifferenceMap(GradientMap):
         ) -> list[Array]:
             return list(traced(consts[0], leaves, batch, self._cast(tangents, leaves), consts[2]))
 
-        return LinearHalf(primal, 0, apply), (consts, value_consts, step)
+        half = LinearHalf(primal, 0, apply, self._weight_moves(value))
+        return half, (consts, value_consts, step)
 
     def _difference(
         self, leaves: Sequence[Array], batch: Any, tangents: list[Array], relative_step: Array

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from curvax.checks import check_count
+from curvax.checks import check_count, shown
 from curvax.filters import Filter, leaf_names
 from curvax.losses.checks import FisherKind, check_kind
-from curvax.operators.batches import Numbered, leading_sizes
+from curvax.operators.batches import Microbatches, Numbered, leading_sizes
 from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.hoist import hoist
 from curvax.operators.linear_map import LinearHalf
@@ -48,7 +48,7 @@ def fisher(
     kind: FisherKind = "empirical",
     num_samples: int = 1,
     seed: int | None = None,
-    microbatch_size: int | None = None,
+    microbatch_size: Microbatches = None,
     num_batches: int | None = None,
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
@@ -133,7 +133,9 @@ def _check_draws(kind: str, num_samples: Any, seed: Any) -> tuple[int | None, in
             continue
         check_count(name, value, low)
         if kind != "mc" and (name == "seed" or value != 1):
-            raise ValueError(f"{name} is for kind='mc' only, got {value} with kind={kind!r}")
+            raise ValueError(
+                f"{name} is for kind='mc' only, got {shown(value)} with kind={shown(kind)}"
+            )
     if kind != "mc":
         return None, None
     return int(num_samples), secrets.randbits(32) if seed is None else int(seed)
@@ -145,7 +147,7 @@ def _check_loss(loss: Any, kind: str) -> None:
         raise TypeError(
             f"kind={kind!r} needs a loss with a method {' or '.join(needed[kind])}: one of "
             "losses.SoftmaxCrossEntropy, losses.LinearCrossEntropy, losses.MeanSquaredError, or "
-            f"see losses.Loss; got {loss!r}. kind='empirical' takes any loss"
+            f"see losses.Loss; got {shown(loss)}. kind='empirical' takes any loss"
         )
 
 
@@ -165,7 +167,7 @@ class FisherMap(OutputsMap):
         if self.kind == "exact" or not single or size > half.residual_bytes:
             return half, consts
         traced, consts = hoist(self._vector, tuple(leaves), batch)
-        return LinearHalf(traced, size, None), consts
+        return LinearHalf(traced, size, None, self._weight_moves(traced)), consts
 
     def _vector(
         self, leaves: Sequence[Array], batch: Any

@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from curvax.filters import Filter
+from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.model import accepts_model
 from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
@@ -29,7 +30,7 @@ def ggn(
     params: Any,
     batches: Any,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: Microbatches = None,
     num_batches: int | None = None,
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
@@ -46,11 +47,12 @@ def ggn(
     Args:
         forward: `forward(params, batch)` returns the outputs, a pytree of real floating arrays.
         loss: `loss(outputs, batch)` returns a scalar mean or a pair `(mean, weight)`, as for
-            `hessian`. If it has a method `hessian_product(outputs, batch, u)`, as the classes in
-            `curvax.losses` have, that is `H u`; else JAX differentiates the loss twice. To have
-            no logits, let `forward` return `(hidden, head)` and take `losses.LinearCrossEntropy`,
-            whose `H` is that of the logits. `losses.linear_cross_entropy` in a function of one's
-            own is not convex in hidden states and head together, and gives another matrix.
+            `hessian`, and no metric in place of the weight. If it has a method
+            `hessian_product(outputs, batch, u)`, as the classes in `curvax.losses` have, that is
+            `H u`; else JAX differentiates the loss twice. To have no logits, let `forward` return
+            `(hidden, head)` and take `losses.LinearCrossEntropy`, whose `H` is that of the logits.
+            `losses.linear_cross_entropy` in a function of one's own is not convex in hidden states
+            and head together, and gives another matrix.
         params: as for `hessian`.
         batches: as for `hessian`.
         microbatch_size: as for `hessian`.

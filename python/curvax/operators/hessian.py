@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import jax
 
+from curvax.checks import shown
 from curvax.filters import Filter, select
+from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import assemble
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
 from curvax.operators.gradient import GradientMap, Hessian
@@ -19,7 +21,7 @@ def hessian(
     params: Any,
     batches: Any,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: Microbatches = None,
     num_batches: int | None = None,
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
@@ -36,14 +38,24 @@ def hessian(
 
     Args:
         loss: `loss(params, batch)` returns a scalar mean, weighted then by the length of the
-            batch's leading axis, or a pair `(mean, weight)`, as for masked labels. Twice
+            batch's leading axis, or a pair `(mean, weight)`, as for masked labels: the weight is
+            the number of labels (or the sum of their weights) that the mean is over. It is no
+            place for an accuracy or another metric, by which the batches would be averaged: one
+            that is computed from the parameters, or is 0 on a whole batch, gets a warning. Twice
             differentiable by JAX.
         params: a pytree of real floating arrays. They are widened to float32 once (float64 stays).
             Leaves that `where` leaves out may be anything; the loss gets those that are not arrays
             as they are.
         batches: one batch (any pytree but a list), a list of batches, or a generator, read once.
-            The operator is that of the weighted mean over all of them.
+            The operator is that of the weighted mean over all of them. `(x, y)` is one batch and
+            `[x, y]` are two, of which two arrays of one length get a warning; `print(op)` says how
+            many there are. Arrays in 64 bits are narrowed with JAX's 64-bit mode off; numbers that
+            do not fit are refused.
         microbatch_size: split batches along their leading axis, to bound the memory of a product.
+            Or a function that gets a batch and returns its microbatches, as for arrays of different
+            lengths. The mean over them, by the weights that the loss returns, must be that of the
+            batch, which is checked: return `(mean, weight)`, since a plain mean weighs by its
+            length (and cannot if there are several).
         num_batches: the most batches to read, from a list, a loader or a generator.
         where: a parameter filter: `match_names(...)`, `match_regex(...)`, a predicate
             `(name, leaf) -> bool`, or a pytree of bools. The operator is then the diagonal block
@@ -60,18 +72,21 @@ def hessian(
 
     Raises:
         TypeError: a selected parameter is not real and floating, the loss is not callable or does
-            not return a real scalar, or it cannot be differentiated twice.
+            not return a real scalar, or it cannot be differentiated twice. A NumPy masked array.
         ValueError: no batch, an empty batch, a filter that selects nothing, no element in the
-            selected parameters, parameters in float64 with JAX's 64-bit mode off, a loss that is
-            not a scalar, weights that are negative, infinite or all zero, or arrays of different
-            leading lengths in a batch that is to be split, or weighted by its length.
+            selected parameters, parameters in float64 with JAX's 64-bit mode off, data that
+            would not fit in the dtype that they are narrowed to, a loss that is not a scalar,
+            weights that are negative, infinite or all zero, arrays of different leading lengths in
+            a batch that is to be split by size, or weighted by its length, or microbatches that do
+            not add up to their batch.
         FloatingPointError: the loss is not finite, or its gradient so small that finite differences
             of it underflow.
     """
     if not callable(loss):
-        raise TypeError(f"loss must be callable as loss(params, batch), got {loss!r}")
+        order = "; the order is hessian(loss, params, batches)" if callable(params) else ""
+        raise TypeError(f"loss must be callable as loss(params, batch), got {shown(loss)}{order}")
     if method not in ("autodiff", "finite_difference"):
-        raise ValueError(f"method must be 'autodiff' or 'finite_difference', got {method!r}")
+        raise ValueError(f"method must be 'autodiff' or 'finite_difference', got {shown(method)}")
     data = (params, batches, microbatch_size, num_batches, where)
     if method == "finite_difference":
         if linearize is True:

@@ -6,12 +6,26 @@ second copy, and needs several times as long to compile.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from curvax.arrays import to_array
+
+
+def refuse_pickling() -> NoReturn:
+    """Say what to do in place of pickling a traced function.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(
+        "an operator cannot be pickled, nor sent to another process: it holds traced functions. "
+        "Make it there anew, from the same loss, parameters and batches; a result is kept by "
+        "result.save(path) and read by curvax.load(path)"
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,6 +34,12 @@ class Hoisted:
 
     jaxpr: Jaxpr
     out_tree: Any
+
+    def __reduce__(self) -> Any:
+        refuse_pickling()
+
+    def __deepcopy__(self, memo: Any) -> "Hoisted":
+        return self
 
     def __call__(self, consts: tuple[Any, ...], *args: Any) -> Any:
         """Evaluate on the arguments it was traced for."""
@@ -31,7 +51,7 @@ def hoist(fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]
     """Trace `fun` on the shapes and dtypes of `args`; return it and the arrays it closed over."""
     closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
     consts = tuple(
-        const if isinstance(const, jax.Array) else jnp.asarray(const, var.aval.dtype)
+        to_array(const, "an array that the function closes over", var.aval.dtype)
         for const, var in zip(closed.consts, closed.jaxpr.constvars, strict=True)
     )
     return Hoisted(closed.jaxpr, jax.tree.structure(shapes)), consts

@@ -19,7 +19,8 @@ from jax.extend.core import Var
 
 from curvax.operators.base import is_array
 from curvax.operators.batches import leading_size, leading_sizes
-from curvax.operators.hoist import hoist
+from curvax.operators.dataflow import reads
+from curvax.operators.hoist import Hoisted, hoist, refuse_pickling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,11 +32,19 @@ class LinearHalf:
         residual_bytes: bytes of the residuals of one microbatch; 0 if they are recomputed.
         apply: `(consts, leaves, batch, residuals, tangents) -> products`, lists of leaves. None if
             the matrix is `x xᵀ` and the residuals are x, as long as the tangents.
+        weight_moves: whether the weight is computed from the chosen leaves.
     """
 
     primal: Callable[..., Any]
     residual_bytes: int
     apply: Callable[..., list[Array]] | None
+    weight_moves: bool
+
+    def __reduce__(self) -> Any:
+        refuse_pickling()
+
+    def __deepcopy__(self, memo: Any) -> "LinearHalf":
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +124,7 @@ class ModelMap(abc.ABC):
             raise ValueError(
                 "a batch whose arrays have different leading lengths, here "
                 f"{sorted(lengths)}, has no weight of its own among others: let the loss return a "
-                "pair (mean, weight)"
+                "pair (mean, weight), as with 1 for each of equal parts of a batch"
             )
         return leading_size(batch) or 1
 
@@ -160,7 +169,12 @@ class ModelMap(abc.ABC):
             return list(jax.tree.unflatten(structure[0], complete)(self._cast(tangents, leaves)))
 
         size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
-        return LinearHalf(reduced, size, apply), consts
+        return LinearHalf(reduced, size, apply, self._weight_moves(traced)), consts
+
+    def _weight_moves(self, traced: Hoisted) -> bool:
+        """Whether the weight, the second of its results, is computed from the chosen leaves."""
+        inputs = reads(traced.jaxpr, [1])[len(traced.jaxpr.constvars) :]
+        return any(read and taken for read, taken in zip(inputs, self.chosen, strict=False))
 
     def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
         """The linear half that computes its residuals anew in every product."""
@@ -175,4 +189,4 @@ class ModelMap(abc.ABC):
         ) -> list[Array]:
             return list(traced(consts[0], leaves, batch, self._cast(tangents, leaves)))
 
-        return LinearHalf(primal, 0, apply), (consts, value_consts)
+        return LinearHalf(primal, 0, apply, self._weight_moves(value)), (consts, value_consts)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax import Array
-from scipy.sparse.linalg import aslinearoperator
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from curvax.filters import leaf_names
+from curvax.arrays import to_array
+from curvax.checks import shown
+from curvax.filters import difference, leaf_names
 from curvax.operators.base import (
     Operator,
     VectorSpace,
@@ -21,7 +23,9 @@ from curvax.operators.base import (
     check_operator,
     is_array,
 )
+from curvax.operators.foreign import adapter_of
 from curvax.operators.hoist import Hoisted, hoist
+from curvax.operators.model import Model
 from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.restriction import Blocks
 
@@ -73,10 +77,10 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
         if not (is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
             raise TypeError(
                 "like must be an integer n, an array, a jax.ShapeDtypeStruct(shape, dtype), or a "
-                f"pytree of these, got {leaf!r}{f' in leaf {name!r}' if name else ''}"
+                f"pytree of these, got {shown(leaf)}{f' in leaf {name!r}' if name else ''}"
             )
     if sum(math.prod(leaf.shape) for leaf in leaves) == 0:
-        raise ValueError(f"like must have at least one element, got {like!r}")
+        raise ValueError(f"like must have at least one element, got {shown(like)}")
     dtype = max(
         (check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize
     )
@@ -101,7 +105,8 @@ def _check_result(result: Any, space: VectorSpace) -> None:
     if treedef != space.treedef or shapes != space.shapes:
         raise ValueError(
             "matvec must return the structure and shapes of its argument: expected "
-            f"{space.treedef} {space.shapes}, got {treedef} {shapes}"
+            f"{difference(space.treedef, treedef)}; shapes {shown(space.shapes)}, got "
+            f"{shown(shapes)}"
         )
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -141,12 +146,41 @@ class HostProducts:
     def __call__(self, block: Any) -> Any:
         """Multiply `(b, n)`, row by row."""
         rows = np.asarray(block)
+        # SciPy's own matvec reshapes whatever it gets, and says no more than that it cannot.
+        own = isinstance(self.matrix, LinearOperator)
+        matvec = self.matrix._matvec if own else self.matrix.matvec
         try:
-            products = [np.asarray(self.matrix.matvec(row), rows.dtype) for row in rows]
-            return np.stack(products).reshape(rows.shape)
+            return np.stack([_checked_row(matvec(row), row) for row in rows])
         except Exception as error:
             self.error = error
             raise
+
+
+def _checked_row(product: Any, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What a `matvec` on NumPy vectors returned for a row, as one.
+
+    Raises:
+        TypeError: no array of real numbers.
+        ValueError: of another shape.
+    """
+    n, wanted = len(row), f"A.matvec must return an array of {len(row)} real numbers"
+    if isinstance(product, np.ma.MaskedArray):
+        raise TypeError(f"{wanted}, got a masked array: fill it, array.filled(0)")
+    try:
+        array = np.asarray(product)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+        hint = ": does it lack a return?" if product is None else ""
+        raise TypeError(f"{wanted}, got {shown(product)}{hint}")
+    if np.iscomplexobj(array):
+        raise TypeError(
+            f"{wanted}, got dtype {array.dtype}: if the imaginary part is rounding, return that "
+            "array's .real"
+        )
+    if array.size != n or max(array.shape, default=1) != n:  # a column or a row is taken too
+        raise ValueError(f"{wanted}, of shape ({n},), got shape {array.shape}")
+    return array.reshape(n).astype(row.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -162,16 +196,42 @@ class HostOperator(Operator):
         result = jax.ShapeDtypeStruct(block.shape, block.dtype)
         return jax.pure_callback(self.products, result, block, vmap_method="sequential")
 
+    def matmat(self, block: Any) -> Any:
+        """See `Operator.matmat`."""
+        with original_errors(self):
+            return jax.block_until_ready(super().matmat(block))
+
+    def matvec(self, vector: Any) -> Any:
+        """See `Operator.matvec`."""
+        with original_errors(self):
+            return jax.block_until_ready(super().matvec(vector))
+
 
 @contextlib.contextmanager
 def original_errors(op: Operator) -> Iterator[None]:
     """Raise what the products of a `HostOperator` raise, in place of JAX's account of it."""
+    hosts = list(_host_products(op))
+    for products in hosts:
+        products.error = None
     try:
         yield
     except jax.errors.JaxRuntimeError:
-        if isinstance(op, HostOperator) and op.products.error is not None:
-            raise op.products.error from None
+        for products in hosts:
+            if products.error is not None:
+                raise products.error from None
         raise
+
+
+def _host_products(part: Any) -> Iterator[HostProducts]:
+    """Those of an operator, and of those that it is made of."""
+    if isinstance(part, HostOperator):
+        yield part.products
+    elif isinstance(part, tuple):
+        for entry in part:
+            yield from _host_products(entry)
+    elif isinstance(part, Operator) and dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from _host_products(getattr(part, field.name))
 
 
 def as_operator(A: Any) -> Operator:
@@ -191,13 +251,19 @@ def as_operator(A: Any) -> Operator:
         check_not_typed_by_shards(A, "the operator's array")
         return A
     if isinstance(A, (np.ndarray, jax.Array, list)):
-        return _from_dense(jnp.asarray(A) if isinstance(A, list) else A)
+        return _from_dense(to_array(A, "A") if isinstance(A, list) else A)
     if scipy.sparse.issparse(A):
         A = aslinearoperator(A)
     if isinstance(A, Blocks):
         raise TypeError(
             "A must be one operator, got the blocks of one: call for each of them, as in "
             "{name: function(block) for name, block in A.items()}"
+        )
+    if isinstance(A, Model) or (adapter := adapter_of(A)) is not None:
+        model = "" if isinstance(A, Model) else f" = {adapter}"
+        raise TypeError(
+            f"A must be an operator, got a {type(A).__name__}: make one of model{model} and "
+            "batches first, as by curvax.hessian(model, batches)"
         )
     if not all(hasattr(A, name) for name in ("shape", "dtype", "matvec")):
         raise TypeError(
@@ -215,6 +281,7 @@ def _check_square(shape: tuple[int, ...]) -> int:
 
 def _from_dense(A: Any) -> DenseOperator:
     n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
+    matrix = to_array(A, "A", dtype)
     host = np.asarray(A, np.float64)
     if not np.isfinite(host).all():
         raise ValueError("A must be finite, got an array with NaN or infinite entries")
@@ -227,13 +294,11 @@ def _from_dense(A: Any) -> DenseOperator:
     factors: tuple[Array, ...] = ()
     exponent = math.frexp(float(scale))[1]
     if abs(exponent) > -np.finfo(dtype).minexp // 4:
-        A = np.ldexp(host, -exponent)
+        matrix = jnp.asarray(np.ldexp(host, -exponent), dtype)
         # Two of them: one alone may be out of range.
         halves = exponent // 2, exponent - exponent // 2
         factors = tuple(jnp.asarray(2.0**half, dtype) for half in halves)
-    return DenseOperator(
-        jnp.asarray(A, dtype), factors, VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype)
-    )
+    return DenseOperator(matrix, factors, VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype))
 
 
 def _from_host(A: Any) -> HostOperator:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
@@ -9,7 +10,10 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 import jax
 import numpy as np
 
+from curvax.checks import shown
 from curvax.filters import Filter, NamePattern
+from curvax.operators.curvature import Curvature
+from curvax.operators.foreign import adapter_of, is_pytree, refuse
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,12 +41,12 @@ class Model:
             if not callable(value):
                 raise TypeError(
                     f"Model({name}=...) must be callable as {name}({arguments}, batch), got "
-                    f"{value!r}"
+                    f"{shown(value)}"
                 )
         if not isinstance(self.name_map, Mapping):
             raise TypeError(
                 "Model(name_map=...) must map names in the source to names of leaves of params, "
-                f"got {self.name_map!r}"
+                f"got {shown(self.name_map)}"
             )
 
     def __repr__(self) -> str:
@@ -101,6 +105,7 @@ def accepts_model(
         @functools.wraps(function)
         def wrapped(*args: Any, **options: Any) -> Any:
             if not (args and isinstance(args[0], Model)):
+                _refuse_modules(function, args, options)
                 return function(*args, **options)
             model, *rest = args
             if "batches" in options:
@@ -112,8 +117,23 @@ def accepts_model(
                 )
             options["where"] = model.where(options.get("where"))
             given: Any = function
-            return given(*parts(model), model.prepare(rest[0]), **options)
+            op: Curvature = given(*parts(model), model.prepare(rest[0]), **options)
+            return op.prepared_by(model.prepare)
 
         return wrapped  # type: ignore[return-value]
 
     return decorate
+
+
+def _refuse_modules(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Name the adapter of a module of another framework in place of the parts of a model."""
+    try:
+        inspect.signature(function).bind(*args, **options)
+        complete = True
+    except TypeError:
+        complete = False
+    given = (*args, *(options.get(name) for name in ("loss", "forward", "params")))
+    for value in given:
+        adapter = adapter_of(value)
+        if adapter is not None and not (complete and is_pytree(value)):
+            raise refuse(function.__name__, value, adapter)

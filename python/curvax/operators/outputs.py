@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from curvax.checks import shown
 from curvax.operators.linear_map import ModelMap
 from curvax.operators.twice import check_linear, first_possible, pull_back
 
@@ -24,7 +25,7 @@ def check_callables(forward: Any, loss: Any) -> None:
         if not callable(function):
             arguments = "params" if name == "forward" else "outputs"
             raise TypeError(
-                f"{name} must be callable as {name}({arguments}, batch), got {function!r}"
+                f"{name} must be callable as {name}({arguments}, batch), got {shown(function)}"
             )
 
 
@@ -106,7 +107,7 @@ def check_outputs(method: str, result: Any, outputs: Any) -> Any:
     if wanted != got:
         raise TypeError(
             f"{method} must return the structure, shapes and dtypes of the outputs: expected "
-            f"{wanted}, got {got}"
+            f"{shown(wanted)}, got {shown(got)}"
         )
     return result
 

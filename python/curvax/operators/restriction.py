@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from curvax.checks import cut, shown
 from curvax.filters import Filter, matching, select
 from curvax.operators.base import Operator, VectorSpace, checked_product
 
@@ -38,6 +39,10 @@ class RestrictedOperator(Operator):
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
         return self.extract(checked_product(self.inner, self.embed(block)))
+
+    def at(self, params: Any, *, batches: Any = None) -> "RestrictedOperator":
+        """See `Operator.at`; the parameters are those of the whole."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
     def embed(self, block: Array) -> Array:
         """Flat vectors `(b, n)` of this operator as `(b, N)` of the whole one, zero elsewhere."""
@@ -145,7 +150,7 @@ def blocks(op: Operator, by: By, stacked: str | Sequence[str]) -> Blocks:
     else:
         raise TypeError(
             "by must be a depth, a function (name) -> group or None, or a dict of filters, got "
-            f"{by!r}"
+            f"{shown(by)}"
         )
     for name, group in list(groups.items()):
         if any(math.prod(piece.shape) for piece in group):
@@ -162,7 +167,7 @@ def _pieces(space: VectorSpace, containers: Sequence[str]) -> list[Piece]:
         if not any(name.startswith(f"{container}.") for name in space.names):
             raise ValueError(
                 f"stacked names {container!r}, but no leaf is in it; the names are "
-                f"{', '.join(space.names)}"
+                f"{cut(', '.join(space.names))}"
             )
     pieces = []
     for name, shape, (start, _) in zip(
@@ -191,11 +196,13 @@ def _by_names(
     for piece in pieces:
         group = ".".join(piece.name.split(".")[:by]) if isinstance(by, int) else by(piece.name)
         if group is not None and not isinstance(group, str):
-            raise TypeError(f"by must return a string or None, got {group!r} for {piece.name!r}")
+            raise TypeError(
+                f"by must return a string or None, got {shown(group)} for {piece.name!r}"
+            )
         if group is not None:
             groups.setdefault(group, []).append(piece)
     if not groups:
-        names = ", ".join(piece.name for piece in pieces)
+        names = cut(", ".join(piece.name for piece in pieces))
         raise ValueError(f"by returns None for every leaf: the names are {names}")
     return groups
 
@@ -212,7 +219,7 @@ def _by_filters(
         if not callable(where):
             raise TypeError(
                 f"by[{group!r}] must be a predicate (name, leaf) -> bool such as match_names(...), "
-                f"got {where!r}"
+                f"got {shown(where)}"
             )
         chosen = matching(names, shapes, where, f"by[{group!r}]")
         groups[group] = [piece for piece, taken in zip(pieces, chosen, strict=True) if taken]

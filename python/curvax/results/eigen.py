@@ -177,7 +177,7 @@ def numbered(count: int, low: int) -> IntArray:
     return np.append(np.arange(1, count - low + 1), np.arange(-low, 0))
 
 
-def warn(message: str, category: type[ConvergenceWarning] = ConvergenceWarning) -> None:
+def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
     """Issue a warning at the line that called curvax."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("curvax."):

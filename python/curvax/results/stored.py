@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from curvax.archives import check_headers
 from curvax.results.encoding import Arrays, decode, encode, fields_of, record
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _read(file: Path, stream: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
+        check_headers(stream)
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as stored:
             if _FACTS not in stored.files:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from curvax.adapters.frameworks import import_framework
+from curvax.arrays import to_array
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
 _GONE = {
@@ -115,7 +116,7 @@ def batch_to_jax(batch: Any) -> Any:
             "a batch must hold tensors, arrays and numbers, in tuples, lists and mappings, got "
             f"{type(batch).__name__}"
         )
-    return jnp.asarray(batch)
+    return to_array(batch, "an array of the batch")
 
 
 def batch_to_torch(batch: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 
 from curvax.adapters.torch.bridge import to_jax, torchax
 from curvax.adapters.torch.functional import TorchFunction, lowered
+from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 from curvax.losses.checks import FisherKind
 
@@ -82,7 +83,7 @@ def check_loss(loss: Any) -> None:
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             "loss must be callable as loss(outputs, targets) on torch tensors, such as "
-            f"torch.nn.CrossEntropyLoss(), got {loss!r}"
+            f"torch.nn.CrossEntropyLoss(), got {shown(loss)}"
         )
     if (reduction := getattr(loss, "reduction", "mean")) not in ("mean", "batchmean"):
         raise ValueError(

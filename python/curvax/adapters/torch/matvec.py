@@ -15,6 +15,7 @@ from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.losses import TorchLoss, check_loss, check_scalar, weight_of
 from curvax.adapters.torch.module import call
 from curvax.adapters.torch.source import double_differentiable, second_derivatives
+from curvax.checks import shown
 from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.matrix import HostOperator, HostProducts
 
@@ -58,6 +59,8 @@ class TorchProducts(HostProducts):
                 tensor = isinstance(product, torch.Tensor)
                 got = f"device {product.device}: add .cpu()" if tensor else type(product).__name__
                 raise TypeError(f"matvec must return torch tensors on the CPU, got {got}")
+            if product.is_complex():
+                raise TypeError(f"matvec must return real tensors, got dtype {product.dtype}")
         return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
 
 
@@ -93,10 +96,10 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> HostOperator:
         if not isinstance(leaf, torch.Tensor):
             raise TypeError(
                 "like must be an integer n, a torch tensor, or tensors in lists, tuples and dicts; "
-                f"got {leaf!r}"
+                f"got {shown(leaf)}"
             )
     if not sum(leaf.numel() for leaf in jax.tree.leaves(like)):
-        raise ValueError(f"like must have at least one element, got {like!r}")
+        raise ValueError(f"like must have at least one element, got {shown(like)}")
     shapes = jax.tree.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"), like)
     space = _space(shapes)
     return HostOperator(TorchProducts(matvec, shapes), space)

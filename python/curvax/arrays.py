@@ -1,0 +1,105 @@
+"""Arrays of others as JAX's, with nothing lost on the way but rounding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.checks import shown
+
+_WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
+
+
+def to_array(value: Any, what: str, dtype: Any = None) -> Array:
+    """`value` as an array of JAX.
+
+    Args:
+        value: an array of JAX, NumPy or torch, or a number.
+        what: its name, for messages.
+        dtype: of the result; None for the dtype of `value`, in 32 bits with JAX's 64-bit mode off.
+
+    Raises:
+        TypeError: no array of numbers, an array with a mask, or numbers that `dtype` has not
+            (complex, or with a fraction).
+        ValueError: numbers beyond the range of the dtype, which would wrap around or be infinite.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what} is a NumPy masked array, whose mask would be ignored: fill it, "
+            "array.filled(value), or pass the mask beside the data, as weights in the loss"
+        )
+    if isinstance(value, Array) or hasattr(value, "__jax_array__"):
+        array = value if isinstance(value, Array) else jnp.asarray(value)
+        target = array.dtype if dtype is None else jnp.dtype(dtype)
+        if array.dtype == target:
+            return array
+        _check_kind(array.dtype, target, what)
+        if not isinstance(array, jax.core.Tracer):
+            _check_range(np.asarray(array), target, what)
+        return array.astype(target)
+    host = _on_host(value, what)
+    target = jax.dtypes.canonicalize_dtype(host.dtype) if dtype is None else jnp.dtype(dtype)
+    if host.dtype != target:
+        _check_kind(host.dtype, target, what)
+        _check_range(host, target, what)
+    # A number without a dtype of its own takes that of what it meets.
+    plain = dtype is None and isinstance(value, (bool, int, float, complex))
+    return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
+
+
+def shares(weights: Array, total: Array) -> Array:
+    """`weights / total`, where the reciprocal of the total, by which XLA multiplies, underflows."""
+    scale = into_range(total)
+    return weights * scale / (total * scale)
+
+
+def into_range(largest: Array) -> Array:
+    """A power of two: numbers up to `largest`, times it, have sums and reciprocals in float32."""
+    return jnp.where(largest > 1, 2.0**-64, 2.0**64).astype(largest.dtype)
+
+
+def _on_host(value: Any, what: str) -> np.ndarray[Any, Any]:
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy has not
+            value = value.float()
+    try:
+        host = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        host = np.asarray(None)
+    if not (jnp.issubdtype(host.dtype, jnp.number) or host.dtype == np.bool_):
+        raise TypeError(f"{what} must be an array of numbers, got {shown(value)}")
+    return host
+
+
+def _check_kind(source: Any, target: Any, what: str) -> None:
+    """Refuse numbers of a kind that `target` has not."""
+    is_complex, inexact = jnp.complexfloating, jnp.inexact
+    if jnp.issubdtype(source, is_complex) and not jnp.issubdtype(target, is_complex):
+        raise TypeError(f"{what} must be real, got {jax.dtypes.canonicalize_dtype(source)}")
+    fraction = jnp.issubdtype(source, inexact) and not jnp.issubdtype(target, inexact)
+    if fraction or target == np.bool_:
+        raise TypeError(f"{what} must be of dtype {target}, got {source}")
+
+
+def _check_range(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
+    """Refuse numbers that would wrap around in `target`, or be infinite."""
+    source, far = array.dtype, None
+    if not array.size:
+        return
+    if jnp.issubdtype(target, jnp.integer):
+        limits, ends = jnp.iinfo(target), (int(array.min()), int(array.max()))
+        far = next((end for end in ends if not limits.min <= end <= limits.max), None)
+    elif jnp.issubdtype(source, jnp.inexact):
+        if float(jnp.finfo(target).max) >= float(jnp.finfo(source).max):
+            return
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(array) & ~np.isfinite(array.astype(target))
+        far = array[lost].flat[0] if lost.any() else None
+    if far is not None:
+        raise ValueError(
+            f"{what} must fit in {target}, to which {source} is narrowed, got {far}: {_WIDE}, or "
+            "check the data"
+        )
