@@ -1,8 +1,13 @@
 """Symmetric matrices with chosen spectra, and what of them is wanted."""
 
+import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+import curvax as cx
 
 N = 160
 
@@ -27,6 +32,23 @@ SPECTRA = {
     "large": 1e14 * np.concatenate([np.linspace(-9, 20, 12), _bulk(5)]),
     "zero": np.zeros(N),
 }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diagonal(cx.Operator):
+    """A diagonal matrix, whose values are arguments: those of one size share every program."""
+
+    values: jax.Array
+    space: cx.VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block):
+        return self.values[None] * block
+
+
+def diagonal(values, dtype=np.float32):
+    values = jnp.asarray(np.asarray(values), dtype)
+    return Diagonal(values, cx.VectorSpace.of(values, dtype))
 
 
 @functools.lru_cache

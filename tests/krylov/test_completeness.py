@@ -4,15 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.krylov.spectra import wanted
+from tests.krylov.spectra import diagonal, wanted
 
 import curvax as cx
 from curvax.krylov.exclusion import Cycle, log_growth
-
-
-def _diagonal(values):
-    values = jnp.asarray(values, jnp.float32)
-    return cx.from_matvec(lambda v: values * v, len(values))
 
 
 def _missed(result, values, k, which):
@@ -37,7 +32,7 @@ class TestComplete:
         "k, which", [(4, "LM"), (2, "LA"), (5, "LM"), (4, "LA"), (6, "BE"), ((4, 2), "BE")]
     )
     def test_copies_behind_settled_pairs_with_the_smallest_basis(self, k, which):
-        op, count = _diagonal(CLUSTERS), sum(k) if isinstance(k, tuple) else k
+        op, count = diagonal(CLUSTERS), sum(k) if isinstance(k, tuple) else k
         for seed in range(10):
             result = cx.eigsh(
                 op, k, which=which, certify="complete", max_basis=count + 4, seed=seed
@@ -47,7 +42,7 @@ class TestComplete:
 
     @pytest.mark.parametrize("block", [2, 3])
     def test_copies_with_blocks(self, block):
-        op = _diagonal(CLUSTERS)
+        op = diagonal(CLUSTERS)
         for seed in range(5):
             result = cx.eigsh(
                 op, 4, certify="complete", block_size=block, max_basis=4 + 4 * block, seed=seed
@@ -56,7 +51,7 @@ class TestComplete:
 
     def test_a_warm_start_at_the_wrong_pairs(self):
         values = np.concatenate([[1, 0.61, 0.6045, -0.603], np.linspace(-0.3, 0.6, 19996)])
-        op, start = _diagonal(values), np.eye(3, len(values), dtype=np.float32)[[0, 2]]
+        op, start = diagonal(values), np.eye(3, len(values), dtype=np.float32)[[0, 2]]
         for seed in range(4):
             result = cx.eigsh(op, 2, v0=start, certify="complete", seed=seed)
             assert not result.complete or _missed(result, values, 2, "LM") < 2e-3
@@ -78,7 +73,7 @@ class TestComplete:
                 np.eye(100, dtype=np.float32)[rng.permutation(100)[:k]] if start == "warm" else None
             )
             result = cx.eigsh(
-                _diagonal(values), k, which=which, certify="complete", v0=v0, seed=seed,
+                diagonal(values), k, which=which, certify="complete", v0=v0, seed=seed,
                 max_basis=k + 4 if basis else None,
             )  # fmt: skip
             good = _missed(result, values, k, which) < 3e-3
@@ -93,7 +88,7 @@ def test_without_a_search_what_shows_is_waited_for(which):
     for seed in range(6):
         rng = np.random.default_rng(seed)
         values = np.concatenate([rng.uniform(3, 9, 8), -rng.uniform(3, 9, 8), rng.normal(size=104)])
-        result = cx.eigsh(_diagonal(values), 4, which=which, max_basis=8, seed=seed)
+        result = cx.eigsh(diagonal(values), 4, which=which, max_basis=8, seed=seed)
         assert not result.all_converged or _missed(result, values, 4, which) < 3e-3
 
 
@@ -153,10 +148,11 @@ class TestDisjointParameters:
         start = None
         for step in range(0, 40, 3):
             values = self._ensemble(step)
-            result = cx.eigsh(_diagonal(values), k, which="LA", v0=start, tol=tol, seed=0)
+            result = cx.eigsh(diagonal(values), k, which="LA", v0=start, tol=tol, seed=0)
             assert result.all_converged
+            # What overtakes by 3 % or three tolerances shows.
             np.testing.assert_allclose(
-                result.eigenvalues, np.sort(values)[::-1][:k], atol=1.5 * max(tol, 1e-2) * 10
+                result.eigenvalues, np.sort(values)[::-1][:k], rtol=0.03 + tol
             )
             start = self._in_one_half(result, step, k)
 
@@ -165,12 +161,36 @@ class TestDisjointParameters:
         previous, blind = None, 0
         for step in range(40):
             values = self._ensemble(step)
-            previous = cx.sharpness(_diagonal(values), previous)
+            previous = cx.sharpness(diagonal(values), previous)
             wrong = abs(previous.eigenvalues[0] - values.max()) > 0.03 * values.max()
             assert not (wrong and previous.num_matvecs.solve)
             blind = blind + 1 if previous.num_matvecs.solve == 0 else 0
             assert blind <= 8
         np.testing.assert_allclose(previous.eigenvalues[0], 10.4, rtol=0.02)
+
+    @pytest.mark.parametrize("k", [1, 5])
+    def test_a_warm_start_costs_little(self, k):
+        """On spectra like networks', moved by 1 %: at most 1.3 times the k + 5 products at least.
+
+        So many a start in an invariant subspace would need to show a closed Krylov space.
+        """
+        rng, made = np.random.default_rng(1), []
+        for values in (
+            [13 * 0.8 ** np.arange(20), -3 * 0.8 ** np.arange(10), 0.05 * rng.normal(size=970)],
+            [13.4 / np.arange(1, 40) ** 1.2, 0.003 * rng.standard_t(3, size=961)],
+            [[20, 15, 12, 9, 7, -8, -5], rng.normal(size=993)],
+            [10 / np.arange(1, 1001) ** 1.5],
+        ):
+            values = np.concatenate(values)
+            for seed in range(3):
+                start = np.eye(1000)[np.argsort(-np.abs(values))[:k]]
+                start = start + 1e-2 * rng.normal(size=start.shape) / np.sqrt(1000)
+                warm = cx.eigsh(
+                    diagonal(values), k, v0=start, seed=seed, tol=1e-2 if k == 1 else 1e-3
+                )
+                assert warm.all_converged
+                made.append(warm.num_matvecs.solve)
+        assert np.mean(made) <= 1.3 * (k + 5)
 
     def test_an_ensemble_of_networks(self):
         """Two networks, each with a loss of its own; the second is scaled up until it leads."""
@@ -188,9 +208,10 @@ class TestDisjointParameters:
             return {"w": jax.random.normal(a, (4, 16)), "v": jax.random.normal(b, (16,))}
 
         params = {"a": net(keys[2]), "b": net(keys[3])}
-        result = None
-        for weight in (0.2, 0.5, 0.8, 1.5, 3.0):
-            op = cx.hessian(loss, params, jnp.float32(weight))
+        op = result = None
+        for weight in (0.2, 0.8, 3.0):
+            batch = jnp.float32(weight)
+            op = op.at(params, batches=batch) if op else cx.hessian(loss, params, batch)
             result = cx.eigsh(op, 1, which="LA", v0=result, seed=0)
             truth = np.linalg.eigvalsh(np.asarray(op.product(jnp.eye(160)), np.float64))[-1]
             np.testing.assert_allclose(result.eigenvalues[0], truth, rtol=1e-2)

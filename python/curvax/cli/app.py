@@ -48,6 +48,13 @@ Which = Annotated[
     Literal["LM", "LA", "SA", "BE"],
     typer.Option(help="Largest magnitude, largest, smallest, or both ends."),
 ]
+RelativeTo = Annotated[
+    Literal["largest", "end", "each"] | None,
+    typer.Option(
+        help="What --tol is relative to: the largest absolute eigenvalue (by default for LM, LA), "
+        "the outermost of each end (for SA, BE), or each eigenvalue."
+    ),
+]
 Limit = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from curvax.cli.app import (
     OptionalTol,
     Out,
     Quiet,
+    RelativeTo,
     Seed,
     Which,
     app,
@@ -67,6 +68,7 @@ def spectrum(
     which: Which = "LM",
     tol: OptionalTol = None,
     tokens: Tokens = 128,
+    relative_to: RelativeTo = None,
     text: Text = None,
     limit: Limit = None,
     max_matvecs: MaxMatvecs = None,
@@ -105,7 +107,8 @@ def spectrum(
             (smollm2_facts(op, tokens) if target is None else problem_facts(target, op, operator))
             | {"wanted": wanted},
         )
-        result = _solve(console, op, count, bound, options, quiet, max_matvecs, seed)
+        own = {"seed": seed, "relative_to": relative_to}
+        result = _solve(console, op, count, bound, options, quiet, max_matvecs, own)
         title = f"{NAMES[operator]} of {name}: outermost eigenvalues"
         end = report(console, context, op, result, count, out, title)
     except KeyboardInterrupt:
@@ -123,7 +126,7 @@ def _solve(
     options: dict[str, Any],
     quiet: bool,
     max_matvecs: int | None,
-    seed: int,
+    own: dict[str, Any],
 ) -> EigenResult:
     import curvax as cx
 
@@ -137,4 +140,4 @@ def _solve(
         "max_basis": plan.max_basis,
         "basis_dtype": plan.basis_dtype,
     }
-    return solve(console, op, count, quiet, max_matvecs, {**options, **chosen, "seed": seed})
+    return solve(console, op, count, quiet, max_matvecs, {**options, **chosen, **own})

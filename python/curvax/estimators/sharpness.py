@@ -73,19 +73,29 @@ def sharpness(
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
     checks = _checks(previous)
-    if len(checks) < _MOST_CHECKS:
+    checked = _may_hold(checks, tol)
+    if checked:
         good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
     result = solve_pairs(op, 1, "LA", start, options)
     made = result.num_matvecs
-    checked = int(len(checks) < _MOST_CHECKS)
     return dataclasses.replace(result, num_matvecs=Matvecs(made.solve, made.verification + checked))
 
 
 def _checks(result: EigenResult) -> tuple[Progress, ...]:
     """The checks by one product since the last solve."""
     return () if result.num_matvecs.solve else result.history
+
+
+def _may_hold(checks: tuple[Progress, ...], tol: float) -> bool:
+    """Whether the residual, if it grows as it did last, is within `tol` once more."""
+    if len(checks) >= _MOST_CHECKS:
+        return False
+    if len(checks) < 2:
+        return True
+    before, last = (check.residual for check in checks[-2:])
+    return 2 * last - before <= tol
 
 
 def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResult | None:

@@ -91,7 +91,7 @@ def eigsh(  # type: ignore[misc]
             largest: it is reported as zero within its bound.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
             `EigenResult`. Random if None. A tenth of a random vector is mixed into a start of one's
-            own, and the solve goes on until an eigenvalue that exceeds a wanted one by 2 % of
+            own, and the solve goes on until an eigenvalue that exceeds a wanted one by 3 % of
             |λ|max (or three tolerances) would have shown from that: a start in an invariant
             subspace is left.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and

@@ -96,8 +96,9 @@ def residuals(
     quotients = inner / squares
 
     def rest(total: Any, first: Array, width: int) -> Any:
-        x, w = columns(first, width)
-        q = _piece(basis, following, b, first, width).astype(jnp.float64)
+        w = lax.dynamic_slice_in_dim(products, first, width, axis=1).astype(jnp.float64)
+        pieces = _pieces(basis, (start, following), b, first, width)
+        x, q = (piece.astype(jnp.float64) for piece in pieces)
         residual = w - quotients[:, None] * x
         error = w - thetas[:, None] * x - jnp.matmul(coupling.T, q, precision="highest")
         return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
@@ -157,8 +158,19 @@ def deliver(op: Operator, stored: Array) -> Any:
 
 def _piece(basis: Array, start: Array, count: int, first: Array, width: int) -> Array:
     """Some columns of the vectors that the `count` rows from `start` stand for."""
-    # XLA:CPU slices bfloat16 after widening it, and would hoist a wide copy of the whole basis out
-    # of the loop over the columns.
-    basis, first = lax.optimization_barrier((basis, first))
-    piece = lax.dynamic_slice(basis, (start.astype(first.dtype), first), (count, width))
-    return storage.vectors(piece, basis.shape[1])
+    return _pieces(basis, (start,), count, first, width)[0]
+
+
+def _pieces(
+    basis: Array, starts: tuple[Array, ...], count: int, first: Array, width: int
+) -> list[Array]:
+    """As `_piece`, of several blocks of rows."""
+    pieces = []
+    for start in starts:
+        # XLA:CPU slices bfloat16 after widening it, and would hoist a wide copy of the whole basis
+        # out of the loop over the columns. One slice after another, or it widens for both at once.
+        basis, first = lax.optimization_barrier((basis, first))
+        piece = lax.dynamic_slice(basis, (start.astype(first.dtype), first), (count, width))
+        piece, basis = lax.optimization_barrier((piece, basis))
+        pieces.append(storage.vectors(piece, basis.shape[1]))
+    return pieces

@@ -140,8 +140,18 @@ class Wanted:
         signs = np.concatenate([end.signs for end in self.ends(values)])
         further = (beside[:, None] - edges) * signs > 0
         places = np.concatenate([edges, beside[further.any(axis=1)]])
-        distance = np.abs(places[:, None] - values) / margins
-        return places[distance.min(axis=1) > 0.5]
+        apart = np.abs(places[:, None] - values) > 0.5 * margins
+        return places[apart.all(axis=1)]
+
+    def displaced(self, values: Matrix, places: Matrix) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the wanted values, in the order of preference, rank behind one of `places`."""
+        out = np.zeros(len(values), bool)
+        if len(places):
+            for (outward, place, _), (further, _, _) in zip(
+                self.ends(values), self.ends(places), strict=True
+            ):
+                out[place] = outward[place] < further.max()
+        return out
 
 
 def parse_wanted(k: Any, which: Any, n: int) -> Wanted:

@@ -1,6 +1,7 @@
 """One solve: iterate, certify, search for what was missed, and report."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,29 @@ from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 # of the rest within a few steps.
 _BEYOND_CLOSURE = 5
 
-# From a start of the user's, an eigenvalue that exceeds those found by this much of |λ|max, or by
-# three tolerances, would have shown from the random part of the start, but for one start in twelve.
-_OVERTAKING = 2e-2
-_FAINT = 0.1
 
-# From the random block of a search, even a component that one start in a thousand has would.
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What the random part of a start has to show of an eigenvalue before that is excluded.
+
+    Attributes:
+        weight: the length of the random part.
+        odds: eigenvalues with a component as small as one start in `1/(0.8 odds)` has are waited
+            for.
+        overtaking: those that exceed a wanted one by this much of |λ|max, or by three tolerances.
+    """
+
+    weight: float
+    odds: float
+    overtaking: float
+
+
+# Waiting longer costs products: 4 % on a cold start, 20 % on one of the user's, whose components of
+# what has overtaken are a tenth as large.
+_COLD = _Start(1.0, 0.03, 0.0)
+_WARM = _Start(MIXED, 0.2, 3e-2)
+
+# From the random block of a search, even a component that one start in a thousand has would show.
 _RARE = 1e-3
 
 
@@ -77,8 +95,8 @@ class Solve:
         self.noise = 0.0
         self.verification = 0
         self.history: list[Progress] = []
-        # Whether the products ran out before what the start did not contain had time to show.
-        self._cut_short = False
+        # Which pairs something may displace that had no time to show before products ran out.
+        self._cut_short: Any = False
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
         )
@@ -111,9 +129,10 @@ class Solve:
         # The recurrence sees neither the rounding of stored vectors nor the noise of products.
         fraction, unseen = 1.0, storage.noise(self.settings.basis_dtype)
         while True:
-            ritz, order = self._iterate(fraction, unseen, self._overtaken if warm else _nothing)
+            hidden = functools.partial(self._overtaking, _WARM if warm else _COLD)
+            ritz, order = self._iterate(fraction, unseen, hidden)
             pairs = self._settle(ritz, order, 0.0)
-            pairs.doubtful[:] |= self._cut_short
+            pairs.doubtful |= self._cut_short
             certificate = self._certify(pairs)
             if self._judge(certificate, pairs.scale) or self._exhausted or self.interrupted:
                 return pairs, certificate
@@ -141,7 +160,7 @@ class Solve:
         return self.tolerance.allowed(certificate.values, certificate.residuals, scale)
 
     def _iterate(
-        self, fraction: float, unseen: float, hidden: Callable[[Ritz, Indices], bool]
+        self, fraction: float, unseen: float, hidden: Callable[[Ritz, Indices], Matrix]
     ) -> tuple[Ritz, Indices]:
         """Step until the wanted pairs' estimated residuals are within a part of the tolerance.
 
@@ -151,7 +170,7 @@ class Solve:
             fraction: that part.
             unseen: what measured residuals hold beside the estimated, in squares, relative to
                 |λ|max.
-            hidden: whether an eigenvalue that belongs among the wanted may not have shown yet.
+            hidden: where eigenvalues that belong among the wanted may not have shown yet.
         """
         state, wanted = self.state, self.settings.wanted
         ritz, closed = state.ritz() if state.used else None, None
@@ -177,26 +196,29 @@ class Solve:
             # invariant subspace: the random directions that follow get time to show it.
             early = closed is not None and self.solve_matvecs - closed < self._beyond
             over = self._exhausted or bool(self.interrupted)
-            self._cut_short = early or ((converged or over and enough) and hidden(ritz, order))
-            if over or (converged and not self._cut_short):
+            self._cut_short = np.full(len(chosen), early)
+            if enough and (converged or over):
+                self._cut_short |= wanted.displaced(ritz.values[chosen], hidden(ritz, order))
+            if over or (converged and not self._cut_short.any()):
                 return ritz, order
 
-    def _overtaken(self, ritz: Ritz, order: Indices) -> bool:
-        """Whether an eigenvalue could hide of which the user's start held next to nothing."""
+    def _overtaking(self, start: _Start, ritz: Ritz, order: Indices) -> Matrix:
+        """Where an eigenvalue may hide of which a start may have held next to nothing."""
         values = ritz.values[order[: self.settings.wanted.k]]
-        margin = max(SETTLED * self.tolerance.of_largest, _OVERTAKING) * ritz.scale
+        margin = max(SETTLED * self.tolerance.of_largest, start.overtaking) * ritz.scale
         places = self.settings.wanted.hiding_places(values, np.full(len(values), margin))
-        return self._hides(places, ritz, MIXED, _FAINT)
+        return self._not_excluded(places, ritz, start.weight, start.odds)
 
-    def _missed(self, ritz: Ritz, order: Indices) -> bool:
-        """Whether an eigenvalue could hide from a search, further out than the tolerance."""
+    def _missed(self, ritz: Ritz, order: Indices) -> Matrix:
+        """Where an eigenvalue may hide from a search, further out than the tolerance."""
         values = ritz.values[order[: self.settings.wanted.k]]
         places = self.settings.wanted.edges(values, self._allowed(ritz, order))
-        return self._hides(places, ritz, 1.0, _RARE)
+        return self._not_excluded(places, ritz, 1.0, _RARE)
 
-    def _hides(self, places: Matrix, ritz: Ritz, weight: float, odds: float) -> bool:
+    def _not_excluded(self, places: Matrix, ritz: Ritz, weight: float, odds: float) -> Matrix:
         needed = needed_growth(self.op.shape[0], weight, odds)
-        return any(self.state.log_growth(float(mu), ritz) < needed for mu in places)
+        grown = np.asarray([self.state.log_growth(float(mu), ritz) for mu in places])
+        return places[grown < needed]
 
     def _note(self, ritz: Ritz, residuals: Matrix, allowed: Matrix) -> None:
         k, tol = self.settings.wanted.k, self.tolerance.of_largest
@@ -287,7 +309,7 @@ class Solve:
             values = ritz.values[order[:k]]
             allowed = self._allowed(ritz, order)
             doubtful = self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, allowed)
-            finished = not (doubtful.any() or self._missed(ritz, order) or self._cut_short)
+            finished = not (doubtful | self._cut_short).any()
             change = np.abs(np.sort(values) - np.sort(pairs.values))
             unchanged = bool(np.all(change <= 0.1 * np.sort(allowed)[0]))
             if unchanged and self.state.restarts == restarts:
@@ -350,7 +372,3 @@ class Solve:
             remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({tol:.3g})"
             found = int(converged.sum())
             warn_unconverged(found, settings.wanted.k, self.solve_matvecs, remedy)
-
-
-def _nothing(ritz: Ritz, order: Indices) -> bool:
-    return False
