@@ -80,7 +80,9 @@ def test_demo_prints_what_it_writes(solver, tmp_path):
     np.testing.assert_allclose([float(row[1]) for row in rows], written["eigenvalues"], atol=5e-6)
     np.testing.assert_allclose([float(row[2]) for row in rows], written["residuals"], rtol=5e-3)
     np.testing.assert_allclose([float(row[3]) for row in rows], written["bounds"], rtol=5e-3)
-    assert [row[4] for row in rows] == ["✓"] * 15
+    relative = np.divide(written["bounds"], np.abs(written["eigenvalues"]))
+    np.testing.assert_allclose([float(row[4]) for row in rows], relative, rtol=5e-3)
+    assert [row[5] for row in rows] == ["✓"] * 15
     with np.load(out / "spectrum.npz") as arrays:
         np.testing.assert_array_equal(arrays["eigenvalues"], written["eigenvalues"])
     assert imread(out / "spectrum.png").std() > 0.05
@@ -127,7 +129,7 @@ def test_not_converged_exits_with_3_and_still_writes(solver, tmp_path):
     solver.outcome = fake_result(residuals=residuals)
     outcome = run("demo", "--out", tmp_path, "--max-matvecs", 60)
     assert outcome.exit_code == 3
-    assert [row[4] for row in table_rows(outcome.stdout)].count("✗") == 2
+    assert [row[5] for row in table_rows(outcome.stdout)].count("✗") == 2
     assert "not converged: 2 of 15 eigenpairs, after 60 products" in outcome.stdout
     assert "--max-matvecs" in outcome.stdout
     names = ("spectrum.npz", "spectrum.json", "spectrum.txt", "spectrum.png", "config.json")
@@ -139,7 +141,7 @@ def test_an_interrupted_solve_keeps_what_is_known(solver, tmp_path):
     outcome = run("demo", "--out", tmp_path)
     assert outcome.exit_code == 130
     rows = table_rows(outcome.stdout)
-    assert {row[2] for row in rows} == {"-"} and {row[4] for row in rows} == {"not verified"}
+    assert {row[2] for row in rows} == {"-"} and {row[5] for row in rows} == {"not verified"}
     assert "-" in (tmp_path / "spectrum.txt").read_text() and "nan" not in outcome.stdout
     verdict = "interrupted: 0 of the 15 wanted eigenpairs converged, 15 are not verified"
     assert verdict in outcome.stdout

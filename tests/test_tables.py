@@ -77,11 +77,12 @@ def test_a_solution_is_told_in_whole_sentences():
 def test_table_of_eigenpairs():
     result = fake_result([3.0, 2.0, -1.0], residuals=[1e-3, 0.5, 2e-3])
     head, *rows = cells(result)
-    assert head == ["index", "eigenvalue", "residual", "bound", "est.", "error", "converged"]
+    names = ["index", "eigenvalue", "residual", "bound", "rel. bound", "est. error", "converged"]
+    assert head == " ".join(names).split()
     assert rows == [
-        ["1", "3", "1.00e-03", "1.00e-03", "1.00e-06", "yes"],
-        ["2", "2", "5.00e-01", "5.00e-01", "2.50e-01", "NO"],
-        ["-1", "-1", "2.00e-03", "2.00e-03", "4.00e-06", "yes"],
+        ["1", "3", "1.00e-03", "1.00e-03", "3.33e-04", "1.00e-06", "yes"],
+        ["2", "2", "5.00e-01", "5.00e-01", "2.50e-01", "2.50e-01", "NO"],
+        ["-1", "-1", "2.00e-03", "2.00e-03", "2.00e-03", "4.00e-06", "yes"],
     ]
 
 
@@ -90,9 +91,9 @@ def test_table_of_an_interrupted_solve_calls_estimates_not_verified():
     found = dict(residuals=[1e-3, NAN, NAN], estimated_errors=errors, interrupted=True)
     result = fake_result([3.0, 2.0, -1.0], **found)
     assert cells(result)[1:] == [
-        ["1", "3", "1.00e-03", "1.00e-03", "1.00e-06", "yes"],
-        ["2", "2", "-", "-", "2.50e-01", "not", "verified"],
-        ["-1", "-1", "-", "-", "1.00e-01", "not", "verified"],
+        ["1", "3", "1.00e-03", "1.00e-03", "3.33e-04", "1.00e-06", "yes"],
+        ["2", "2", "-", "-", "-", "2.50e-01", "not", "verified"],
+        ["-1", "-1", "-", "-", "-", "1.00e-01", "not", "verified"],
         "interrupted: what is not verified is an estimate".split(),
     ]
     blocks = fake_blocks("ab", lambda i: result)

@@ -24,7 +24,9 @@ from curvax.krylov.programs import residuals, squared_distance
 clock, n, rng = Clock(), 150_003, np.random.default_rng(0)
 basis = jnp.asarray(rng.standard_normal((5, n)), jnp.float32)
 v, w = (jnp.asarray(rng.standard_normal((3, n)), jnp.float32) for _ in range(2))
-out = [residuals(clock, basis, w, np.int32(1)), squared_distance(clock, v, w)]
+coupling = np.ones((3, 3)) / 7
+out = [residuals(clock, basis, w, np.int32(1), np.int32(2), np.ones(3), coupling)]
+out += [squared_distance(clock, v, w)]
 out += [programs.forms(clock, v, w), recurrence.subtract(clock, w + 0, v, w, np.ones(3))]
 for leaf in jax.tree.leaves(out):
     print(hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest())
@@ -44,7 +46,7 @@ def test_residuals_and_other_sums_have_the_same_bits_on_one_core_and_on_many_thr
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         printed.append(done.stdout)
-    assert len(printed[0].splitlines()) == 11
+    assert len(printed[0].splitlines()) == 12
     assert printed[0] == printed[1]
 
 

@@ -46,7 +46,7 @@ def test_dense_arrays(size, basis):
     result = cx.eigsh(_matrix(size, np.float32), 4, seed=0, max_basis=basis, tol=1e-4)
     _check(result, size, 1e-4, 1e-6)
     assert np.all(result.residuals > 1e-9 * size)
-    assert result.noise < 1e-5 and result.tol_effective == 1e-4
+    assert result.noise < 1e-5 and np.all(result.tol_effective == 1e-4)
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-44])
@@ -281,5 +281,5 @@ def test_tables_print_small_and_large_values():
     result = cx.eigsh(_matrix(1.0, np.float32), 2, which="LA", seed=0)
     for exponent, shown in ((-123, "9.40395e-38"), (127, "1.70141e+38")):
         table = str(rescaled(result, exponent)).splitlines()[1]
-        assert table.split()[0] == shown or abs(float(table.split()[0]) / float(shown) - 1) < 1e-5
-        assert table.split()[-1] == "yes" and len(table.split()) == 5
+        assert abs(float(table.split()[1]) / float(shown) - 1) < 1e-5
+        assert table.split()[-1] == "yes" and len(table.split()) == 7

@@ -55,7 +55,7 @@ def _solve_and_check(name, ask, dtype, block):
     # By Weyl each value is within the tolerance of *an* eigenvalue; with all multiplicities found
     # it is the one of the same rank.
     np.testing.assert_allclose(
-        result.eigenvalues, expected, rtol=0, atol=(result.tol_effective + 200 * eps) * scale
+        result.eigenvalues, expected, rtol=0, atol=(result.tol_effective.max() + 200 * eps) * scale
     )
     assert result.num_matvecs.solve <= 4000
 
@@ -106,7 +106,7 @@ def test_thick_restarts_bound_the_memory():
     """Many restarts of a basis that is little larger than k."""
     truth = matrix("both signs")
     op = cx.from_matvec(lambda v: jnp.dot(jnp.asarray(truth, jnp.float32), v), N)
-    result = cx.eigsh(op, 5, max_basis=10, seed=0, tol=1e-4)
+    result = cx.eigsh(op, 5, max_basis=9, seed=0, tol=1e-5)
     assert result.num_restarts > 5 and result.all_converged
     assert_honest(truth, result, float(np.finfo(np.float32).eps))
     np.testing.assert_allclose(

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import curvax as cx
+from curvax.operators import base
 from curvax.operators.base import compiled_product
 
 
@@ -140,7 +141,7 @@ class TestBlocks:
         sizes = []
         for name in ("blocks.0", "blocks.1", "blocks.2"):
             compiled_product(found[name], jnp.ones((1, 16)))
-            sizes.append(compiled_product._cache_size())
+            sizes.append(base._compiled_product._cache_size())
         assert sizes == [1, 1, 1]
 
     def test_vectors_are_named_by_what_differs(self):

@@ -158,7 +158,8 @@ def subtract(
         return sums[0] + _dot(w, q), sums[1] + _dot(p, q), sums[2] + _dot(w, p)
 
     along, overlap, back = over_columns(inner, (zeros, zeros, zeros), n)
-    alpha = along - beta * overlap
+    # All sums are made before the product is overwritten, or XLA keeps a copy of it for the last.
+    alpha = along - beta * overlap + 0 * back
     # In float64 this would cost more than the rest of the step.
     narrow_alpha, narrow_beta = (x[:, None].astype(product.dtype) for x in (alpha, beta))
 

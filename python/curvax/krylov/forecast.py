@@ -120,14 +120,15 @@ def forecast_matvecs(k: int, block: int, rows: int, certify: str) -> Matvecs:
         k: wanted pairs.
         block: vectors per product.
         rows: of the basis.
-        certify: see `eigsh`. A search takes as many products as the solve, and verifies again.
+        certify: see `eigsh`. A search takes half as many products as the solve, and verifies again.
     """
     lacking = max(0.0, 1 - (rows - k) / (10 * block)) / 0.6
     needed = (2 * k + 12) * block_penalty(block) * (1 + 0.5 * lacking**2)
     solve, pairs = (-(-math.ceil(count) // block) * block for count in (needed, k))
     if certify == "sampled":
         return Matvecs(solve, SAMPLES)
-    return Matvecs(2 * solve, 2 * pairs) if certify == "complete" else Matvecs(solve, pairs)
+    complete = Matvecs(solve + solve // 2, 2 * pairs)
+    return complete if certify == "complete" else Matvecs(solve, pairs)
 
 
 def _product_bytes(op: Operator, vectors: jax.ShapeDtypeStruct, clock: Clock) -> int:

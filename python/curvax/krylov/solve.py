@@ -52,7 +52,7 @@ class _Start:
 # Waiting longer costs products: 4 % on a cold start, 20 % on one of the user's, whose components of
 # what has overtaken are a tenth as large.
 _COLD = _Start(1.0, 0.03, 0.0)
-_WARM = _Start(MIXED, 0.2, 3e-2)
+_WARM = _Start(MIXED, 0.3, 3e-2)
 
 # From the random block of a search, even a component that one start in a thousand has would show.
 _RARE = 1e-3

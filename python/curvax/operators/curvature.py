@@ -188,13 +188,12 @@ def _weighted_product(op: Curvature, block: Array) -> Array:
 
 def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
     apply = stack.half.apply
-    # Not the weights, by which a product may leave the range of float32.
-    parts = shares(stack.weights.astype(op.dtype), op.weight.astype(op.dtype))
     if apply is None:
-        return _sum_of_outer_products(op, stack, parts, block)
+        return _sum_of_outer_products(op, stack, block)
 
     def one(entry: Any) -> Array:
-        batch, residuals, share = entry
+        batch, residuals, weight = entry
+        share = _share(op, weight)
 
         def column(flat: Array) -> Array:
             tangents = jax.tree.leaves(op.space.unravel(flat))
@@ -205,10 +204,10 @@ def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
         # A microbatch without any label has weight 0, and often the mean 0/0.
         return jnp.where(share > 0, share * rows, 0)
 
-    if parts.shape[0] == 1:
-        batch, share = jax.tree.map(lambda leaf: leaf[0], (stack.batch, parts))
-        return one((batch, stack.residuals, share))
-    entries = (stack.batch, stack.residuals, parts)
+    if stack.weights.shape[0] == 1:
+        batch, weight = jax.tree.map(lambda leaf: leaf[0], (stack.batch, stack.weights))
+        return one((batch, stack.residuals, weight))
+    entries = (stack.batch, stack.residuals, stack.weights)
 
     def add(total: Array, entry: Any) -> tuple[Array, None]:
         return total + one(entry), None
@@ -216,14 +215,19 @@ def _stack_product(op: Curvature, stack: _Stack, block: Array) -> Array:
     return jax.lax.scan(add, jnp.zeros_like(block), entries)[0]
 
 
-def _sum_of_outer_products(op: Curvature, stack: _Stack, parts: Array, block: Array) -> Array:
+def _share(op: Curvature, weights: Array) -> Array:
+    """What is multiplied: by a weight itself, a product may leave the range of float32."""
+    return shares(weights.astype(op.dtype), op.weight.astype(op.dtype))
+
+
+def _sum_of_outer_products(op: Curvature, stack: _Stack, block: Array) -> Array:
     """Of microbatches with matrices `x xᵀ`: all at once, as products of matrices."""
     assert stack.residuals is not None
     count = stack.weights.shape[0]
     rows = [x.reshape(count, -1).astype(op.dtype) for x in stack.residuals]
     pieces = jnp.split(block, np.cumsum(op.space.sizes)[:-1], axis=1)
     inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
-    inner = inner * parts[None]
+    inner = inner * _share(op, stack.weights)[None]
     out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
     return jnp.concatenate(out, axis=1)
 

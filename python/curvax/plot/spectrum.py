@@ -168,8 +168,10 @@ def _draw_residuals(axes: Axes, places: FloatArray, result: EigenResult) -> None
 def _draw_limits(axes: Axes, places: FloatArray, limits: FloatArray, relative: FloatArray) -> str:
     """Dash the residuals allowed, from border to border where all are alike; what to say of it."""
     style: dict[str, Any] = {"color": FAILED, "linewidth": 1.0, "linestyle": (0, (4, 2))}
-    if np.ptp(limits) <= 1e-6 * limits.max(initial=0.0):
-        if limits.size and limits[0] > 0:
+    if not limits.size:
+        return ""
+    if np.ptp(limits) <= 1e-6 * limits.max():
+        if limits[0] > 0:
             axes.axhline(float(limits[0]), **style)
         return rf"dashed: tolerance {relative[0]:.1e} $\times\ |\lambda|_{{\max}}$"
     for part in np.split(np.arange(len(limits)), np.flatnonzero(np.diff(limits)) + 1):
