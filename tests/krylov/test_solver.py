@@ -303,6 +303,34 @@ class TestInterrupt:
         np.testing.assert_allclose(result.eigenvalues[0], 20, rtol=1e-2)
         assert signal.getsignal(signal.SIGINT) is before
 
+    @pytest.mark.parametrize("block", [1, 3])
+    def test_what_had_converged_is_measured(self, block):
+        """By a product each; the others are not verified."""
+        seen = []
+
+        def press(progress):
+            if progress.converged >= 2 and not seen:
+                seen.append(progress.converged)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        options = {"which": "LA", "max_basis": 60, "block_size": block, "seed": 0}
+        with pytest.warns(cx.InterruptWarning):
+            result = cx.eigsh(_operator(), 8, callback=press, **options)
+        measured = np.isfinite(result.residuals)
+        assert result.interrupted and seen[0] <= measured.sum() < 8
+        assert result.num_matvecs.verification == measured.sum() + (-measured.sum()) % block
+        small = result.residuals[measured] <= result.tol_effective[measured] * 20.001
+        assert np.all(result.converged[measured] <= small)
+        assert not result.converged[~measured].any()
+        truth = np.linalg.norm(
+            np.asarray(result.eigenvectors, np.float64) @ matrix("outliers")
+            - result.eigenvalues[:, None] * np.asarray(result.eigenvectors, np.float64),
+            axis=1,
+        )
+        np.testing.assert_allclose(
+            result.residuals[measured], truth[measured], rtol=1e-2, atol=200 * EPS * 20
+        )
+
     def test_before_k_columns(self):
         def press(progress):
             if progress.matvecs == 2:
