@@ -92,6 +92,14 @@ class TestEnds:
         np.testing.assert_allclose(result.tol_effective, 1e-3 * 0.3 / 50, rtol=1e-2)
         np.testing.assert_allclose(result.eigenvalues, wanted(values, 2, "SA"), rtol=1e-3)
 
+    def test_a_hidden_negative_end_shows_relative_to_each(self):
+        """At the bound of a semidefinite matrix it looks like one."""
+        values = np.concatenate([[1000.0, 50, -0.01, -0.009], np.linspace(-0.005, 1, 600)])
+        loose = cx.eigsh(diagonal(values), (1, 2), which="BE", seed=0)
+        assert np.all(np.abs(loose.eigenvalues[1:]) <= 2 * loose.bounds[1:])
+        strict = cx.eigsh(diagonal(values), (1, 2), which="BE", seed=0, relative_to="each")
+        np.testing.assert_allclose(strict.eigenvalues[1:], [-0.009, -0.01], atol=1e-3)
+
     def test_zero_is_zero(self):
         result = cx.eigsh(diagonal(np.zeros(300)), 3, which="BE", seed=0)
         assert result.all_converged and np.all(result.relative_bounds == 0)

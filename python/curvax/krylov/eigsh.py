@@ -86,9 +86,10 @@ def eigsh(  # type: ignore[misc]
             default for LM and LA); `"end"`, the outermost eigenvalue of the pair's end of the
             spectrum (by default for SA and BE, whose low end is often a hundredth of the high one);
             or `"each"`, the eigenvalue itself, as ARPACK does. Never below `tol²·|λ|max`, or what
-            the noise of the products allows. An end that does not reach beyond zero, and is zero
-            within its residual, as the low end of a semidefinite matrix, is taken relative to the
-            largest: it is reported as zero within its bound.
+            the noise of the products allows. With `"end"`, one that has not reached beyond zero,
+            and whose outermost value is zero within its residual, as the low end of a semidefinite
+            matrix, is taken relative to the largest: it is known to be zero within its bounds,
+            which may hide a negative end smaller than they are. `"each"` goes on until it shows.
         v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
             `EigenResult`. Random if None. A tenth of a random vector is mixed into a start of one's
             own, and the solve goes on until an eigenvalue that exceeds a wanted one by 3 % of

@@ -17,9 +17,9 @@ class Tolerance:
 
     Pair i may have `max(tol · reference_i, floor · |λ|max)`. The reference is |λ|max (`"largest"`),
     the outermost value of the pair's end of the spectrum (`"end"`), or the value itself
-    (`"each"`). The floor is tol², or what dtype, storage and noise allow if that is more. An end
-    that does not reach beyond zero, and whose outermost value is zero within its residual, as that
-    of a semidefinite matrix, has no value to be relative to: there the reference is |λ|max.
+    (`"each"`). The floor is tol², or what dtype, storage and noise allow if that is more. An
+    `"end"` that does not reach beyond zero, and whose outermost value is zero within its residual,
+    as that of a semidefinite matrix, has no value to be relative to: the reference is |λ|max.
     """
 
     def __init__(
@@ -53,16 +53,15 @@ class Tolerance:
             return np.full(len(values), self.of_largest)
         floor = max(min(self._asked, self._asked**2), self._floor)
         references = np.abs(values) / scale
-        for outward, place, _ in self._wanted.ends(values):
+        ends = self._wanted.ends(values) if self._relative_to == "end" else []
+        for outward, place, _ in ends:
             if not len(outward[place]):
                 continue
             first = place.start + int(np.argmax(outward[place]))
             # By magnitude no end has an inner side.
             inside = self._wanted.which != "LM" and outward[first] <= floor * scale
-            if inside and abs(values[first]) <= max(residuals[first], floor * scale):
-                references[place] = 1.0
-            elif self._relative_to == "end":
-                references[place] = abs(values[first]) / scale
+            zero = inside and abs(values[first]) <= max(residuals[first], floor * scale)
+            references[place] = 1.0 if zero else abs(values[first]) / scale
         return np.maximum(self._asked * references, floor)
 
     def admit(self, noise: float) -> None:
