@@ -86,6 +86,7 @@ pytrees = st.recursive(
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(pytrees)
 @hypothesis.example({"a.b": np.zeros(1), "a": {"b": np.ones(1)}, "a\0b": np.full(1, 2.0)})
+@hypothesis.example([np.frombuffer(b"\0}", np.float16)[0]])  # a signalling NaN
 @hypothesis.example({"x" * 300 + end: np.full(2, 3.0) for end in "yz"})
 def test_pytrees_are_restored_exactly(tree):
     with tempfile.TemporaryDirectory() as folder:

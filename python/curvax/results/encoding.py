@@ -57,7 +57,9 @@ def encode(value: Any, name: str, arrays: Arrays) -> Any:
     if _is_plain(value):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biufV" and _is_plain(value.item()):
-        return {"kind": "scalar", "dtype": value.dtype.name, "value": value.item()}
+        scalar = {"kind": "scalar", "dtype": value.dtype.name, "value": value.item()}
+        # A NaN has bits of its own, which a conversion may change.
+        return scalar | {"bits": value.tobytes().hex()} if value != value else scalar
     if isinstance(value, (np.ndarray, jax.Array)):
         return _encode_array(np.asarray(value), name, arrays)
     if kind is list:
@@ -96,6 +98,8 @@ def decode(value: Any, arrays: Arrays) -> Any:
     if kind == "dict":
         return {decode(key, arrays): decode(entry, arrays) for key, entry in value["items"]}
     if kind == "scalar":
+        if "bits" in value:
+            return np.frombuffer(bytes.fromhex(value["bits"]), value["dtype"])[0]
         return np.dtype(value["dtype"]).type(value["value"])
     if kind == "array":
         return _decode_array(arrays[value["name"]], value["dtype"])
