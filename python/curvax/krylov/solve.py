@@ -244,12 +244,13 @@ class Solve:
     def _kept(self, ritz: Ritz, order: Indices) -> Indices:
         """Which Ritz pairs survive a restart: the wanted, and 40 % of the room beyond them.
 
-        Of the others a block at least is not settled. What is on its way to displace a wanted pair
+        Of the others a block at least is not settled; two of several vectors, or they take turns. What is on its way to displace a wanted pair
         would start anew at every restart if settled pairs held its place.
         """
         k, m, b = self.settings.wanted.k, len(order), self.settings.block
         room = self.settings.rows - 2 * b
-        count = max(min(k + int(0.4 * (m - k)), room), min(k, m))
+        extra = max(int(0.4 * (m - k)), 2 * b if b > 1 else 0)
+        count = max(min(k + extra, room, m), min(k, m))
         kept, dropped = order[:count], order[count:]
         allowed = self._allowed(ritz, order)
         rising = ritz.residuals > SETTLED * allowed.min()
