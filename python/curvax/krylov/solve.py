@@ -244,8 +244,9 @@ class Solve:
     def _kept(self, ritz: Ritz, order: Indices) -> Indices:
         """Which Ritz pairs survive a restart: the wanted, and 40 % of the room beyond them.
 
-        Of the others a block at least is not settled; two of several vectors, or they take turns. What is on its way to displace a wanted pair
-        would start anew at every restart if settled pairs held its place.
+        Of the others a block at least is not settled: what is on its way to displace a wanted pair
+        would start anew at every restart if settled pairs held its place. Of blocks of several
+        vectors two are kept, or they take turns.
         """
         k, m, b = self.settings.wanted.k, len(order), self.settings.block
         room = self.settings.rows - 2 * b
