@@ -97,6 +97,7 @@ class Solve:
         self.history: list[Progress] = []
         # Which pairs something may displace that had no time to show before products ran out.
         self._cut_short: Any = False
+        self._searching = False
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
         )
@@ -246,11 +247,11 @@ class Solve:
 
         Of the others a block at least is not settled: what is on its way to displace a wanted pair
         would start anew at every restart if settled pairs held its place. Of blocks of several
-        vectors two are kept, or they take turns.
+        vectors a search keeps two, or they take turns.
         """
         k, m, b = self.settings.wanted.k, len(order), self.settings.block
         room = self.settings.rows - 2 * b
-        extra = max(int(0.4 * (m - k)), 2 * b if b > 1 else 0)
+        extra = max(int(0.4 * (m - k)), 2 * b if b > 1 and self._searching else 0)
         count = max(min(k + extra, room, m), min(k, m))
         kept, dropped = order[:count], order[count:]
         allowed = self._allowed(ritz, order)
@@ -301,6 +302,7 @@ class Solve:
         further out than the wanted ones would have shown.
         """
         k = self.settings.wanted.k
+        self._searching = True
         while not (self._exhausted or self.interrupted):
             restarts = self.state.restarts
             # From here on E does not hold the residuals of the rows that stay.
