@@ -39,6 +39,14 @@ _TOLERANCES = {
 }
 
 
+class SourceValues(NamedTuple):
+    """What a source computes of a batch."""
+
+    outputs: Any
+    loss: float
+    gradient: Mapping[str, Any]
+
+
 class Source(Protocol):
     """A model where it came from."""
 
@@ -222,7 +230,7 @@ class AdaptedModel(Model):
     def _differences(self, batch: Any) -> tuple[float, float]:
         """Those of outputs and loss."""
         # The source first: of a batch that does not fit, its own words are the best.
-        theirs, their_loss = self.source.evaluate(batch)
+        theirs, their_loss = self.source.evaluate(batch)[:2]
         outputs = jax.jit(self.forward)(self.params, batch)
         loss = self.loss(outputs, batch)
         loss = loss[0] if isinstance(loss, tuple) else loss

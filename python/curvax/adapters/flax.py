@@ -8,7 +8,7 @@ import jax
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt
+from curvax.adapters.native import JaxSource, adapt, jit_value_and_grad, mean_of, value_and_gradient
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
@@ -62,8 +62,20 @@ def from_nnx(
         # A copy of what is shared: an update of it within a trace would outlive the trace.
         return nnx.merge(graph, own, rest, copy=True)(inputs(batch))
 
-    source = JaxSource("NNX", lambda batch: module(inputs(batch)), loss)
-    return adapt(source, nnx.to_pure_dict(state), forward, example)
+    def value(whole: Any, batch: Any) -> Any:
+        outputs = whole(inputs(batch))
+        return mean_of(loss(outputs, batch)), outputs
+
+    def transform(function: Any) -> Any:
+        wrt = nnx.DiffState(0, nnx.Param)
+        return nnx.jit(nnx.value_and_grad(function, argnums=wrt, has_aux=True))
+
+    def run(batch: Any) -> Any:
+        # A clone: what a call changes would stay in the user's module.
+        found, gradient = value_and_gradient("NNX", transform, value, nnx.clone(module), batch)
+        return found, nnx.to_pure_dict(gradient)
+
+    return adapt(JaxSource("NNX", run), nnx.to_pure_dict(state), forward, loss, example)
 
 
 def from_linen(
@@ -120,5 +132,11 @@ def from_linen(
     def forward(params: Any, batch: Any) -> Any:
         return apply({"params": params, **rest}, batch)
 
-    source = JaxSource("Linen", lambda batch: apply(variables, batch), loss)
-    return adapt(source, variables["params"], forward, example)
+    def value(params: Any, batch: Any) -> Any:
+        outputs = apply({**variables, "params": params}, batch)
+        return mean_of(loss(outputs, batch)), outputs
+
+    def run(batch: Any) -> Any:
+        return value_and_gradient("Linen", jit_value_and_grad, value, variables["params"], batch)
+
+    return adapt(JaxSource("Linen", run), variables["params"], forward, loss, example)
