@@ -85,7 +85,17 @@ class _Counted:
         known = (y_true >= 0) & (y_true < classes)
         if (ignored := options.get("ignore_class")) is not None:
             known |= y_true == ignored
+        _check_known(y_true, known, classes, self.loss.name)
         return jnp.where(known.all(), mean, jnp.nan)
+
+
+def _check_known(labels: Any, known: Any, classes: int, name: str) -> None:
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        raise ValueError(
+            f"the targets of the loss {name!r} must be labels from 0 to {classes - 1}, as the "
+            f"outputs have {classes} classes, got {labels[~known][0]}: are they those of another "
+            "output? Labels that count nothing need the loss's ignore_class"
+        )
 
 
 def _function(loss: Any) -> Any:

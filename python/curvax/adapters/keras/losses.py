@@ -42,6 +42,20 @@ class Getters(NamedTuple):
     targets: Callable[[Any], Any]
     weights: Callable[[Any], Any]
 
+    def data(self, batch: Any, labelled: bool) -> tuple[Any, Any, Any]:
+        """All three parts.
+
+        Raises:
+            ValueError: a batch without targets that must have some.
+        """
+        targets = self.targets(batch)
+        if labelled and targets is None:
+            raise ValueError(
+                "a batch must have targets for this loss, as in (x, y), got none: pass batches "
+                "with labels, or say by targets= what they are"
+            )
+        return self.inputs(batch), targets, self.weights(batch)
+
 
 class KerasLoss:
     """A loss of `forward`'s outputs and a batch.
@@ -123,7 +137,7 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters) -> tuple[K
     alone: list[bool] = []
 
     def total(outputs: Any, batch: Any) -> Any:
-        x, y, sample_weight = get.inputs(batch), get.targets(batch), get.weights(batch)
+        x, y, sample_weight = get.data(batch, compiled.loss is not None and not network.own_rule)
         parts = as_parts(outputs)
         mean, container = compute_loss(network, compiled, parts, (x, y, sample_weight))
         samples = jax.tree.leaves(x)[0].shape[0]
@@ -152,9 +166,7 @@ def compute_loss(
     x, y, sample_weight = data
     if compiled.loss is None and not network.own_rule and not penalties:
         raise ValueError(f"{NO_LOSS}. It adds none itself either")
-    values = [
-        parts.kept.get(variable.path, variable.value) for variable in model.trainable_variables
-    ]
+    values = [parts.kept.get(path, value) for path, value in network.params.items()]
     with compiled_with(network, compiled) as container:
         vars(model)["_losses_override"] = penalties
         loss, _ = model.stateless_compute_loss(

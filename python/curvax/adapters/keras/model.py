@@ -148,11 +148,11 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> Ad
     ours, may_be_several = losses.compiled_loss(network, compiled, get)
 
     def value(params: Any, batch: Any) -> Any:
-        x, y, sample_weight = get.inputs(batch), get.targets(batch), get.weights(batch)
+        x, y, sample_weight = get.data(batch, compiled.loss is not None and not own_rule)
         with losses.compiled_with(network, compiled):
             mean, (_, _, state, _) = keras.Model.compute_loss_and_updates(
                 model,
-                [params[path] for path in network.paths],
+                [params[path] for path in network.params],
                 network.others,
                 [variable.value for variable in model.metrics_variables],
                 x,
@@ -185,20 +185,22 @@ def _adapt(
     def evaluate(batch: Any) -> Any:
         with noted(batch):
             (mean, (outputs, state)), gradient = value_and_gradient(
-                "Keras", jit_value_and_grad, value, network.params(), batch
+                "Keras", jit_value_and_grad, value, network.params, batch
             )
         check_state(network, state)
         if not bool(jnp.isfinite(mean)):
+            with noted(batch):
+                value(network.params, batch)  # names a label, which a compiled program cannot
             raise ValueError(
-                f"the loss that Keras computes on the batch is {mean}: check the parameters and "
-                "the data (a label out of range, or a target that the loss cannot take?)"
+                f"the loss that Keras computes on the batch is {mean}: check the parameters, the "
+                "targets, and that the loss can take such outputs"
             )
         return (mean, outputs), gradient
 
     source = JaxSource("Keras", evaluate)
     return adapt(
         source,
-        network.params(),
+        network.params,
         network.forward,
         loss,
         example,

@@ -33,7 +33,7 @@ class Network:
     Attributes:
         model: the user's.
         inputs: gets the model's argument out of a batch.
-        paths: of the trainable variables.
+        params: by path, the values of the trainable variables, in Keras's order.
         others: the values of the other ones.
         regularizers: by path, of the trainable variables.
         masked: whether the loss wants the masks.
@@ -46,8 +46,9 @@ class Network:
     ) -> None:
         self.model = model
         self.inputs = inputs
-        self.paths = [variable.path for variable in model.trainable_variables]
-        self.others = [variable.value for variable in model.non_trainable_variables]
+        # Copies: fit and evaluate give the arrays away to their programs, which delete them.
+        self.params = {v.path: jnp.array(v.value) for v in model.trainable_variables}
+        self.others = [jnp.array(v.value) for v in model.non_trainable_variables]
         self.regularizers = {
             variable.path: variable.regularizer
             for variable in model.trainable_variables
@@ -55,16 +56,12 @@ class Network:
         }
         self.masked = masked
         self.own_rule = own_rule
-        self.kept = self.paths if own_rule else list(self.regularizers)
-
-    def params(self) -> dict[str, Any]:
-        """The trainable variables' values."""
-        return {variable.path: variable.value for variable in self.model.trainable_variables}
+        self.kept = list(self.params) if own_rule else list(self.regularizers)
 
     def call(self, params: Any, batch: Any) -> tuple[Any, list[Any]]:
         """The outputs, which may have masks, and all losses that the model adds."""
         options = {"training": False} if self.model._call_has_training_arg else {}
-        values = [params[path] for path in self.paths]
+        values = [params[path] for path in self.params]
         x = self.inputs(batch)
         with untouched(self.model):
             outputs, _, losses = self.model.stateless_call(
