@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvax.adapters.adapted import SourceDerivatives
 from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
+from curvax.adapters.torch.structures import take_apart
+from curvax.adapters.verification import SourceDerivatives, SourceValues
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -68,33 +69,74 @@ class TorchSource:
         self.run = run
         self.objective = objective
 
-    def evaluate(self, batch: Any) -> tuple[Any, float]:
+    def evaluate(self, batch: Any) -> SourceValues:
         """See `Source`."""
         tensors = batch_to_torch(batch)
-        with torch.no_grad():
+        parameters = self._parameters()
+        with torch.enable_grad():
+            outputs = take_apart(self.run(self.module, tensors), to_numpy)
             loss = self.objective(self.module, tensors)
             check_scalar(loss)
-            return to_numpy(self.run(self.module, tensors)), float(loss)
+            gradient = _gradient(loss, parameters)
+        return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))
 
     def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
         """See `Source`."""
-        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        parameters = self._parameters()
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
         tensors = batch_to_torch(batch)
 
-        def both() -> tuple[Leaves, Callable[[Mapping[str, torch.Tensor]], Leaves]]:
-            with double_differentiable():
-                return second_derivatives(self.objective(self.module, tensors), parameters)
-
         def gradient() -> Leaves:
-            return both()[0]
+            with double_differentiable():
+                return _gradient(self.objective(self.module, tensors), parameters)
 
-        first, product = both()
-        return SourceDerivatives(
-            to_numpy(first),
-            to_numpy(product(direction)),
-            lambda: to_numpy(_central_differences(gradient, parameters, direction)),
-        )
+        def differences() -> Mapping[str, Any]:
+            return _to_numpy(_central_differences(gradient, parameters, direction))
+
+        try:
+            with double_differentiable():
+                loss = self.objective(self.module, tensors)
+                product = second_derivatives(loss, parameters)[1](direction)
+        except (RuntimeError, NotImplementedError):
+            # An operation of which torch has no second derivative.
+            return SourceDerivatives(None, differences)
+        return SourceDerivatives(_to_numpy(product), differences)
+
+    def _parameters(self) -> Leaves:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+
+def _gradient(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Leaves:
+    leaves = list(parameters.values())
+    if not loss.requires_grad:  # it depends on no parameter
+        return {name: torch.zeros_like(leaf) for name, leaf in parameters.items()}
+    try:
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        return _accumulated(loss, parameters)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def _accumulated(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Leaves:
+    """The gradient by `backward`, the only way through reentrant checkpoints."""
+    kept = {name: leaf.grad for name, leaf in parameters.items()}
+    try:
+        for leaf in parameters.values():
+            leaf.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in parameters.items()
+        }
+    finally:
+        for name, leaf in parameters.items():
+            leaf.grad = kept[name]
+
+
+def _to_numpy(leaves: Leaves) -> dict[str, Any]:
+    return {name: to_numpy(leaf) for name, leaf in leaves.items()}
 
 
 def _central_differences(
