@@ -13,7 +13,7 @@ from torch import nn
 
 from curvax.adapters.torch.bridge import check_device, to_jax, torchax
 from curvax.adapters.torch.environment import environment
-from curvax.adapters.torch.modes import AsInTorch, functions_run_forward
+from curvax.adapters.torch.modes import AsInTorch, checkpoints_run_forward, functions_run_forward
 from curvax.adapters.torch.structures import take_apart
 
 Run = Callable[[nn.Module, Any], Any]
@@ -123,6 +123,7 @@ def lowered() -> Iterator[None]:
             env,
             fixed,
             functions_run_forward(),
+            checkpoints_run_forward(),
             AsInTorch(),
             warnings.catch_warnings(),
         ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,28 @@ def _on_cpu(argument: Any) -> Any:
 
 
 @contextlib.contextmanager
+def checkpoints_run_forward() -> Iterator[None]:
+    """Run what a reentrant checkpoint holds, and store what it would compute again."""
+    kept = checkpoint.CheckpointFunction
+
+    class Forward:
+        """In its place."""
+
+        @staticmethod
+        def apply(run: Any, preserve_rng_state: bool, *inputs: Any) -> Any:
+            return run(*inputs)
+
+    checkpoint.CheckpointFunction = Forward  # type: ignore[assignment, misc]
+    try:
+        with warnings.catch_warnings():
+            # It looks for gradients that torch records, and JAX's tensors have none.
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
+            yield
+    finally:
+        checkpoint.CheckpointFunction = kept  # type: ignore[misc]
+
+
+@contextlib.contextmanager
 def functions_run_forward() -> Iterator[None]:
     """Differentiate what a `torch.autograd.Function` computes, in place of calling its backward.
 
@@ -85,9 +108,6 @@ def functions_run_forward() -> Iterator[None]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_state, "converting", False):
             return super(base, cls).apply(*args, **kwargs)
-        if cls is checkpoint.CheckpointFunction:
-            run, _, *inputs = args
-            return run(*inputs)
         outer, _state.within_function = getattr(_state, "within_function", False), True
         try:
             with torch.enable_grad():

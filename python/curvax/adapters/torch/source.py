@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
+from curvax.adapters.torch.modes import checkpoints_run_forward
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
 
@@ -21,9 +22,20 @@ Objective = Callable[[nn.Module, Any], torch.Tensor]
 
 
 @contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients; compiled functions and reentrant checkpoints run as they were written.
+
+    Neither has second derivatives otherwise.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, checkpoints_run_forward():
+        yield
+
+
+@contextlib.contextmanager
 def double_differentiable() -> Iterator[None]:
-    """Record gradients, through attention of which torch has second derivatives on a CPU."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    """As `differentiable`, with attention of which torch has second derivatives on a CPU."""
+    with differentiable(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -73,7 +85,7 @@ class TorchSource:
         """See `Source`."""
         tensors = batch_to_torch(batch)
         parameters = self._parameters()
-        with torch.enable_grad():
+        with differentiable():
             outputs = take_apart(self.run(self.module, tensors), to_numpy)
             loss = self.objective(self.module, tensors)
             check_scalar(loss)
@@ -110,29 +122,8 @@ def _gradient(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Lea
     leaves = list(parameters.values())
     if not loss.requires_grad:  # it depends on no parameter
         return {name: torch.zeros_like(leaf) for name, leaf in parameters.items()}
-    try:
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        return _accumulated(loss, parameters)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, gradients, strict=True))
-
-
-def _accumulated(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Leaves:
-    """The gradient by `backward`, the only way through reentrant checkpoints."""
-    kept = {name: leaf.grad for name, leaf in parameters.items()}
-    try:
-        for leaf in parameters.values():
-            leaf.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {
-            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            for name, leaf in parameters.items()
-        }
-    finally:
-        for name, leaf in parameters.items():
-            leaf.grad = kept[name]
 
 
 def _to_numpy(leaves: Leaves) -> dict[str, Any]:
