@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from curvax.adapters.adapted import AdaptedModel, VerificationError
+from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.torch.bridge import batch_to_jax
 from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.module import adapt
+from curvax.adapters.verification import VerificationError
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 
