@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.adapters.adapted import AdaptedModel, SourceValues
+from curvax.adapters.adapted import AdaptedModel
+from curvax.adapters.verification import SourceValues
 from curvax.arrays import to_array
 from curvax.filters import leaf_names
+
+
+_DERIVATIVE_HINT = (
+    " Replace the operation by plain operations of JAX, or give it a rule by jax.custom_jvp; or take "
+    "differences of the gradient, hessian(loss, params, batches, method='finite_difference') with "
+    "functions of your own"
+)
 
 
 class JaxSource:
@@ -124,6 +132,7 @@ def adapt(
         source=source,
         convert=lambda batch: jax.tree.map(lambda x: to_array(x, "an array of the batch"), batch),
         hint=" Does the model draw random numbers, or change its state in a call?",
+        derivative_hint=_DERIVATIVE_HINT,
         **fields,
     )
     if example is not None:

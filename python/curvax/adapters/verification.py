@@ -219,7 +219,10 @@ class Comparison:
             return function(*leaves, *rest)
 
         params = jax.tree.leaves(self.model.params)
-        jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+        try:
+            jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+        except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
+            raise NotImplementedError(str(error)) from error
         return program
 
     def _outputs(self, ours: Any, theirs: Any) -> float:

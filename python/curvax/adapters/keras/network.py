@@ -72,14 +72,18 @@ class Network:
     def forward(self, params: Any, batch: Any) -> Any:
         """The outputs, or `Parts`."""
         outputs, losses = self.call(params, batch)
-        masks = [get_keras_mask(leaf) for leaf in jax.tree.leaves(outputs)] if self.masked else []
+        leaves = jax.tree.leaves(outputs) if self.masked else []
+        masks = [
+            None if (mask := get_keras_mask(leaf)) is None else mask.astype(leaf.dtype)
+            for leaf in leaves
+        ]
         # Keras puts the regularisers of the variables last.
         own = losses[: len(losses) - len(self.regularizers)]
         if not (own or self.kept or any(mask is not None for mask in masks)):
             return outputs
         return Parts(
             outputs,
-            tuple(None if mask is None else mask.astype(jnp.float32) for mask in masks),
+            tuple(masks),
             tuple(_sum(loss) for loss in own),
             {path: params[path] for path in self.kept},
         )
