@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.native import JaxSource, adapt, jit_value_and_grad, mean_of, value_and_gradient
+from curvax.filters import leaf_names
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
@@ -72,10 +75,29 @@ def from_nnx(
 
     def run(batch: Any) -> Any:
         # A clone: what a call changes would stay in the user's module.
-        found, gradient = value_and_gradient("NNX", transform, value, nnx.clone(module), batch)
+        clone = nnx.clone(module)
+        before = _numbers(clone)
+        found, gradient = value_and_gradient("NNX", transform, value, clone, batch)
+        after = _numbers(clone)
+        changed = [
+            n for n, x in after.items() if n not in before or not np.array_equal(x, before[n])
+        ]
+        if changed:
+            raise ValueError(
+                f"module must compute the same in every call: {changed[0]!r} changes, as it does "
+                "where random numbers are drawn or statistics kept. Call module.eval() first"
+            )
         return found, nnx.to_pure_dict(gradient)
 
     return adapt(JaxSource("NNX", run), nnx.to_pure_dict(state), forward, loss, example)
+
+
+def _numbers(module: Any) -> dict[str, Any]:
+    """The state of a module besides its parameters and keys, by name."""
+    state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+    named = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+    keys = jax.dtypes.prng_key
+    return {n: np.asarray(x) for n, x in named if not jnp.issubdtype(x.dtype, keys)}
 
 
 def from_linen(

@@ -1,6 +1,7 @@
 """What the adapters of libraries that run on JAX share."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,13 +11,17 @@ import numpy as np
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.verification import SourceValues
 from curvax.arrays import to_array
+from curvax.checks import cut
 from curvax.filters import leaf_names
 
-
+_PARTS = (
+    "A batch is (inputs, targets), unless inputs= and the loss get other parts out of it: do its "
+    "structure, shapes and dtypes fit the model and the loss?"
+)
 _DERIVATIVE_HINT = (
-    " Replace the operation by plain operations of JAX, or give it a rule by jax.custom_jvp; or take "
-    "differences of the gradient, hessian(loss, params, batches, method='finite_difference') with "
-    "functions of your own"
+    " Replace the operation by plain operations of JAX, or give it a rule by jax.custom_jvp; or "
+    "take differences of the gradient, hessian(loss, params, batches, method='finite_difference') "
+    "with functions of your own"
 )
 
 
@@ -48,8 +53,11 @@ class JaxSource:
 
 
 def mean_of(loss: Any) -> Any:
-    """The mean that a loss returned, by itself or with its weight."""
-    return loss[0] if isinstance(loss, tuple) else loss
+    """The mean that a loss returned, by itself or with its weight; 0 where nothing counts."""
+    if not isinstance(loss, tuple):
+        return loss
+    mean, weight = loss
+    return jnp.where(jnp.asarray(weight) > 0, mean, 0)
 
 
 def jit_value_and_grad(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -63,6 +71,7 @@ def value_and_gradient(
     value: Callable[[Any, Any], Any],
     module: Any,
     batch: Any,
+    parts: str = _PARTS,
 ) -> Any:
     """What `transform(value)(module, batch)` returns.
 
@@ -72,20 +81,43 @@ def value_and_gradient(
         value: `value(module, batch)` returns the loss and something else.
         module: what it is differentiated in.
         batch: the data.
+        parts: what its parts must be, for a note to what `value` raises.
 
     Raises:
         TypeError: the loss can be computed, but has no gradient.
+        ValueError: the loss is not finite.
         Exception: what `value` raises.
     """
     try:
-        return transform(value)(module, batch)
+        found = transform(value)(module, batch)
     except Exception as error:
-        value(module, batch)  # raises what has nothing to do with derivatives
+        with noted(batch, parts):
+            value(module, batch)  # raises what has nothing to do with derivatives
         raise TypeError(
             f"the {framework} model has no gradient, so that it has no curvature: JAX says "
             f"{type(error).__name__}: {error}. Replace the operation by one that JAX "
             "differentiates, or give it a rule by jax.custom_jvp"
         ) from error
+    loss = found[0][0]
+    if not bool(jnp.isfinite(loss)):
+        with noted(batch, parts):
+            value(module, batch)  # names a label out of range, which a compiled program cannot
+            raise ValueError(
+                f"the loss is {loss} on the batch: check the parameters, the data, and that the "
+                "loss can take such outputs"
+            )
+    return found
+
+
+@contextlib.contextmanager
+def noted(batch: Any, parts: str) -> Iterator[None]:
+    """Add to an error what the batch looks like, and what its parts must be."""
+    try:
+        yield
+    except Exception as error:
+        looks = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)
+        error.add_note(f"The batch is {cut(str(looks))}. {parts}")
+        raise
 
 
 def adapt(
@@ -110,7 +142,7 @@ def adapt(
 
     Raises:
         TypeError: the loss is not callable.
-        ValueError: no parameters, or one that is NaN or infinite.
+        ValueError: no parameters, or one that is NaN, infinite, or not in 32 or 64 bits.
     """
     names = leaf_names(params)
     if not names:
@@ -119,6 +151,12 @@ def adapt(
             "are all frozen, or integers?"
         )
     for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
+        if leaf.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"parameter {name!r} must be float32 or float64, got {leaf.dtype}: integers, also "
+                "quantised weights, have no derivatives, and 16 bits are too coarse for second "
+                "ones. Cast the parameters, or analyse the model as it was before"
+            )
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(
                 f"parameter {name!r} is not finite: {int((~jnp.isfinite(leaf)).sum())} of "

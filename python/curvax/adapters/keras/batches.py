@@ -1,13 +1,14 @@
 """The parts of a batch as Keras takes it: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import keras
 
-from curvax.checks import cut
+PARTS = (
+    "A batch is (x, y) or (x, y, sample_weight), with the structures, keys and shapes that the "
+    "model and its losses take; else say by inputs=, targets= and sample_weights= what its parts "
+    "are"
+)
 
 
 def inputs_of(batch: Any) -> Any:
@@ -34,18 +35,3 @@ def _parts(batch: Any) -> Any:
             "sample_weights= what its parts are"
         )
     return keras.utils.unpack_x_y_sample_weight(batch)
-
-
-@contextlib.contextmanager
-def noted(batch: Any) -> Iterator[None]:
-    """Add to an error what the batch looks like, and what gets its parts."""
-    try:
-        yield
-    except Exception as error:
-        looks = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)
-        error.add_note(
-            f"The batch is {cut(str(looks))}. A batch is (x, y) or (x, y, sample_weight), with "
-            "structures that the model and its losses take; else say by inputs=, targets= and "
-            "sample_weights= what its parts are"
-        )
-        raise

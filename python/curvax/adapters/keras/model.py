@@ -10,11 +10,17 @@ import keras
 
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.keras import losses
-from curvax.adapters.keras.batches import default_weights, inputs_of, noted, targets_of
+from curvax.adapters.keras.batches import PARTS, default_weights, inputs_of, targets_of
 from curvax.adapters.keras.checks import check_model, check_state, check_steps
 from curvax.adapters.keras.network import Network
 from curvax.adapters.keras.saved import load
-from curvax.adapters.native import JaxSource, adapt, jit_value_and_grad, mean_of, value_and_gradient
+from curvax.adapters.native import (
+    JaxSource,
+    adapt,
+    jit_value_and_grad,
+    mean_of,
+    value_and_gradient,
+)
 from curvax.checks import shown
 
 
@@ -183,18 +189,10 @@ def _adapt(
     example: Any,
 ) -> AdaptedModel:
     def evaluate(batch: Any) -> Any:
-        with noted(batch):
-            (mean, (outputs, state)), gradient = value_and_gradient(
-                "Keras", jit_value_and_grad, value, network.params, batch
-            )
+        (mean, (outputs, state)), gradient = value_and_gradient(
+            "Keras", jit_value_and_grad, value, network.params, batch, PARTS
+        )
         check_state(network, state)
-        if not bool(jnp.isfinite(mean)):
-            with noted(batch):
-                value(network.params, batch)  # names a label, which a compiled program cannot
-            raise ValueError(
-                f"the loss that Keras computes on the batch is {mean}: check the parameters, the "
-                "targets, and that the loss can take such outputs"
-            )
         return (mean, outputs), gradient
 
     source = JaxSource("Keras", evaluate)
