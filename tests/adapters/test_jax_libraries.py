@@ -207,6 +207,38 @@ class TestFlax:
         with pytest.raises(ValueError, match="such as train=False"):
             flax.from_linen(*linen_cnn(), loss=LOSS, example=images(np.float32), train=True)
 
+    def test_modules_that_change_in_a_call(self):
+        from flax import nnx
+
+        from curvax.adapters import flax
+
+        class Noisy(nnx.Module):
+            def __init__(self, rngs):
+                self.linear, self.rngs = nnx.Linear(3, 3, rngs=rngs), rngs
+
+            def __call__(self, x):
+                self.seen = x.shape
+                return self.linear(x) + jax.random.normal(self.rngs.noise(), x.shape)
+
+        module = Noisy(nnx.Rngs(0))
+        before = jax.tree.map(str, nnx.to_pure_dict(nnx.state(module)))
+        batch = (np.ones((4, 3), np.float32), np.array([0, 1, 2, 0]))
+        with pytest.raises(ValueError, match=r"'rngs\..*count' changes"):
+            flax.from_nnx(module, loss=LOSS, example=batch)
+        assert jax.tree.map(str, nnx.to_pure_dict(nnx.state(module))) == before
+        assert not hasattr(module, "seen")
+
+    def test_parameters_that_are_too_coarse(self):
+        from flax import nnx
+
+        from curvax.adapters import flax
+
+        for dtype in (jnp.bfloat16, jnp.int8):
+            module = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            module.kernel = nnx.Param(jnp.ones((3, 3), dtype))
+            with pytest.raises(ValueError, match=r"'kernel' must be float32 or float64, got"):
+                flax.from_nnx(module, loss=LOSS)
+
     def test_shared_parameters_are_one_leaf(self):
         from flax import nnx
 

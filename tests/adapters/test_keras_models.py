@@ -155,8 +155,8 @@ def state(model):
     attributes = []
     for part in parts:
         for name, value in sorted(vars(part).items()):
-            held = list(value.items()) if isinstance(value, dict) else value
-            held = list(map(id, held)) if isinstance(held, (list, set, tuple)) else None
+            held = [*value, *value.values()] if isinstance(value, dict) else value
+            held = sorted(map(id, held)) if isinstance(held, (list, set, tuple)) else None
             attributes.append((name, id(value), held))
     values = [np.asarray(v.value).tobytes() for v in [*model.variables, *model.metrics_variables]]
     return attributes, values
@@ -250,20 +250,20 @@ def test_models_that_cannot_be_analysed(unchanged):
     from curvax.adapters import keras as adapter
 
     def made(*layers):
-        return unchanged(keras.Sequential([keras.Input((4,)), *layers]))
+        return keras.Sequential([keras.Input((4,)), *layers])
 
     for policy in ("mixed_float16", "bfloat16"):
         narrow = made(keras.layers.Dense(3, dtype=policy, name="narrow"))
         with pytest.raises(ValueError, match=f"'narrow' computes in .*{policy}.*set_weights"):
-            adapter.from_model(narrow, loss="mse")
+            adapter.from_model(unchanged(narrow), loss="mse")
     dense = keras.layers.Dense(3, name="coarse")
     quantised = made(dense)
     dense.quantize("int8")
     with pytest.raises(ValueError, match="'coarse' is, to int8.*before quantize"):
-        adapter.from_model(quantised, loss="mse")
+        adapter.from_model(unchanged(quantised), loss="mse")
     frozen = made(keras.layers.Dense(3, trainable=False))
     with pytest.raises(ValueError, match="must have parameters .* are all frozen"):
-        adapter.from_model(frozen, loss="mse")
+        adapter.from_model(unchanged(frozen), loss="mse")
 
 
 def test_layers_in_train_mode(unchanged):
@@ -271,15 +271,23 @@ def test_layers_in_train_mode(unchanged):
 
     from curvax.adapters import keras as adapter
 
+    class Training(keras.Model):
+        def __init__(self, layer):
+            super().__init__()
+            self.dense, self.layer = keras.layers.Dense(2), layer
+
+        def call(self, x):
+            return self.layer(self.dense(x), training=True)
+
     batch = np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)
     for layer, what in (
         (keras.layers.Dropout(0.5), "draws random numbers.*seed"),
         (keras.layers.BatchNormalization(), "normalises by the batch.*moving_mean"),
     ):
-        start = keras.Input((2,))
-        model = unchanged(keras.Model(start, layer(keras.layers.Dense(2)(start), training=True)))
+        model = Training(layer)
+        model(batch[0])
         with pytest.raises(ValueError, match=f"{what}.*follow the argument training"):
-            adapter.from_model(model, loss="mse", example=batch)
+            adapter.from_model(unchanged(model), loss="mse", example=batch)
 
 
 def test_losses_that_do_not_exist(unchanged):
@@ -295,6 +303,6 @@ def test_losses_that_do_not_exist(unchanged):
         adapter.from_model(model, class_weight=3)
     with pytest.raises(ValueError, match="class_weight is for losses of Keras"):
         adapter.from_model(model, loss=lambda outputs, batch: 0.0, class_weight={0: 1.0})
-    with pytest.raises(ValueError, match=r"The 'd' does not exist|'two'|losses|loss"):
+    with pytest.raises(ValueError, match="loss must have the structure of the outputs"):
         x = np.ones((4, 2), np.float32)
         adapter.from_model(model, loss={"two": "mse", "three": "mse"}, example=(x, x))

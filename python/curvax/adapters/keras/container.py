@@ -11,6 +11,8 @@ from keras.src.backend import get_keras_mask
 from keras.src.losses.loss import apply_mask, squeeze_or_expand_to_same_rank
 from keras.src.trainers.compile_utils import CompileLoss
 
+from curvax.checks import shown
+
 sparse_cross_entropy = keras.losses.sparse_categorical_crossentropy
 # Their targets look otherwise than their outputs.
 _OF_OTHER_SHAPES = (sparse_cross_entropy, keras.losses.ctc, keras.losses.circle)
@@ -50,7 +52,15 @@ class Container(CompileLoss):  # type: ignore[misc]
         leaves = [leaf for leaf in jax.tree.leaves(y_pred) if leaf.dtype == jnp.float64]
         if leaves:
             self._dtype = "float64"
-        super().build(y_true, y_pred)
+        try:
+            super().build(y_true, y_pred)
+        except Exception as error:
+            shapes = jax.tree.map(lambda leaf: leaf.shape, y_pred)
+            raise ValueError(
+                f"loss must have the structure of the outputs, {shown(shapes)}, and loss_weights "
+                f"that of loss, got {shown(self._user_loss)} and {shown(self._user_loss_weights)}. "
+                f"Keras says {type(error).__name__}: {error}"
+            ) from error
         self._flat_losses = [
             found._replace(loss=_Counted(found.loss, self._dtype if leaves else None, self))
             for found in self._found
