@@ -19,7 +19,7 @@ from curvax.adapters.torch.bridge import (
 )
 from curvax.adapters.torch.checks import check_convertible, explained
 from curvax.adapters.torch.environment import environment
-from curvax.adapters.torch.modes import AsInTorch, checkpoints_run_forward, functions_run_forward
+from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run_forward
 from curvax.adapters.torch.state import holders, preserved
 from curvax.adapters.torch.steps import Following, Recording, Steps
 from curvax.adapters.torch.structures import take_apart
@@ -104,7 +104,7 @@ class TorchFunction:
         with (
             explained("the module", "inputs=", tensors),
             preserved(self._module),
-            torch.enable_grad(),
+            differentiable(),
             recording,
         ):
             self._run(self._module, tensors)
@@ -155,16 +155,13 @@ def lowered() -> Iterator[None]:
     # A key of our own: a draw within a trace would leave a tracer in that of the environment. The
     # numbers are then the same in every call.
     fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
-    eager = torch.compiler.set_stance("force_eager")
     try:
         with (
             torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            eager,
+            differentiable(),
             env,
             fixed,
             functions_run_forward(),
-            checkpoints_run_forward(),
             AsInTorch(),
             warnings.catch_warnings(),
         ):
