@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from curvax.adapters.verification import Comparison, Source, Verification, VerificationError
+from curvax.adapters.verification import (
+    Comparison,
+    Source,
+    UndifferentiableError,
+    Verification,
+    VerificationError,
+)
 from curvax.checks import check_flag, check_number
 from curvax.operators.model import Model
 
@@ -107,7 +113,7 @@ class AdaptedModel(Model):
         """The differences, of a batch in which something counts."""
         try:
             found = Comparison(self, self.source, batch, tol).measure(hvp, seed)
-        except NotImplementedError as error:
+        except UndifferentiableError as error:
             raise TypeError(
                 f"JAX cannot differentiate the converted model twice: {error}."
                 f"{self.derivative_hint}"

@@ -92,14 +92,14 @@ class TorchSource:
         try:
             with preserved(self.module), double_differentiable():
                 loss = self.objective(self.module, tensors)
-                product = second_derivatives(loss, parameters)[1](direction)
+                product = _to_numpy(second_derivatives(loss, parameters)[1](direction))
         except (RuntimeError, NotImplementedError):
             # An operation of which torch has no second derivative.
             return SourceDerivatives(None, differences)
-        if not all(bool(torch.isfinite(leaf).all()) for leaf in product.values()):
+        if not all(np.isfinite(leaf).all() for leaf in product.values()):
             # One of which it has a wrong one, as of the norm of a row of zeros.
             return SourceDerivatives(None, differences)
-        return SourceDerivatives(_to_numpy(product), differences)
+        return SourceDerivatives(product, differences)
 
     def _parameters(self) -> Leaves:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
