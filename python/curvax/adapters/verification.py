@@ -140,6 +140,10 @@ class Verification:
         return f"relative differences: {', '.join(parts)}"
 
 
+class UndifferentiableError(TypeError):
+    """JAX has no derivative of an operation of a model."""
+
+
 class VerificationError(ValueError):
     """A model does not compute what its source computes."""
 
@@ -165,7 +169,7 @@ class Comparison:
         """The differences; None of a batch in which nothing counts.
 
         Raises:
-            TypeError: JAX has no derivatives of an operation.
+            UndifferentiableError: JAX has no derivative of an operation.
             VerificationError: the outputs are others in structure or shape.
         """
         # The source first: of a batch that does not fit, its own words are the best.
@@ -186,11 +190,12 @@ class Comparison:
             noise = abs(float(again[0][0]) - float(loss)) / (abs(theirs.loss) or 1.0)
             tolerances["loss"] = max(limits.outputs, _NOISE * noise)
             found = found.forgiving(self._leaves(again[1]))
-        tolerances |= {"gradient": found.allowed, "leaf_gradient": found.allowed_of_leaf}
+        tolerances["gradient"] = found.allowed_of_whole
+        tolerances["leaf_gradient"] = found.allowed_of_leaf
         measured = Verification(
             difference, losses, found.whole, found.of_leaf, found.leaf, None, None, tolerances
         )
-        if not hvp or max(difference, losses) > limits.outputs:
+        if not hvp or difference > limits.outputs or losses > tolerances["loss"]:
             return measured
         product, reference, allowed = self._product(limits, seed)
         tolerances = {**tolerances, "hvp": allowed}
@@ -209,9 +214,16 @@ class Comparison:
             structure: Any = jax.tree.structure(outputs)
             return jnp.reshape(mean, ()), (weight, jax.tree.unflatten(structure, arrays))
 
-        both = jax.value_and_grad(evaluate, has_aux=True)
-        parts = (self.model.params, self.batch)
-        program = jax.jit(both).trace(*parts)
+        both = jax.jit(jax.value_and_grad(evaluate, has_aux=True))
+        try:
+            program = both.trace(self.model.params, self.batch)
+            self._trace_twice(program)
+        except NotImplementedError as error:
+            raise UndifferentiableError(str(error).partition("\n")[0]) from error
+        return program
+
+    def _trace_twice(self, program: Any) -> None:
+        """Trace the derivative of a gradient, to learn whether there is one."""
         function = jaxpr_as_fun(program.jaxpr)
         rest = jax.tree.leaves(self.batch)
 
@@ -219,11 +231,18 @@ class Comparison:
             return function(*leaves, *rest)
 
         params = jax.tree.leaves(self.model.params)
+
+        def squares(leaves: list[Any]) -> Any:
+            results = gradient(*leaves)
+            return sum(jnp.sum(x**2) for x in results if jnp.issubdtype(x.dtype, jnp.floating))
+
         try:
-            jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+            jax.eval_shape(lambda leaves: jax.jvp(gradient, leaves, leaves), params)
         except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
-            raise NotImplementedError(str(error)) from error
-        return program
+            try:
+                jax.eval_shape(jax.grad(squares), params)
+            except (TypeError, ValueError):
+                raise NotImplementedError(str(error)) from error
 
     def _outputs(self, ours: Any, theirs: Any) -> float:
         leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)
@@ -321,6 +340,12 @@ class _Gradients:
         """The norm of the difference, relative."""
         squares = sum(_norm(self.ours[n] - leaf) ** 2 for n, leaf in self.theirs.items())
         return _ratio(float(np.sqrt(squares)), self.size)
+
+    @property
+    def allowed_of_whole(self) -> float:
+        """The largest difference of the whole."""
+        noise = float(np.sqrt(sum(value**2 for value in self.noise.values())))
+        return max(self.allowed, _NOISE * _ratio(noise, self.size))
 
     @property
     def allowed_of_leaf(self) -> float:

@@ -1,9 +1,16 @@
 """What of a torch module cannot be analysed, refused with the remedy."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from curvax.adapters.torch.bridge import check_device
+from curvax.adapters.torch.bridge import check_device, raised_within
+from curvax.checks import cut
 
 
 def check_module(module: nn.Module) -> None:
@@ -23,14 +30,50 @@ def check_module(module: nn.Module) -> None:
                 f"module must compute the same in every call: {place} {active}. Call "
                 "module.eval() first"
             )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _check_dense(name, tensor)
     taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not taken:
+        held = sorted({str(p.dtype) for p in module.parameters()})
+        whole = bool(held) and not any(p.is_floating_point() for p in module.parameters())
+        remedy = "Call module.float()" if whole else "Call module.requires_grad_(True)"
         raise ValueError(
-            "module must have a parameter to differentiate in, got none with requires_grad: those "
-            "without are constants. Call module.requires_grad_(True)"
+            "module must have a parameter to differentiate in, got none with requires_grad"
+            f"{f' (its parameters are {held})' if held else ''}: those without are constants. "
+            f"{remedy}"
         )
     for name, parameter in taken.items():
         _check_parameter(name, parameter)
+
+
+def check_convertible(module: nn.Module) -> None:
+    """Refuse a module whose operations are out of JAX's sight.
+
+    Raises:
+        TypeError: a part was made by `torch.jit`.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            place = f"its part {name!r} is" if name else "it is"
+            raise TypeError(
+                f"module must be of Python, but {place} a {type(part).__name__}, which torch.jit "
+                "has made: pass the module that it was made of, or let torch multiply by its own "
+                "double backward: adapters.torch.double_backward(module, loss, batches)"
+            )
+
+
+def _check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that holds other numbers than it seems to."""
+    if torch.nn.parameter.is_lazy(tensor):
+        raise ValueError(
+            f"parameter {name!r} has no shape yet: call the module once on a batch before"
+        )
+    if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+        kind = f"quantized ({tensor.dtype})" if tensor.is_quantized else type(tensor).__name__
+        raise TypeError(
+            f"{name!r} must be a plain tensor, got {kind}: load the model in float32, or "
+            "dequantize it (in transformers by model.dequantize())"
+        )
 
 
 def _varies(part: nn.Module) -> str:
@@ -60,3 +103,25 @@ def _check_parameter(name: str, parameter: torch.Tensor) -> None:
             f"parameter {name!r} is not finite: {int((~torch.isfinite(parameter)).sum())} of "
             f"{parameter.numel()} entries are NaN or infinite. Check the checkpoint"
         )
+
+
+@contextlib.contextmanager
+def explained(what: str, option: str, given: Any) -> Iterator[None]:
+    """Say of an error of torch's own what it is about.
+
+    Raises:
+        ValueError: torch could not compute.
+        TypeError: torch was given what it does not know.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        if not raised_within(error, "torch"):
+            raise
+        kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
+        shapes = jax.tree.map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, given)
+        raise kind(
+            f"{what} cannot be computed of this batch, of shapes {cut(str(shapes))}: "
+            f"{type(error).__name__}: {error}. If it is to be given other parts of the batch, say "
+            f"by {option} which"
+        ) from error

@@ -1,4 +1,4 @@
-"""How torch's functions behave within a conversion, where torchax alone would do otherwise."""
+"""How torch's functions behave in a conversion, and in the source that it is compared with."""
 
 import contextlib
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
@@ -36,10 +37,10 @@ class AsInTorch(TorchFunctionMode):
             func, args, given = _made_like(func, args, given)
         args, given = environment().exchange(func, tuple(map(_on_cpu, args)), given)
         out = func(*args, **given)
-        if torch.is_grad_enabled() or getattr(_state, "within_function", False):
+        if torch.is_grad_enabled() or environment().call.within_function:
             return out
-        tensor = torchax().tensor.Tensor
-        return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
+        traced = (torchax().tensor.Tensor, torchax().view.View)
+        return torch.utils._pytree.tree_map_only(traced, lambda x: x.detach(), out)
 
 
 # What makes a constant with the dtype of a tensor, and the function that needs no such tensor.
@@ -108,12 +109,13 @@ def functions_run_forward() -> Iterator[None]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_state, "converting", False):
             return super(base, cls).apply(*args, **kwargs)
-        outer, _state.within_function = getattr(_state, "within_function", False), True
+        call = environment().call
+        outer, call.within_function = call.within_function, True
         try:
             with torch.enable_grad():
                 return _forward(cls, args, kwargs)
         finally:
-            _state.within_function = outer
+            call.within_function = outer
 
     outer, _state.converting = getattr(_state, "converting", False), True
     base.apply = classmethod(apply)
@@ -139,3 +141,21 @@ def _forward(cls: Any, args: Any, kwargs: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda x: x.detach() if any(x is y for y in fixed) else x, out
     )
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients; compiled functions and reentrant checkpoints run as they were written.
+
+    Neither has second derivatives otherwise.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, checkpoints_run_forward():
+        yield
+
+
+@contextlib.contextmanager
+def double_differentiable() -> Iterator[None]:
+    """As `differentiable`, with attention of which torch has second derivatives on a CPU."""
+    with differentiable(), sdpa_kernel(SDPBackend.MATH):
+        yield
