@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -197,6 +199,21 @@ def noting(dropout=0.0, **options):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(loss=loss, metrics=["accuracy"])
     return model
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that HDF5 is a legacy format
+def test_a_file_that_tensorflow_saved(suffix, tmp_path):
+    """The model of the post "Hessian analysis with JAX", and the eigenvalues that it prints."""
+    from curvax.adapters import keras as adapter
+
+    path = tmp_path / f"model{suffix}"
+    shutil.copy(Path(__file__).parent / "data" / f"post-tensorflow-model{suffix}", path)
+    batch = (np.array([[1.0, 2], [3, 4]], np.float32), np.array([[5.0], [6]], np.float32))
+    op = cx.hessian(adapter.from_model(path, loss="mse", example=batch), batch)
+    values = cx.eigsh(op, 6, which="LM", seed=0, tol=1e-6).eigenvalues
+    posted = [-1.2113413, -0.8476425, 0.13638566, 0.99271876, 1.5289528, 109.21992]
+    np.testing.assert_allclose(np.sort(values), posted, rtol=2e-5)
 
 
 def test_the_model_is_unchanged(unchanged):

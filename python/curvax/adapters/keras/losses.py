@@ -128,23 +128,54 @@ def own_function(network: Network, loss: Callable[[Any, Any], Any]) -> KerasLoss
     return KerasLoss(total, better, tuple(name for name in _METHODS if hasattr(loss, name)))
 
 
-def compiled_loss(network: Network, compiled: Compiled, get: Getters) -> tuple[KerasLoss, Any]:
-    """What Keras's `compute_loss` returns, and a function that says whether batches may be several.
+class Pieces:
+    """Whether a loss over pieces of the data is that of all, by a common weight of its parts.
 
-    It says so of what has been traced: several losses that are means over different numbers, as
-    masks make them, have no common weight.
+    Several losses that are means over different numbers, as masks leave them, have none.
+
+    Attributes:
+        common: whether they have one, as far as they have been traced.
+        whole: the numbers of samples of batches that users gave.
     """
-    alone: list[bool] = []
+
+    def __init__(self) -> None:
+        self.common = True
+        self.whole: set[int] = set()
+
+    def check_several(self) -> None:
+        """Refuse several batches.
+
+        Raises:
+            ValueError: there is no common weight.
+        """
+        if not self.common:
+            raise ValueError(
+                "batches must be one batch, in one piece, for this loss: its parts, of several "
+                "outputs or losses, are means over different numbers of elements, as masks or "
+                "weights leave them, so that a mean over pieces is not that of all samples. "
+                "Concatenate the batches and leave out microbatch_size, or pass loss=, a function "
+                "loss(outputs, batch) that returns (mean, weight)"
+            )
+
+    def check_piece(self, samples: int) -> None:
+        """Refuse a microbatch, which is shorter than all batches."""
+        if self.whole and samples not in self.whole:
+            self.check_several()
+
+
+def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pieces) -> KerasLoss:
+    """What Keras's `compute_loss` returns."""
 
     def total(outputs: Any, batch: Any) -> Any:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not network.own_rule)
         parts = as_parts(outputs)
         mean, container = compute_loss(network, compiled, parts, (x, y, sample_weight))
-        samples = jax.tree.leaves(x)[0].shape[0]
+        samples = count(x)
         divisors = [] if container is None else container.divisors
         weight, common = _weight(divisors, bool(parts.own), samples)
         if not common:
-            alone.append(True)
+            pieces.common = False
+            pieces.check_piece(samples)
         return mean, weight
 
     fused = _fused(compiled)
@@ -155,7 +186,12 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters) -> tuple[K
         return fused(outputs, get.targets(batch))
 
     methods = ("hessian_product", "fisher_product") if fused else ()
-    return KerasLoss(total, better, methods), lambda: not alone
+    return KerasLoss(total, better, methods)
+
+
+def count(x: Any) -> int:
+    """The samples of what the model is called on."""
+    return int(jax.tree.leaves(x)[0].shape[0])
 
 
 def compute_loss(

@@ -19,6 +19,7 @@ from curvax.adapters.native import (
     adapt,
     jit_value_and_grad,
     mean_of,
+    noted,
     value_and_gradient,
 )
 from curvax.checks import shown
@@ -26,35 +27,26 @@ from curvax.checks import shown
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class KerasModel(AdaptedModel):
-    """An `AdaptedModel` that knows whether its loss has a mean over several batches.
+    """An `AdaptedModel` whose loss may have no mean over several batches.
 
     Attributes:
-        may_be_several: says so of what was traced until it is called.
+        pieces: knows whether it has.
     """
 
-    may_be_several: Callable[[], bool] = dataclasses.field(kw_only=True)
+    pieces: losses.Pieces = dataclasses.field(kw_only=True)
 
     def prepare(self, batches: Any) -> Any:
         """See `AdaptedModel`."""
         prepared = super().prepare(batches)
         if isinstance(prepared, list) and len(prepared) > 1:
-            self._check_several()
+            self.pieces.check_several()
         return self._checked(prepared) if isinstance(prepared, Iterator) else prepared
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         for position, batch in enumerate(batches):
             if position:
-                self._check_several()
+                self.pieces.check_several()
             yield batch
-
-    def _check_several(self) -> None:
-        if not self.may_be_several():
-            raise ValueError(
-                "batches must be one batch for this loss: its parts, of several outputs or losses, "
-                "are means over different numbers of elements, as masks or weights leave them, so "
-                "that a mean over batches is not that of all samples. Concatenate the batches, or "
-                "pass loss=, a function loss(outputs, batch) that returns (mean, weight)"
-            )
 
 
 def from_model(
@@ -139,7 +131,7 @@ def _of_function(
         mean = mean_of(loss(outputs, batch)) + sum(jnp.sum(one) for one in added)
         return mean, (network.forward(params, batch), network.others)
 
-    return _adapt(network, value, losses.own_function(network, loss), lambda: True, example)
+    return _adapt(network, value, losses.own_function(network, loss), losses.Pieces(), example)
 
 
 def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> AdaptedModel:
@@ -151,7 +143,8 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> Ad
         compiled = losses.Compiled(loss, None, getattr(model, "output_names", None))
     losses.check_names(compiled.loss)
     network = Network(model, get.inputs, masked=True, own_rule=own_rule)
-    ours, may_be_several = losses.compiled_loss(network, compiled, get)
+    pieces = losses.Pieces()
+    ours = losses.compiled_loss(network, compiled, get, pieces)
 
     def value(params: Any, batch: Any) -> Any:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not own_rule)
@@ -167,7 +160,7 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> Ad
             )
         return mean, (network.forward(params, batch), state)
 
-    return _adapt(network, value, ours, may_be_several, example)
+    return _adapt(network, value, ours, pieces, example)
 
 
 def _compiled(model: Any, own_rule: bool) -> losses.Compiled:
@@ -185,7 +178,7 @@ def _adapt(
     network: Network,
     value: Callable[[Any, Any], Any],
     loss: losses.KerasLoss,
-    may_be_several: Callable[[], bool],
+    pieces: losses.Pieces,
     example: Any,
 ) -> AdaptedModel:
     def evaluate(batch: Any) -> Any:
@@ -195,6 +188,10 @@ def _adapt(
         check_state(network, state)
         return (mean, outputs), gradient
 
+    def admit(batch: Any) -> None:
+        with noted(batch, PARTS):
+            pieces.whole.add(losses.count(network.inputs(batch)))
+
     source = JaxSource("Keras", evaluate)
     return adapt(
         source,
@@ -203,7 +200,8 @@ def _adapt(
         loss,
         example,
         kind=KerasModel,
-        may_be_several=may_be_several,
+        pieces=pieces,
+        admit=admit,
     )
 
 
