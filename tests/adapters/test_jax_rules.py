@@ -28,6 +28,15 @@ def tripled(x):
 tripled.defvjp(lambda x: (x, x), lambda x, g: (3 * g * x,))
 
 
+@jax.custom_vjp
+def nested(x):
+    """With a backward pass that refuses forward mode."""
+    return x
+
+
+nested.defvjp(lambda x: (x, x), lambda x, g: (g * tripled(x),))
+
+
 @jax.custom_jvp
 def doubled(x):
     return x
@@ -104,13 +113,14 @@ LIBRARIES = [
 class TestRules:
     """Gradients that a model defines itself."""
 
-    @pytest.mark.parametrize("rule", [tripled, doubled, jax.lax.stop_gradient])
+    @pytest.mark.parametrize("rule", [tripled, nested, doubled, jax.lax.stop_gradient])
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_the_hessian_is_the_derivative_of_that_gradient(self, library, rule):
         rng = np.random.default_rng(0)
         x, y = (rng.standard_normal((5, n)).astype(np.float32) for n in (3, 2))
         make, kernel, bias = linear_then(library, lambda z: rule(z) + z**2)
-        slope = {tripled: lambda z: 3 * z, doubled: lambda z: 2 * z}.get(rule, lambda z: 0)
+        slopes = {tripled: lambda z: 3 * z, nested: tripled, doubled: lambda z: 2 * z}
+        slope = slopes.get(rule, lambda z: 0)
 
         def gradient(bias):
             z = x @ kernel + bias

@@ -1,6 +1,7 @@
 """Keras: the loss of `evaluate`, and the curvature of formulas written out by hand."""
 
 import importlib.util
+import operator
 import os
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 import curvax as cx
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+slow = pytest.mark.slow
 missing = importlib.util.find_spec("keras") is None
 pytestmark = [
     pytest.mark.frameworks,
@@ -138,7 +140,7 @@ class TestMasks:
         together = cx.hessian(adapted(model), halves((x, y, w)))
         np.testing.assert_allclose(dense_matrix(together), dense_matrix(op), atol=1e-6)
 
-    @pytest.mark.slow
+    @slow
     @pytest.mark.parametrize("sequences,shape", [(True, (3, 4, 1)), (False, (3, 1))])
     def test_recurrent(self, sequences, shape):
         import keras
@@ -181,7 +183,7 @@ class TestMasks:
 
 
 class TestWeights:
-    @pytest.mark.parametrize("weights", [[0.25], 0.25])
+    @pytest.mark.parametrize("weights", [[0.25], pytest.param(0.25, marks=slow)])
     def test_of_the_loss(self, weights):
         x, y = numbers(5, 3), numbers(5, 2, seed=1)
         model = network(dense(2))
@@ -199,21 +201,16 @@ class TestWeights:
         op = compare(model, (x, y, w), loss)
         together = cx.hessian(adapted(model), halves((x, y, w)))
         np.testing.assert_allclose(dense_matrix(together), dense_matrix(op), atol=1e-6)
-        getters = {
-            "inputs": lambda batch: batch["x"],
-            "targets": lambda batch: batch["y"],
-            "sample_weights": lambda batch: batch["w"],
-        }
+        names = {"inputs": "x", "targets": "y", "sample_weights": "w"}
+        getters = {name: operator.itemgetter(key) for name, key in names.items()}
         by_name = cx.hessian(adapted(model, **getters), {"x": x, "y": y, "w": w})
         np.testing.assert_allclose(float(by_name.loss), float(op.loss), rtol=1e-6)
-        # The matrix is that of the outputs, which are linear.
-        np.testing.assert_allclose(
-            dense_matrix(cx.ggn(adapted(model), (x, y, w))), dense_matrix(op), atol=1e-6
-        )
+        ggn = cx.ggn(adapted(model), (x, y, w))  # the outputs are linear
+        np.testing.assert_allclose(dense_matrix(ggn), dense_matrix(op), atol=1e-6)
         with pytest.raises(TypeError, match="Fisher matrix is not known of a loss with masks"):
             cx.fisher(adapted(model), (x, y, w))
 
-    @pytest.mark.parametrize("form", ["labels", "column", "one hot"])
+    @pytest.mark.parametrize("form", ["labels", pytest.param("column", marks=slow), "one hot"])
     def test_of_classes(self, form):
         import keras
 
@@ -243,7 +240,7 @@ class TestSeveral:
         heads = {"a": dense(2, name="a")(both), "b": dense(1, name="b")(both)}
         return keras.Model([first, second], heads)
 
-    @pytest.mark.parametrize("given", ["compiled", "loss="])
+    @pytest.mark.parametrize("given", ["compiled", pytest.param("loss=", marks=slow)])
     def test_inputs_and_outputs_by_name(self, given):
         model = self.two()
         x = [numbers(5, 3), numbers(5, 2, seed=1)]
@@ -257,15 +254,15 @@ class TestSeveral:
         def loss(k, b, m, c):
             whole = np.concatenate(x, axis=1)
             second = whole @ m + c - y["b"]
-            return scale[0] * jnp.mean((whole @ k + b - y["a"]) ** 2) + scale[1] * jnp.mean(
-                jnp.log(jnp.cosh(second))
-            )
+            first = jnp.mean((whole @ k + b - y["a"]) ** 2)
+            return scale[0] * first + scale[1] * jnp.mean(jnp.log(jnp.cosh(second)))
 
         options = {"loss": {"a": "mse", "b": "log_cosh"}} if given == "loss=" else {}
         op = compare(model, (x, y), loss, **options)
         together = cx.hessian(adapted(model, **options), halves((x, y)))
         np.testing.assert_allclose(dense_matrix(together), dense_matrix(op), atol=1e-5)
 
+    @slow
     def test_list_and_an_output_without_loss(self):
         model = self.two()
         x = [numbers(5, 3), numbers(5, 2, seed=1)]
@@ -362,10 +359,8 @@ class TestAdded:
         with pytest.raises(ValueError, match="Stepping, has a train_step of its own"):
             adapted(stepping)
         given = adapted(stepping, loss="mse", example=(x, y))
-        outputs = stepping(x) - y
-        np.testing.assert_allclose(
-            float(cx.hessian(given, (x, y)).loss), jnp.mean(outputs**2), rtol=1e-6
-        )
+        wanted = jnp.mean((stepping(x) - y) ** 2)
+        np.testing.assert_allclose(float(cx.hessian(given, (x, y)).loss), wanted, rtol=1e-6)
 
 
 def test_custom_gradient():
