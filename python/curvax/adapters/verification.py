@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from curvax.compiled import compiler_options
 from curvax.filters import leaf_names
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
@@ -175,7 +176,7 @@ class Comparison:
         # The source first: of a batch that does not fit, its own words are the best.
         theirs = self.source.evaluate(self.batch)
         program = self._program()
-        compiled = program.lower().compile()
+        compiled = program.lower().compile(compiler_options((self.model.params, self.batch)))
         (loss, (weight, outputs)), gradient = compiled(self.model.params, self.batch)
         if float(weight) == 0:
             return None
