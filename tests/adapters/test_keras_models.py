@@ -305,6 +305,8 @@ def test_layers_in_train_mode(unchanged):
         model(batch[0])
         with pytest.raises(ValueError, match=f"{what}.*follow the argument training"):
             adapter.from_model(unchanged(model), loss="mse", example=batch)
+        with pytest.raises(ValueError, match=what):
+            adapter.from_model(model, loss=lambda out, b: jnp.mean(out**2), example=batch)
 
 
 def test_losses_that_do_not_exist(unchanged):

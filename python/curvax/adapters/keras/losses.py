@@ -112,22 +112,6 @@ class KerasLoss:
         return refuse
 
 
-def own_function(network: Network, loss: Callable[[Any, Any], Any]) -> KerasLoss:
-    """`loss(outputs, batch)` plus the losses that the model adds."""
-
-    def total(outputs: Any, batch: Any) -> Any:
-        parts = as_parts(outputs)
-        value = loss(parts.outputs, batch)
-        mean, weight = value if isinstance(value, tuple) else (value, None)
-        mean = mean + sum(network.penalties(parts))
-        return mean if weight is None else (mean, weight)
-
-    def better(outputs: Any, batch: Any) -> Any:
-        return None if isinstance(outputs, Parts) else loss
-
-    return KerasLoss(total, better, tuple(name for name in _METHODS if hasattr(loss, name)))
-
-
 class Pieces:
     """Whether a loss over pieces of the data is that of all, by a common weight of its parts.
 
@@ -157,10 +141,29 @@ class Pieces:
                 "loss(outputs, batch) that returns (mean, weight)"
             )
 
-    def check_piece(self, samples: int) -> None:
-        """Refuse a microbatch, which is shorter than all batches."""
+    def divide(self, samples: int) -> None:
+        """Note that there is none, and refuse a microbatch, as short as no batch."""
+        self.common = False
         if self.whole and samples not in self.whole:
             self.check_several()
+
+
+def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Pieces) -> KerasLoss:
+    """`loss(outputs, batch)` plus the losses that the model adds."""
+
+    def total(outputs: Any, batch: Any) -> Any:
+        parts = as_parts(outputs)
+        value = loss(parts.outputs, batch)
+        mean, weight = value if isinstance(value, tuple) else (value, None)
+        mean = mean + sum(network.penalties(parts))
+        if parts.own and weight is not None:
+            pieces.divide(count(network.inputs(batch)))
+        return mean if weight is None else (mean, weight)
+
+    def better(outputs: Any, batch: Any) -> Any:
+        return None if isinstance(outputs, Parts) else loss
+
+    return KerasLoss(total, better, tuple(name for name in _METHODS if hasattr(loss, name)))
 
 
 def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pieces) -> KerasLoss:
@@ -172,10 +175,9 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pi
         mean, container = compute_loss(network, compiled, parts, (x, y, sample_weight))
         samples = count(x)
         divisors = [] if container is None else container.divisors
-        weight, common = _weight(divisors, bool(parts.own), samples)
+        weight, common = _weight(divisors, bool(parts.own) or network.own_rule, samples)
         if not common:
-            pieces.common = False
-            pieces.check_piece(samples)
+            pieces.divide(samples)
         return mean, weight
 
     fused = _fused(compiled)

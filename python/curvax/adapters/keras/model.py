@@ -127,11 +127,12 @@ def _of_function(
     network = Network(model, get.inputs, masked=False, own_rule=False)
 
     def value(params: Any, batch: Any) -> Any:
-        outputs, added = network.call(params, batch)
+        outputs, state, added = network.call(params, batch)
         mean = mean_of(loss(outputs, batch)) + sum(jnp.sum(one) for one in added)
-        return mean, (network.forward(params, batch), network.others)
+        return mean, (network.forward(params, batch), state)
 
-    return _adapt(network, value, losses.own_function(network, loss), losses.Pieces(), example)
+    pieces = losses.Pieces()
+    return _adapt(network, value, losses.own_function(network, loss, pieces), pieces, example)
 
 
 def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> AdaptedModel:

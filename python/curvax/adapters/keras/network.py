@@ -58,20 +58,20 @@ class Network:
         self.own_rule = own_rule
         self.kept = list(self.params) if own_rule else list(self.regularizers)
 
-    def call(self, params: Any, batch: Any) -> tuple[Any, list[Any]]:
-        """The outputs, which may have masks, and all losses that the model adds."""
+    def call(self, params: Any, batch: Any) -> tuple[Any, list[Any], list[Any]]:
+        """The outputs, which may have masks, the other variables, and what losses are added."""
         options = {"training": False} if self.model._call_has_training_arg else {}
         values = [params[path] for path in self.params]
         x = self.inputs(batch)
         with untouched(self.model):
-            outputs, _, losses = self.model.stateless_call(
+            outputs, state, losses = self.model.stateless_call(
                 values, self.others, x, return_losses=True, **options
             )
-        return outputs, losses
+        return outputs, state, losses
 
     def forward(self, params: Any, batch: Any) -> Any:
         """The outputs, or `Parts`."""
-        outputs, losses = self.call(params, batch)
+        outputs, _, losses = self.call(params, batch)
         leaves = jax.tree.leaves(outputs) if self.masked else []
         masks = [
             None if (mask := get_keras_mask(leaf)) is None else mask.astype(leaf.dtype)
