@@ -261,6 +261,23 @@ def test_batches_that_do_not_fit(batch, match, unchanged):
         cx.hessian(adapter.from_model(model), iter(()))
 
 
+@pytest.mark.parametrize("container", [list, dict])
+def test_targets_of_other_names(container, unchanged):
+    import keras
+
+    from curvax.adapters import keras as adapter
+
+    start = keras.Input((2,))
+    heads = {name: keras.layers.Dense(2, name=name)(start) for name in ("a", "b")}
+    model = keras.Model(start, heads if container is dict else list(heads.values()))
+    model.compile(loss="mse")
+    x = np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"keys of the model's outputs, \['a', 'b'\], got"):
+        adapter.from_model(unchanged(model), example=(x, {"a": x, "c": x}))
+    with pytest.raises(ValueError, match=r"loss must have the structure of the outputs"):
+        adapter.from_model(model, loss=["mse"] * 3, example=(x, [x, x]))
+
+
 def test_models_that_cannot_be_analysed(unchanged):
     import keras
 

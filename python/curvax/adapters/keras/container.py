@@ -41,6 +41,12 @@ class Container(CompileLoss):  # type: ignore[misc]
 
     def call(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """See `keras.losses.Loss`."""
+        names = set(y_pred) if isinstance(y_pred, dict) else set(self.output_names or ())
+        if isinstance(y_true, dict) and names and not set(y_true) <= names:
+            raise ValueError(
+                f"the targets must have the keys of the model's outputs, {sorted(names)}, got "
+                f"{sorted(y_true)}"
+            )
         self._calling = True
         try:
             return super().call(y_true, y_pred, sample_weight)
@@ -121,6 +127,12 @@ def _check_targets(loss: Any, y_true: Any, y_pred: Any) -> None:
     function = _function(loss)
     if not getattr(function, "__module__", "").startswith("keras."):
         return
+    for what, tree in (("outputs", y_pred), ("targets", y_true)):
+        if not hasattr(tree, "shape"):
+            raise ValueError(
+                f"loss must have the structure of the outputs: the loss {loss.name!r} is of one "
+                f"array, and got {what} that are a {type(tree).__name__}"
+            )
     wanted, got = jnp.shape(y_pred), jnp.shape(y_true)
     if function is sparse_cross_entropy:
         axis = _options(loss).get("axis", -1) % max(len(wanted), 1)
