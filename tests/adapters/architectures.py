@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import torch
 import transformers
 from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -26,7 +25,8 @@ SIZES = {
     48: (
         "intermediate_size d_ff ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim "
         "moe_intermediate_size shared_expert_intermediate_size mlp_dim ffn_hidden_size "
-        "shared_intermediate_size intermediate_size_mlp expert_ffn_hidden_size dense_ffn_hidden_size"
+        "shared_intermediate_size intermediate_size_mlp expert_ffn_hidden_size "
+        "dense_ffn_hidden_size"
     ),
     2: (
         "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from curvax.adapters.adapted import AdaptedModel, VerificationError
+from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.huggingface.batches import IGNORED, labels_of
 from curvax.adapters.huggingface.extras import (
     LinearCrossEntropyWithExtra,

@@ -67,7 +67,8 @@ def _experts(model: nn.Module, config: Any) -> str | None:
     chosen: str | None = config._experts_implementation_internal
     if chosen is not None and chosen not in _EXPERTS:
         return chosen
-    if torchax().default_env().enabled:
+    parameters = list(model.parameters())
+    if any(isinstance(p, torchax().tensor.Tensor) for p in parameters):
         return "grouped_mm"
-    wide = any(p.dtype == torch.float64 for p in model.parameters())
+    wide = any(p.dtype == torch.float64 for p in parameters)
     return "eager" if wide and chosen == "grouped_mm" else chosen

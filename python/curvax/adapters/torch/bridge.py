@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.torch.lowerings import register
 from curvax.arrays import to_array
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
@@ -52,8 +51,17 @@ def torchax() -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     module = import_framework("torchax", "torch")
     torch.backends.mha.set_fastpath_enabled(fast)
-    register(module)
+    _mend(module.tensor.Tensor)
     return module
+
+
+def _mend(tensor: Any) -> None:
+    """What torchax's tensors do otherwise than torch's.
+
+    `x.type_as(y)` changes the dtype of x itself, and `x.data` carries gradients.
+    """
+    tensor.type_as = lambda self, other: self.to(other.dtype)
+    tensor.data = property(lambda self: self.detach(), tensor.data.fset)
 
 
 def check_device(tensor: torch.Tensor, name: str) -> None:
@@ -132,6 +140,7 @@ def batch_to_torch(batch: Any) -> Any:
     return jax.tree.map(one, batch)
 
 
-def to_numpy(outputs: Any) -> Any:
-    """Tensors, in tuples, lists and dicts, as NumPy arrays."""
-    return jax.tree.map(lambda tensor: np.asarray(tensor.detach().cpu()), outputs)
+def to_numpy(tensor: torch.Tensor) -> Any:
+    """A tensor as a NumPy array."""
+    dense = tensor.detach().to_dense().cpu()
+    return np.asarray(dense.float() if dense.dtype == torch.bfloat16 else dense)

@@ -1,16 +1,20 @@
 """A torch module as a function of its parameters, run by JAX through torchax."""
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from curvax.adapters.torch.bridge import to_jax, torchax
+from curvax.adapters.torch.bridge import check_device, to_jax, torchax
+from curvax.adapters.torch.environment import environment
+from curvax.adapters.torch.modes import AsInTorch, checkpoints_run_forward, functions_run_forward
+from curvax.adapters.torch.structures import take_apart
 
 Run = Callable[[nn.Module, Any], Any]
 """`run(module, batch) -> outputs`, on torch tensors."""
@@ -35,10 +39,14 @@ class TorchFunction:
             if id(p) in first
         }
         self.params = {name: to_jax(p, f"parameter {name!r}") for name, p in taken.items()}
+        # The parameters themselves, to know them where a module holds them in a list or closure.
+        self._taken = taken
         # Where the module's tensors stand: in a dict of a part, under a key. A tied parameter
         # stands in several places, under one name; what is no parameter has a constant.
         self._places: list[tuple[dict[str, Any], str, str]] = []
-        self._constants: list[tuple[dict[str, Any], str, Any]] = []
+        self._constants: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self._arrays: dict[int, jax.Array] = {}
+        copies: dict[int, torch.Tensor] = {}
         for part in module.modules():
             for holder in (part._parameters, part._buffers, vars(part)):
                 for key, tensor in holder.items():
@@ -46,17 +54,31 @@ class TorchFunction:
                         self._places.append((holder, key, first[id(tensor)]))
                     elif isinstance(tensor, torch.Tensor):
                         name = f"{key!r} of {type(part).__name__}"
-                        self._constants.append((holder, key, to_jax(tensor, name)))
+                        constant = copies.setdefault(id(tensor), self._copy(tensor, name))
+                        self._constants.append((holder, key, constant))
+
+    def _copy(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """A copy that torch and JAX share; torch's side of it is never changed in a call."""
+        check_device(tensor, name)
+        to_jax(tensor.detach().reshape(-1)[:1], name)  # refuses what JAX cannot hold
+        constant = tensor.detach().clone()
+        if constant.ndim and constant.dtype in (torch.float32, torch.float64):
+            self._arrays[id(constant)] = jnp.from_dlpack(constant.contiguous())
+        return constant
 
     def __call__(self, params: Any, batch: Any) -> Any:
         """The outputs; traceable by JAX.
 
         Raises:
-            TypeError: torchax has no lowering of an operation; the message names it.
+            TypeError: torchax cannot run an operation; the message names it.
         """
-        view, jax_view = torchax().interop.torch_view, torchax().interop.jax_view
-        with lowered(), self._replaced({name: view(leaf) for name, leaf in params.items()}):
-            return jax.tree.map(jax_view, self._run(self._module, jax.tree.map(view, batch)))
+        env = environment()
+        tensors = {name: env.view(leaf) for name, leaf in params.items()}
+        with lowered(), self._replaced(tensors):
+            env.call.parameters = {id(p): tensors[name] for name, p in self._taken.items()}
+            env.call.arrays = self._arrays
+            outputs = self._run(self._module, jax.tree.map(env.view, batch))
+            return take_apart(outputs, env.unview)
 
     @contextlib.contextmanager
     def _replaced(self, tensors: Mapping[str, Any]) -> Iterator[None]:
@@ -72,7 +94,7 @@ class TorchFunction:
             for holder, key, name in self._places:
                 holder[key] = tensors[name]
             for holder, key, value in self._constants:
-                holder[key] = torchax().interop.torch_view(value)
+                holder[key] = value
             yield
         finally:
             # What the module has stored on itself meanwhile is of JAX too.
@@ -81,40 +103,30 @@ class TorchFunction:
                 holder.update(before)
 
 
-class _AsInTorch(TorchFunctionMode):
-    """What torchax does otherwise than torch.
-
-    Gradients stop within `torch.no_grad()`; and "cpu", where the module believes itself to be, is
-    where JAX's arrays are: torchax would leave JAX for it.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cpu:
-            return args[0]
-        given = {name: _on_jax(value) for name, value in (kwargs or {}).items()}
-        out = func(*map(_on_jax, args), **given)
-        if torch.is_grad_enabled():
-            return out
-        tensor = torchax().tensor.Tensor
-        return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
-
-
-def _on_jax(argument: Any) -> Any:
-    on_cpu = (isinstance(argument, torch.device) and argument.type == "cpu") or (
-        isinstance(argument, str) and argument == "cpu"
-    )
-    return torch.device("jax") if on_cpu else argument
-
-
 @contextlib.contextmanager
 def lowered() -> Iterator[None]:
-    """Run torch's operations on JAX, and say of what it refuses which operation that is."""
-    env = torchax().default_env()
+    """Run torch's operations on JAX, and say of what it refuses which operation that is.
+
+    Raises:
+        TypeError: torchax cannot run an operation.
+    """
+    env = environment()
     # A key of our own: a draw within a trace would leave a tracer in that of the environment. The
     # numbers are then the same in every call.
     fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
+    eager = torch.compiler.set_stance("force_eager")
     try:
-        with torch.enable_grad(), env, fixed, _AsInTorch(), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            eager,
+            env,
+            fixed,
+            functions_run_forward(),
+            checkpoints_run_forward(),
+            AsInTorch(),
+            warnings.catch_warnings(),
+        ):
             # torch's integers have 64 bits wherever torchax does not ask JAX.
             narrowed = "Explicitly requested dtype int64"
             warnings.filterwarnings("ignore", message=narrowed, category=UserWarning)
@@ -130,6 +142,21 @@ def lowered() -> Iterator[None]:
             f"what the module does depends on the values of its tensors, as in `if x.sum() > 0` or "
             f".item(), or so does an operation as torchax has it ({_summary(error)}): {_FALLBACK}"
         ) from error
+    except Exception as error:
+        if not _within_frameworks(error):
+            raise
+        raise TypeError(f"{type(error).__name__}: {_summary(error)}: {_FALLBACK}") from error
+    finally:
+        env.restore()
+
+
+def _within_frameworks(error: Exception) -> bool:
+    """Whether an error was raised by the code that runs torch on JAX, not by the module's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    last = frames[-1].filename
+    return any(f"/{name}/" in last for name in ("torchax", "jax", "torch"))
 
 
 def _summary(error: Exception) -> str:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from jax import Array
 from torch import nn
 
-from curvax.adapters.torch.bridge import to_jax, torchax
+from curvax.adapters.torch.bridge import to_jax
+from curvax.adapters.torch.environment import environment
 from curvax.adapters.torch.functional import TorchFunction, lowered
+from curvax.adapters.torch.structures import put_together
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 from curvax.losses.checks import FisherKind
@@ -167,15 +169,15 @@ def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable
         return lambda outputs, batch: function(function.params, (outputs, targets(batch)))
 
     def total(outputs: Any, batch: Any) -> Any:
-        view = torchax().interop.torch_view
+        env = environment()
         with lowered():
-            value = loss(*jax.tree.map(view, (outputs, targets(batch))))
-        return torchax().interop.jax_view(value)
+            value = loss(put_together(outputs, env.view), jax.tree.map(env.view, targets(batch)))
+            return env.unview(value)
 
     return total
 
 
 def _with_weight(loss: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> Any:
     """The mean, and its weight if that is not the length of the batch."""
-    value = loss(*pair)
+    value = loss(put_together(pair[0], lambda tensor: tensor), pair[1])
     return (value, weight_of(loss, pair[1])) if _counts_labels(loss) else value

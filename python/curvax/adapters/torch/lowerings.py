@@ -11,17 +11,26 @@ import jax.numpy as jnp
 import torch
 from jax import Array
 
+from curvax.adapters.torch.bridge import torchax
 
-def register(torchax: Any) -> None:
-    """Give torchax the functions of this file."""
-    env = torchax.default_env()
+
+def register(env: Any) -> None:
+    """Give an environment of torchax the functions of this file."""
+    operator = torchax().ops.ops_registry.Operator
     for function, ours in (
         (torch.nn.functional.grouped_mm, grouped_mm),
         (torch.ops.aten._grouped_mm, grouped_mm),
         (torch.nn.functional.scaled_dot_product_attention, attention),
         (torch.ops.aten.scaled_dot_product_attention, attention),
     ):
-        env.override_op_definition(function, torchax.interop.torch_view(ours))
+        env._ops[function] = operator(
+            function,
+            ours,
+            is_jax_function=True,
+            is_user_defined=True,
+            needs_env=False,
+            is_view_op=False,
+        )
 
 
 def attention(
@@ -53,7 +62,7 @@ def attention(
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = jnp.matmul(query.astype(dtype) * factor, jnp.swapaxes(key.astype(dtype), -2, -1))
     if is_causal:
-        attn_mask = jnp.tri(*scores.shape[-2:], dtype=bool)
+        attn_mask = jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool)
     if attn_mask is not None and attn_mask.dtype == bool:
         scores = jnp.where(attn_mask, scores, -jnp.inf)
     elif attn_mask is not None:

@@ -14,9 +14,15 @@ from curvax.adapters.torch.functional import Run, TorchFunction
 from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.source import Objective, TorchSource
 
+_DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
 HINT = (
     " Does the module draw random numbers, or change its state in a call? Otherwise this is a "
-    "defect of the conversion: let torch multiply, by adapters.torch.double_backward"
+    f"defect of the conversion: let torch multiply, by {_DOUBLE}"
+)
+DERIVATIVE_HINT = (
+    " Where a backward of the module (of a torch.autograd.Function) is on purpose not the "
+    "derivative of its forward, as in straight-through rounding and scaled gradients, the "
+    f"Hessian that torch sees is that of double_backward, which multiplies in torch: {_DOUBLE}"
 )
 
 
@@ -102,7 +108,8 @@ def adapt(
         source=TorchSource(module, run, objective),
         convert=convert,
         hint=HINT,
+        derivative_hint=DERIVATIVE_HINT,
     )
     if example is not None:
-        model.verify(example)
+        model.compared(model.convert(example))
     return model

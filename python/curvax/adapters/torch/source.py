@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvax.adapters.adapted import SourceDerivatives
 from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
+from curvax.adapters.torch.modes import checkpoints_run_forward
+from curvax.adapters.torch.structures import take_apart
+from curvax.adapters.verification import SourceDerivatives, SourceValues
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -20,9 +22,20 @@ Objective = Callable[[nn.Module, Any], torch.Tensor]
 
 
 @contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients; compiled functions and reentrant checkpoints run as they were written.
+
+    Neither has second derivatives otherwise.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, checkpoints_run_forward():
+        yield
+
+
+@contextlib.contextmanager
 def double_differentiable() -> Iterator[None]:
-    """Record gradients, through attention of which torch has second derivatives on a CPU."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    """As `differentiable`, with attention of which torch has second derivatives on a CPU."""
+    with differentiable(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -68,33 +81,53 @@ class TorchSource:
         self.run = run
         self.objective = objective
 
-    def evaluate(self, batch: Any) -> tuple[Any, float]:
+    def evaluate(self, batch: Any) -> SourceValues:
         """See `Source`."""
         tensors = batch_to_torch(batch)
-        with torch.no_grad():
+        parameters = self._parameters()
+        with differentiable():
+            outputs = take_apart(self.run(self.module, tensors), to_numpy)
             loss = self.objective(self.module, tensors)
             check_scalar(loss)
-            return to_numpy(self.run(self.module, tensors)), float(loss)
+            gradient = _gradient(loss, parameters)
+        return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))
 
     def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
         """See `Source`."""
-        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        parameters = self._parameters()
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
         tensors = batch_to_torch(batch)
 
-        def both() -> tuple[Leaves, Callable[[Mapping[str, torch.Tensor]], Leaves]]:
-            with double_differentiable():
-                return second_derivatives(self.objective(self.module, tensors), parameters)
-
         def gradient() -> Leaves:
-            return both()[0]
+            with double_differentiable():
+                return _gradient(self.objective(self.module, tensors), parameters)
 
-        first, product = both()
-        return SourceDerivatives(
-            to_numpy(first),
-            to_numpy(product(direction)),
-            lambda: to_numpy(_central_differences(gradient, parameters, direction)),
-        )
+        def differences() -> Mapping[str, Any]:
+            return _to_numpy(_central_differences(gradient, parameters, direction))
+
+        try:
+            with double_differentiable():
+                loss = self.objective(self.module, tensors)
+                product = second_derivatives(loss, parameters)[1](direction)
+        except (RuntimeError, NotImplementedError):
+            # An operation of which torch has no second derivative.
+            return SourceDerivatives(None, differences)
+        return SourceDerivatives(_to_numpy(product), differences)
+
+    def _parameters(self) -> Leaves:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+
+def _gradient(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Leaves:
+    leaves = list(parameters.values())
+    if not loss.requires_grad:  # it depends on no parameter
+        return {name: torch.zeros_like(leaf) for name, leaf in parameters.items()}
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def _to_numpy(leaves: Leaves) -> dict[str, Any]:
+    return {name: to_numpy(leaf) for name, leaf in leaves.items()}
 
 
 def _central_differences(

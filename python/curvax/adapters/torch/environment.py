@@ -1,0 +1,286 @@
+"""The world in which a module is run on JAX: torchax, mended where it differs from torch.
+
+Two kinds of tensors meet there. *Traced* ones hold JAX arrays: the parameters, the batch, and what
+is computed from them. All others are *constants*: buffers, frozen parameters, and what a module
+makes as it runs (`torch.arange`, masks, tensors in lists and closures). torch itself computes with
+constants, so that steps that depend on their values can be taken; one that meets a traced tensor
+becomes an array, and one that a traced tensor is written into becomes traced itself, with all
+other tensors that see the same memory.
+"""
+
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch.utils import _pytree
+
+from curvax.adapters.torch.bridge import to_jax as copied
+from curvax.adapters.torch.bridge import torchax, wide
+from curvax.adapters.torch.lowerings import register
+
+
+class Call(threading.local):
+    """What one call of a module knows; empty between calls.
+
+    Attributes:
+        parameters: by `id`, the traced tensors that stand for the parameters of the module.
+        arrays: by `id`, the arrays of the module's constants.
+        written: by storage, the constants that a traced tensor was written into.
+        saved: by storage, what constants held that the module has changed.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: Mapping[int, Any] = {}
+        self.arrays: Mapping[int, jax.Array] = {}
+        self.written: dict[int, tuple[torch.Tensor, jax.Array]] = {}
+        self.saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+@functools.cache
+def environment() -> Any:
+    """The one environment of all modules."""
+    tensor, view = torchax().tensor, torchax().view
+    traced = (tensor.Tensor, view.View)
+
+    class Environment(tensor.Environment):  # type: ignore[misc, name-defined]
+        """torchax's, with constants."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.call = Call()
+
+        def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+            kwargs = kwargs or {}
+            leaves = [x for x in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+            constants = [x for x in leaves if not isinstance(x, traced)]
+            if len(constants) == len(leaves) and (_stays(func) or not self._met(constants)):
+                self._save(func, args, kwargs)
+                return func(*args, **kwargs)
+            if func in (torch.tensor, torch.as_tensor):
+                return self._made_of(func, *args, **kwargs)
+            if constants and func not in tensor.TENSOR_CONSTRUCTORS and not _is_cast(func):
+                self._get_op_or_decomp(func)  # or torch takes the function apart
+                return self._meet(func, types, args, kwargs)
+            return super().dispatch(func, types, args, kwargs)
+
+        def exchange(self, func: Any, args: Any, kwargs: Any) -> Any:
+            """The arguments of one of torch's functions, traced all if one of them is.
+
+            Those that it writes into are left. torch refuses arguments on different devices before
+            it takes a function apart, and traced tensors are on none.
+            """
+            parameters = self.call.parameters
+            args, kwargs = _pytree.tree_map_only(
+                torch.Tensor, lambda x: parameters.get(id(x), x), (args, kwargs)
+            )
+            leaves = _pytree.tree_leaves((args, kwargs))
+            if not any(isinstance(x, traced) for x in leaves) or all(
+                isinstance(x, traced) for x in leaves if torch.is_tensor(x)
+            ):
+                return args, kwargs
+            written = _pytree.tree_leaves(kwargs.get("out"))
+            written += [args[0]] if args and _writes(func) else []
+
+            def exchanged(x: Any) -> Any:
+                kept = isinstance(x, traced) or any(x is y for y in written)
+                return x if kept else tensor.Tensor(self.array(x), self)
+
+            return _pytree.tree_map_only(torch.Tensor, exchanged, (args, kwargs))
+
+        def _met(self, constants: Any) -> bool:
+            """Whether one of them stands for something traced."""
+            call = self.call
+            return any(id(x) in call.parameters or _key(x) in call.written for x in constants)
+
+        def _should_use_torchax_tensor(self, device: Any) -> bool:
+            return True
+
+        def _meet(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+            """Run an operation of traced tensors and constants.
+
+            The memory of constants that it writes into is traced from then on.
+            """
+            targets = [x for x in _targets(func, args, kwargs) if not isinstance(x, traced)]
+            written = {id(x): tensor.Tensor(self.array(x, weak=False), self) for x in targets}
+
+            def exchanged(x: Any) -> Any:
+                if not torch.is_tensor(x) or isinstance(x, traced):
+                    return x
+                return written[id(x)] if id(x) in written else tensor.Tensor(self.array(x), self)
+
+            args, kwargs = _pytree.tree_map(exchanged, (args, kwargs))
+            out = super().dispatch(func, types, args, kwargs)
+            for x in targets:
+                self._store(x, written[id(x)].jax())
+            back = {id(written[id(x)]): x for x in targets}
+            return _pytree.tree_map(lambda x: back.get(id(x), x), out)
+
+        def _store(self, x: torch.Tensor, value: jax.Array) -> None:
+            whole = _whole(x)
+            flat = self.array(whole, weak=False)
+            places = _places(x)
+            flat = flat.at[jnp.asarray(places.reshape(-1).numpy())].set(
+                value.astype(flat.dtype).reshape(-1)
+            )
+            self.call.written[_key(x)] = (whole, flat)
+
+        def _save(self, func: Any, args: Any, kwargs: Any) -> None:
+            """Keep what a constant of the module held before the module changes it."""
+            for x in _targets(func, args, kwargs):
+                if _key(x) not in self.call.saved:
+                    whole = _whole(x)
+                    self.call.saved[_key(x)] = (whole, whole.clone())
+
+        def array(self, x: torch.Tensor, *, weak: bool = True) -> jax.Array:
+            """The array of a constant.
+
+            torch lets numbers of no axis take the dtype of what they meet, as JAX does those that
+            are weak.
+            """
+            known = self.call.parameters.get(id(x))
+            if known is not None:
+                found: jax.Array = known.jax()
+                return found
+            key = _key(x)
+            if key in self.call.written:
+                whole, flat = self.call.written[key]
+                if whole.dtype != x.dtype:
+                    raise tensor.OperatorNotFound("a view of another dtype has no lowering")
+                return flat[jnp.asarray(_places(x).numpy())]
+            if id(x) in self.call.arrays and key not in self.call.saved:
+                return self.call.arrays[id(x)]
+            if x.is_sparse:
+                x = x.to_dense()
+            if x.ndim == 0 and not x.is_complex():
+                return jnp.asarray(x.item()) if weak else jnp.asarray(x.item(), _dtype(x))
+            return copied(x.resolve_conj().resolve_neg(), "a tensor that the module makes")
+
+        def t2j_iso(self, torchtensors: Any) -> Any:
+            """As torchax's, of constants too."""
+            return _pytree.tree_map_only(
+                torch.Tensor,
+                lambda x: x.jax() if isinstance(x, traced) else self.array(x),
+                torchtensors,
+            )
+
+        def view(self, x: Any) -> Any:
+            """A traced tensor of a JAX array; other things are left as they are."""
+            return tensor.Tensor(x, self) if isinstance(x, jax.Array) else x
+
+        def unview(self, x: Any) -> Any:
+            """The array of a tensor; other things are left as they are."""
+            return self.t2j_iso(x) if torch.is_tensor(x) else x
+
+        def _made_of(self, func: Any, data: Any, dtype: Any = None, **_: Any) -> Any:
+            """`torch.tensor`, which detaches, and `torch.as_tensor` of traced tensors."""
+
+            def stacked(node: Any) -> Any:
+                if isinstance(node, (list, tuple)):
+                    return torch.stack([stacked(item) for item in node])
+                return node if torch.is_tensor(node) else torch.tensor(node)
+
+            with self._dispatch_mode:
+                out = stacked(data)
+                out = out if dtype is None else out.to(dtype)
+                return out if func is torch.as_tensor and torch.is_tensor(data) else out.detach()
+
+        def _to_copy(self, the_tensor: Any, new_dtype: Any, new_device: Any) -> Any:
+            """Another dtype; traced tensors have no other device to go to."""
+            if isinstance(the_tensor, view.View):
+                the_tensor = the_tensor.torch()
+            if not isinstance(the_tensor, tensor.Tensor):
+                the_tensor = tensor.Tensor(self.array(the_tensor), self)
+            if new_dtype is None or new_dtype == the_tensor.dtype:
+                return the_tensor
+            return the_tensor.apply_jax(jnp.astype, _jax_dtype(new_dtype))
+
+        def restore(self) -> None:
+            """End a call: give constants back what they held, and forget what was traced."""
+            for whole, before in self.call.saved.values():
+                whole.copy_(before)
+            self.call.parameters, self.call.arrays = {}, {}
+            self.call.written, self.call.saved = {}, {}
+
+    env = Environment()
+    register(env)
+    return env
+
+
+def _dtype(x: torch.Tensor) -> Any:
+    return _jax_dtype(x.dtype)
+
+
+def _jax_dtype(dtype: torch.dtype) -> Any:
+    found = torchax().ops.mappings.t2j_dtype(dtype)
+    return found if wide() else jax.dtypes.canonicalize_dtype(found)
+
+
+def _key(x: torch.Tensor) -> int:
+    """Of the memory that a constant sees."""
+    return int(x.untyped_storage()._cdata)
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    """All of the memory that a constant sees, flat."""
+    x = x.detach()
+    count = x.untyped_storage().nbytes() // x.element_size()
+    return x.as_strided((count,), (1,), 0)
+
+
+def _places(x: torch.Tensor) -> torch.Tensor:
+    """Where a constant's elements stand in its memory."""
+    count = x.untyped_storage().nbytes() // x.element_size()
+    return torch.arange(count).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def _targets(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """The tensors that an operation of aten writes into."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return ()
+    found = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            found += [x for x in _pytree.tree_leaves(given) if torch.is_tensor(x)]
+    return tuple(found)
+
+
+def _writes(func: Any) -> bool:
+    """Whether one of torch's functions changes its first argument, by its name."""
+    name = func.__name__
+    if name.startswith("__"):
+        return name in {"__setitem__", "__set__"} | _IN_PLACE
+    return name.endswith("_")
+
+
+_IN_PLACE = {
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or")
+} | {"__ixor__", "__ilshift__", "__irshift__"}
+
+
+def _is_cast(func: Any) -> bool:
+    aten = torch.ops.aten
+    return func in (
+        torch.Tensor.to,
+        aten.lift_fresh.default,
+        aten._to_copy,
+        aten._to_copy.default,
+    )
+
+
+def _stays(func: Any) -> bool:
+    """Whether a function of constants is torch's to run, though their memory may be traced.
+
+    One that is no operation of aten is taken apart into such, and one that returns a part of its
+    argument's memory computes nothing.
+    """
+    schema = getattr(func, "_schema", None)
+    return schema is None or (
+        not schema.is_mutable and any(result.alias_info is not None for result in schema.returns)
+    )

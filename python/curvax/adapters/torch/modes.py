@@ -1,0 +1,141 @@
+"""How torch's functions behave within a conversion, where torchax alone would do otherwise."""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+
+from curvax.adapters.torch.bridge import torchax
+from curvax.adapters.torch.environment import environment
+
+_state = threading.local()
+
+
+class AsInTorch(TorchFunctionMode):
+    """What torchax does otherwise than torch.
+
+    Gradients stop within `torch.no_grad()`; and "cpu", where the module believes itself to be, is
+    where JAX's arrays are: torchax would leave JAX for it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            raise torchax().tensor.OperatorNotFound("torch.autocast has no lowering")
+        if func in (torch.Tensor.cpu, torch.Tensor.contiguous):
+            return args[0]
+        if func in (torch.autograd.grad, torch.Tensor.backward):
+            raise torchax().tensor.OperatorNotFound(f"{func.__name__} has no lowering")
+        given = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        if func in _MADE_LIKE and torch.is_tensor(args[0]):
+            func, args, given = _made_like(func, args, given)
+        args, given = environment().exchange(func, tuple(map(_on_cpu, args)), given)
+        out = func(*args, **given)
+        if torch.is_grad_enabled() or getattr(_state, "within_function", False):
+            return out
+        tensor = torchax().tensor.Tensor
+        return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
+
+
+# What makes a constant with the dtype of a tensor, and the function that needs no such tensor.
+_MADE_LIKE = {
+    torch.Tensor.new_tensor: torch.tensor,
+    torch.Tensor.new_zeros: torch.zeros,
+    torch.Tensor.new_ones: torch.ones,
+    torch.Tensor.new_empty: torch.zeros,
+    torch.Tensor.new_full: torch.full,
+    torch.zeros_like: torch.zeros,
+    torch.ones_like: torch.ones,
+    torch.empty_like: torch.zeros,
+    torch.full_like: torch.full,
+}
+
+
+def _made_like(func: Any, args: Any, kwargs: Any) -> Any:
+    like, *rest = args
+    if func.__name__.endswith("_like"):
+        rest = [tuple(like.shape), *rest]
+    kept = {name: value for name, value in kwargs.items() if name in ("size", "fill_value", "data")}
+    dtype = kwargs.get("dtype")
+    return _MADE_LIKE[func], tuple(rest), {**kept, "dtype": like.dtype if dtype is None else dtype}
+
+
+def _on_cpu(argument: Any) -> Any:
+    """Constants are made on the CPU, whatever device a traced tensor claims to be on."""
+    on_jax = (isinstance(argument, torch.device) and argument.type == "jax") or (
+        isinstance(argument, str) and argument.partition(":")[0] == "jax"
+    )
+    return torch.device("cpu") if on_jax else argument
+
+
+@contextlib.contextmanager
+def checkpoints_run_forward() -> Iterator[None]:
+    """Run what a reentrant checkpoint holds, and store what it would compute again."""
+    kept = checkpoint.CheckpointFunction
+
+    class Forward:
+        """In its place."""
+
+        @staticmethod
+        def apply(run: Any, preserve_rng_state: bool, *inputs: Any) -> Any:
+            return run(*inputs)
+
+    checkpoint.CheckpointFunction = Forward  # type: ignore[assignment, misc]
+    try:
+        with warnings.catch_warnings():
+            # It looks for gradients that torch records, and JAX's tensors have none.
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
+            yield
+    finally:
+        checkpoint.CheckpointFunction = kept  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def functions_run_forward() -> Iterator[None]:
+    """Differentiate what a `torch.autograd.Function` computes, in place of calling its backward.
+
+    torch runs its forward without gradients. Whether the two agree, the comparison of gradients
+    tells.
+    """
+    # Below `Function.apply` itself, which a module may have bound long before.
+    base: Any = torch.autograd.function._SingleLevelFunction
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(_state, "converting", False):
+            return super(base, cls).apply(*args, **kwargs)
+        outer, _state.within_function = getattr(_state, "within_function", False), True
+        try:
+            with torch.enable_grad():
+                return _forward(cls, args, kwargs)
+        finally:
+            _state.within_function = outer
+
+    outer, _state.converting = getattr(_state, "converting", False), True
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        _state.converting = outer
+        if not outer and "apply" in vars(base):
+            del base.apply
+
+
+def _forward(cls: Any, args: Any, kwargs: Any) -> Any:
+    ctx = FunctionCtx()
+    ctx.needs_input_grad = tuple(torch.is_tensor(x) for x in args)  # type: ignore[attr-defined]
+    if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:
+        out = cls.forward(ctx, *args, **kwargs)
+    else:
+        out = cls.forward(*args, **kwargs)
+        cls.setup_context(ctx, args, out)
+    fixed = getattr(ctx, "non_differentiable", ())
+    if not fixed:
+        return out
+    return torch.utils._pytree.tree_map(
+        lambda x: x.detach() if any(x is y for y in fixed) else x, out
+    )

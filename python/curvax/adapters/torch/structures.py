@@ -1,0 +1,86 @@
+"""Outputs of a module: tensors in tuples, lists, dicts and objects, as pytrees of JAX."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import torch
+
+
+@jax.tree_util.register_pytree_node_class
+class Structured:
+    """An object with tensors, such as an output of transformers, as a pytree of its fields.
+
+    Attributes:
+        kind: the class.
+        fields: by name; fields without tensors are `static`.
+        static: by name.
+    """
+
+    def __init__(self, kind: type, fields: Mapping[str, Any], static: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.fields = dict(fields)
+        self.static = dict(static)
+
+    def __getattr__(self, name: str) -> Any:
+        for fields in (self.__dict__.get("fields", {}), self.__dict__.get("static", {})):
+            if name in fields:
+                return fields[name]
+        raise AttributeError(f"{self.__dict__.get('kind')} has no field {name!r}")
+
+    def __getitem__(self, name: str) -> Any:
+        return {**self.static, **self.fields}[name]
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return tuple(self.fields.values()), (
+            self.kind,
+            tuple(self.fields),
+            tuple(self.static.items()),
+        )
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> "Structured":
+        """See `jax.tree_util.register_pytree_node_class`."""
+        kind, names, static = aux
+        return cls(kind, dict(zip(names, children, strict=True)), dict(static))
+
+
+def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Outputs as a pytree of JAX, with `leaf` of each tensor.
+
+    Objects become `Structured`. What is neither a tensor, a number nor a container of such, as a
+    cache of keys and values, is left out: None stands in its place.
+    """
+    if torch.is_tensor(node):
+        return leaf(node)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        given = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+        taken = {name: take_apart(value, leaf) for name, value in given.items()}
+        fields = {name: value for name, value in taken.items() if jax.tree.leaves(value)}
+        static = {
+            name: value if isinstance(value, str) else None
+            for name, value in given.items()
+            if name not in fields
+        }
+        return Structured(type(node), fields, static)
+    if isinstance(node, Mapping):
+        return {key: take_apart(value, leaf) for key, value in node.items()}
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return type(node)(*(take_apart(item, leaf) for item in node))
+    if isinstance(node, (tuple, list)):
+        return type(node)(take_apart(item, leaf) for item in node)
+    return node if isinstance(node, (int, float)) else None
+
+
+def put_together(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Outputs as the module returned them, of what `take_apart` made, with `leaf` of each array."""
+
+    def whole(node: Any) -> Any:
+        if not isinstance(node, Structured):
+            return leaf(node)
+        fields = {name: put_together(value, leaf) for name, value in node.fields.items()}
+        return node.kind(**fields, **node.static)
+
+    return jax.tree.map(whole, tree, is_leaf=lambda node: isinstance(node, Structured))

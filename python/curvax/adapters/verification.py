@@ -1,0 +1,400 @@
+"""How far a converted model is from its source."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from curvax.filters import leaf_names
+from curvax.operators.hessian import hessian
+from curvax.operators.model import Model
+
+
+class _Tolerances(NamedTuple):
+    """Largest differences allowed, relative to the source's.
+
+    Two correct programs differ by rounding alone, of some thousand operations in depth.
+
+    Attributes:
+        outputs: of outputs and loss.
+        products: of gradients, leaf by leaf, and products, in norm.
+        differences: of products against central differences, in norm.
+    """
+
+    outputs: float
+    products: float
+    differences: float
+
+
+# By the bits of the coarsest floating point type that a model computes in.
+_TOLERANCES = {
+    64: _Tolerances(1e-10, 1e-8, 1e-6),
+    32: _Tolerances(1e-4, 1e-3, 3e-2),
+    16: _Tolerances(5e-2, 0.3, 1.0),
+}
+
+
+# A leaf whose gradient is a smaller part of the whole than this is compared relative to this part:
+# the gradient of an attention's key bias is zero, and both sides compute rounding errors.
+_SMALL_LEAF = 1 / 256
+
+
+class SourceValues(NamedTuple):
+    """What a source computes on a batch.
+
+    Attributes:
+        outputs: a pytree of NumPy arrays, as `forward` returns them.
+        loss: the mean.
+        gradient: of the loss, leaves by name.
+    """
+
+    outputs: Any
+    loss: float
+    gradient: Mapping[str, Any]
+
+
+class Source(Protocol):
+    """A model where it came from."""
+
+    framework: str
+
+    def evaluate(self, batch: Any) -> SourceValues:
+        """Outputs, loss and gradient, by the framework's own differentiation."""
+        ...
+
+    def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> "SourceDerivatives | None":
+        """By the framework's own differentiation; None if it has none but JAX's."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceDerivatives:
+    """Leaves by name.
+
+    Attributes:
+        product: of the Hessian with a vector; None if the framework has no second derivative of an
+            operation.
+        differences: computes the same product by central differences of the gradient.
+    """
+
+    product: Mapping[str, Any] | None
+    differences: Callable[[], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Verification:
+    """How far a model is from its source, on one batch.
+
+    Attributes:
+        outputs: the largest difference of an output, relative to the largest output.
+        loss: the difference of the losses, relative to the source's.
+        gradient: the norm of the difference of the gradients, relative to the source's.
+        leaf_gradient: the same of the leaf where that is largest, relative to the leaf's own
+            gradient, or to 1/256 of the whole where the leaf's is less.
+        leaf: the name of that leaf.
+        hvp: as `gradient`, of Hessian-vector products with a random vector; None if not asked for.
+        reference: what the product was compared with.
+        tolerances: the largest allowed of each, by the names above.
+    """
+
+    outputs: float
+    loss: float
+    gradient: float
+    leaf_gradient: float
+    leaf: str
+    hvp: float | None
+    reference: str | None
+    tolerances: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether none is larger than allowed."""
+        return not self.failures()
+
+    def failures(self) -> list[str]:
+        """What is larger than allowed, or NaN, in words."""
+        found = []
+        for name, allowed in self.tolerances.items():
+            value = getattr(self, name)
+            if value is not None and not value <= allowed:
+                what = f"gradient of {self.leaf!r}" if name == "leaf_gradient" else name
+                found.append(f"{what} by {value:.2e} (allowed {allowed:.0e})")
+        return found
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        parts = [
+            f"outputs {self.outputs:.1e}",
+            f"loss {self.loss:.1e}",
+            f"gradient {self.gradient:.1e} (of {self.leaf} {self.leaf_gradient:.1e})",
+        ]
+        if self.hvp is not None:
+            parts.append(f"Hessian-vector product {self.hvp:.1e} against {self.reference}")
+        return f"relative differences: {', '.join(parts)}"
+
+
+class VerificationError(ValueError):
+    """A model does not compute what its source computes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A model beside its source on one batch.
+
+    Attributes:
+        model: the converted model.
+        source: where it came from.
+        batch: of JAX arrays.
+        tol: of gradients and products; None for the defaults, which grow where rounding errors of
+            the parameters alone change a gradient by more.
+    """
+
+    model: Model
+    source: Source
+    batch: Any
+    tol: float | None
+
+    def measure(self, hvp: bool, seed: int) -> Verification | None:
+        """The differences; None of a batch in which nothing counts.
+
+        Raises:
+            TypeError: JAX has no derivatives of an operation.
+            VerificationError: the outputs are others in structure or shape.
+        """
+        # The source first: of a batch that does not fit, its own words are the best.
+        theirs = self.source.evaluate(self.batch)
+        program = self._program()
+        compiled = program.lower().compile()
+        (loss, (weight, outputs)), gradient = compiled(self.model.params, self.batch)
+        if float(weight) == 0:
+            return None
+        limits = _TOLERANCES[_coarsest_bits(program.jaxpr)]
+        limits = limits._replace(products=self.tol or limits.products)
+        tolerances = {"outputs": limits.outputs, "loss": limits.outputs}
+        difference = self._outputs(outputs, theirs.outputs)
+        losses = _relative(loss, theirs.loss)
+        found = self._gradients(gradient, theirs.gradient, limits.products)
+        if self.tol is None and not (losses <= limits.outputs and found.passed):
+            again = compiled(_nudged(self.model.params), self.batch)
+            noise = abs(float(again[0][0]) - float(loss)) / (abs(theirs.loss) or 1.0)
+            tolerances["loss"] = max(limits.outputs, _NOISE * noise)
+            found = found.forgiving(self._leaves(again[1]))
+        tolerances |= {"gradient": found.allowed, "leaf_gradient": found.allowed_of_leaf}
+        measured = Verification(
+            difference, losses, found.whole, found.of_leaf, found.leaf, None, None, tolerances
+        )
+        if not hvp or max(difference, losses) > limits.outputs:
+            return measured
+        product, reference, allowed = self._product(limits, seed)
+        tolerances = {**tolerances, "hvp": allowed}
+        return dataclasses.replace(
+            measured, hvp=product, reference=reference, tolerances=tolerances
+        )
+
+    def _program(self) -> Any:
+        """Outputs, loss and gradient, traced; its own derivative is traced too."""
+
+        def evaluate(params: Any, batch: Any) -> Any:
+            outputs = self.model.forward(params, batch)
+            loss = self.model.loss(outputs, batch)
+            mean, weight = loss if isinstance(loss, tuple) else (loss, 1)
+            arrays = [leaf for leaf in jax.tree.leaves(outputs) if not isinstance(leaf, str)]
+            structure: Any = jax.tree.structure(outputs)
+            return jnp.reshape(mean, ()), (weight, jax.tree.unflatten(structure, arrays))
+
+        both = jax.value_and_grad(evaluate, has_aux=True)
+        parts = (self.model.params, self.batch)
+        program = jax.jit(both).trace(*parts)
+        function = jaxpr_as_fun(program.jaxpr)
+        rest = jax.tree.leaves(self.batch)
+
+        def gradient(*leaves: Any) -> Any:
+            return function(*leaves, *rest)
+
+        params = jax.tree.leaves(self.model.params)
+        jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+        return program
+
+    def _outputs(self, ours: Any, theirs: Any) -> float:
+        leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+        structure: Any = jax.tree.structure(ours)
+        wanted_structure: Any = jax.tree.structure(theirs)
+        shapes = [[np.shape(leaf) for leaf in tree] for tree in (leaves, wanted)]
+        if structure != wanted_structure or shapes[0] != shapes[1]:
+            raise VerificationError(
+                f"the converted model returns outputs of shapes {shapes[0]} ({structure}), the "
+                f"{self.source.framework} model {shapes[1]} ({wanted_structure})"
+            )
+        return max((_relative(a, b) for a, b in zip(leaves, wanted, strict=True)), default=0.0)
+
+    def _leaves(self, tree: Any) -> dict[str, Any]:
+        names = leaf_names(self.model.params)
+        leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree))
+        return dict(zip(names, leaves, strict=True))
+
+    def _gradients(self, ours: Any, theirs: Mapping[str, Any], allowed: float) -> "_Gradients":
+        wanted = {name: np.asarray(leaf, np.float64) for name, leaf in theirs.items()}
+        return _Gradients(self._leaves(ours), wanted, allowed)
+
+    def _product(self, limits: _Tolerances, seed: int) -> tuple[float, str, float]:
+        """The difference of products, what they were compared with, and the largest allowed."""
+        parts = (self.model.objective, self.model.params, self.batch)
+        op = hessian(*parts)
+        flat = np.random.default_rng(seed).standard_normal(op.shape[0]).astype(op.dtype)
+        vector = op.unravel(jnp.asarray(flat))
+        product = op.ravel(op @ vector)
+        names = leaf_names(self.model.params)
+        named = {n: np.asarray(x) for n, x in zip(names, jax.tree.leaves(vector), strict=True)}
+        derivatives = self.source.derivatives(self.batch, named)
+        allowed, framework = limits.products, self.source.framework
+        if derivatives is None:
+            differences: Any = hessian(*parts, method="finite_difference")
+            allowed = max(allowed, 3 * float(differences.relative_error))
+            distance = _distance(product, op.ravel(differences @ vector))
+            return distance, "central differences", allowed
+
+        def flattened(leaves: Mapping[str, Any]) -> Any:
+            return np.concatenate([np.ravel(leaves[name]) for name in names])
+
+        judged = f"central differences of {framework}'s gradient"
+        if derivatives.product is None:
+            judge = flattened(derivatives.differences())
+            return _distance(product, judge), judged, max(allowed, limits.differences)
+        theirs = flattened(derivatives.product)
+        hvp = _distance(product, theirs)
+        if not hvp <= allowed:
+            judge = flattened(derivatives.differences())
+            right, wrong = _distance(product, judge), _distance(theirs, judge)
+            if right <= limits.differences < wrong:
+                warnings.warn(
+                    f"{framework}'s own double backward is wrong for this model: it differs from "
+                    f"central differences of {framework}'s own gradient by {wrong:.1e} relative, "
+                    f"and the converted model's product by {right:.1e}",
+                    stacklevel=4,
+                )
+                return right, judged, limits.differences
+        return hvp, f"{framework}'s own double backward", allowed
+
+
+# The rounding errors of two right programs, in those that nudged parameters cause.
+_NOISE = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradients:
+    """Gradients, leaves by name.
+
+    Attributes:
+        ours: of the converted model.
+        theirs: of the source.
+        allowed: the largest difference, relative.
+        noise: by leaf, how much rounding errors change it.
+    """
+
+    ours: Mapping[str, Any]
+    theirs: Mapping[str, Any]
+    allowed: float
+    noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def forgiving(self, nudged: Mapping[str, Any]) -> "_Gradients":
+        """With the noise that gradients at nudged parameters show."""
+        noise = {name: _norm(nudged[name] - leaf) for name, leaf in self.ours.items()}
+        return dataclasses.replace(self, noise=noise)
+
+    @property
+    def size(self) -> float:
+        """The norm of the source's gradient."""
+        return float(np.sqrt(sum(_norm(leaf) ** 2 for leaf in self.theirs.values())))
+
+    @property
+    def whole(self) -> float:
+        """The norm of the difference, relative."""
+        squares = sum(_norm(self.ours[n] - leaf) ** 2 for n, leaf in self.theirs.items())
+        return _ratio(float(np.sqrt(squares)), self.size)
+
+    @property
+    def allowed_of_leaf(self) -> float:
+        """The largest difference of the worst leaf."""
+        return self._allowed(self.leaf)
+
+    @property
+    def leaf(self) -> str:
+        """The name of the worst leaf."""
+        worst = {n: self._difference(n) / self._allowed(n) for n in self.theirs}
+        return max(worst, key=lambda name: np.inf if np.isnan(worst[name]) else worst[name])
+
+    @property
+    def of_leaf(self) -> float:
+        """The difference of the worst leaf, relative."""
+        return self._difference(self.leaf)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no difference is larger than allowed."""
+        return self.of_leaf <= self.allowed_of_leaf
+
+    def _scale(self, name: str) -> float:
+        return max(_norm(self.theirs[name]), _SMALL_LEAF * self.size)
+
+    def _difference(self, name: str) -> float:
+        return _ratio(_norm(self.ours[name] - self.theirs[name]), self._scale(name))
+
+    def _allowed(self, name: str) -> float:
+        return max(self.allowed, _NOISE * _ratio(self.noise.get(name, 0.0), self._scale(name)))
+
+
+def _nudged(params: Any) -> Any:
+    """Parameters with rounding errors."""
+    random = np.random.default_rng(0)
+
+    def one(leaf: Any) -> Any:
+        size = 4 * jnp.finfo(leaf.dtype).eps * (jnp.abs(leaf) + jnp.mean(jnp.abs(leaf)))
+        return leaf + size * jnp.asarray(random.choice([-1, 1], leaf.shape), leaf.dtype)
+
+    return jax.tree.map(one, params)
+
+
+def _coarsest_bits(jaxpr: Any) -> int:
+    """The bits of the coarsest floating point numbers that a program computes."""
+    found = {64}
+
+    def visit(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            for variable in equation.outvars:
+                dtype = getattr(variable.aval, "dtype", None)
+                if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                    found.add(max(16, jnp.finfo(dtype).bits))
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                if hasattr(inner, "eqns"):
+                    visit(inner)
+
+    visit(jaxpr)
+    return min(found)
+
+
+def _norm(x: Any) -> float:
+    return float(np.linalg.norm(np.ravel(x)))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else (0.0 if part == 0 else np.inf)
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    a, b = (np.asarray(x, np.float64) for x in (ours, theirs))
+    return _norm(a - b) / max(_norm(b), float(np.finfo(np.float64).tiny))
+
+
+def _relative(ours: Any, theirs: Any) -> float:
+    a, b = (np.asarray(x, np.float64) for x in (ours, theirs))
+    scale = np.abs(b).max(initial=0)
+    return float(np.abs(a - b).max(initial=0) / (scale or 1.0))
