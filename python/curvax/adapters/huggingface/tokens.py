@@ -136,9 +136,11 @@ def token_model(
     with torch.no_grad():
         head = _chosen(model, batch_to_torch(convert(example)), shifts)
     if not head.fused:
+        why = "does more to its hidden states than multiply by its head"
+        if head.extra == "rest":
+            why = "has a loss that is not the cross entropy of its logits alone"
         warnings.warn(
-            f"{type(model).__name__} does more to its hidden states than multiply by its head, so "
-            "its logits are computed, of all tokens × vocabulary",
+            f"{type(model).__name__} {why}, so its logits are computed, of all tokens × vocabulary",
             stacklevel=3,
         )
     return adapt(model, head.outputs, head.objective, head.loss(), example, convert)
