@@ -186,11 +186,12 @@ class Comparison:
             noise = abs(float(again[0][0]) - float(loss)) / (abs(theirs.loss) or 1.0)
             tolerances["loss"] = max(limits.outputs, _NOISE * noise)
             found = found.forgiving(self._leaves(again[1]))
-        tolerances |= {"gradient": found.allowed, "leaf_gradient": found.allowed_of_leaf}
+        tolerances["gradient"] = found.allowed_of_whole
+        tolerances["leaf_gradient"] = found.allowed_of_leaf
         measured = Verification(
             difference, losses, found.whole, found.of_leaf, found.leaf, None, None, tolerances
         )
-        if not hvp or max(difference, losses) > limits.outputs:
+        if not hvp or difference > limits.outputs or losses > tolerances["loss"]:
             return measured
         product, reference, allowed = self._product(limits, seed)
         tolerances = {**tolerances, "hvp": allowed}
@@ -318,6 +319,12 @@ class _Gradients:
         """The norm of the difference, relative."""
         squares = sum(_norm(self.ours[n] - leaf) ** 2 for n, leaf in self.theirs.items())
         return _ratio(float(np.sqrt(squares)), self.size)
+
+    @property
+    def allowed_of_whole(self) -> float:
+        """The largest difference of the whole."""
+        noise = float(np.sqrt(sum(value**2 for value in self.noise.values())))
+        return max(self.allowed, _NOISE * _ratio(noise, self.size))
 
     @property
     def allowed_of_leaf(self) -> float:

@@ -6,6 +6,7 @@ expects. What crosses to JAX is therefore copied.
 
 import functools
 import os
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,17 +52,7 @@ def torchax() -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     module = import_framework("torchax", "torch")
     torch.backends.mha.set_fastpath_enabled(fast)
-    _mend(module.tensor.Tensor)
     return module
-
-
-def _mend(tensor: Any) -> None:
-    """What torchax's tensors do otherwise than torch's.
-
-    `x.type_as(y)` changes the dtype of x itself, and `x.data` carries gradients.
-    """
-    tensor.type_as = lambda self, other: self.to(other.dtype)
-    tensor.data = property(lambda self: self.detach(), tensor.data.fset)
 
 
 def check_device(tensor: torch.Tensor, name: str) -> None:
@@ -101,14 +92,16 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
             "jax.config.update('jax_enable_x64', True) first, or convert it by .float()"
         )
     dense = tensor.detach().contiguous()
-    if dense.dtype == torch.bool:
-        return jnp.array(dense.numpy())
     if dense.dtype == torch.int64 and not wide():
         limits = torch.iinfo(torch.int32)
         if dense.numel() and not limits.min <= dense.min() <= dense.max() <= limits.max:
             raise ValueError(f"{name} has integers beyond 32 bits, but JAX's 64-bit mode is off")
         dense = dense.to(torch.int32)
-    return jnp.array(jnp.from_dlpack(dense), copy=True)
+    # Now, not when a program runs that is being traced: torch may have changed it by then.
+    with jax.ensure_compile_time_eval():
+        if dense.dtype == torch.bool:  # not of DLPack
+            return jnp.array(dense.numpy().copy())
+        return jnp.array(jnp.from_dlpack(dense), copy=True)
 
 
 def batch_to_jax(batch: Any) -> Any:
@@ -144,3 +137,9 @@ def to_numpy(tensor: torch.Tensor) -> Any:
     """A tensor as a NumPy array."""
     dense = tensor.detach().to_dense().cpu()
     return np.asarray(dense.float() if dense.dtype == torch.bfloat16 else dense)
+
+
+def raised_within(error: BaseException, *packages: str) -> bool:
+    """Whether the code of one of these packages has raised an error, not what called it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(f"/{name}/" in frames[-1].filename for name in packages)

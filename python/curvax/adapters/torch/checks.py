@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curvax.adapters.torch.bridge import check_device
 
@@ -23,14 +24,50 @@ def check_module(module: nn.Module) -> None:
                 f"module must compute the same in every call: {place} {active}. Call "
                 "module.eval() first"
             )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _check_dense(name, tensor)
     taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not taken:
+        held = sorted({str(p.dtype) for p in module.parameters()})
+        whole = bool(held) and not any(p.is_floating_point() for p in module.parameters())
+        remedy = "Call module.float()" if whole else "Call module.requires_grad_(True)"
         raise ValueError(
-            "module must have a parameter to differentiate in, got none with requires_grad: those "
-            "without are constants. Call module.requires_grad_(True)"
+            "module must have a parameter to differentiate in, got none with requires_grad"
+            f"{f' (its parameters are {held})' if held else ''}: those without are constants. "
+            f"{remedy}"
         )
     for name, parameter in taken.items():
         _check_parameter(name, parameter)
+
+
+def check_convertible(module: nn.Module) -> None:
+    """Refuse a module whose operations are out of JAX's sight.
+
+    Raises:
+        TypeError: a part was made by `torch.jit`.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            place = f"its part {name!r} is" if name else "it is"
+            raise TypeError(
+                f"module must be of Python, but {place} a {type(part).__name__}, which torch.jit "
+                "has made: pass the module that it was made of, or let torch multiply by its own "
+                "double backward: adapters.torch.double_backward(module, loss, batches)"
+            )
+
+
+def _check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that holds other numbers than it seems to."""
+    if torch.nn.parameter.is_lazy(tensor):
+        raise ValueError(
+            f"parameter {name!r} has no shape yet: call the module once on a batch before"
+        )
+    if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+        kind = f"quantized ({tensor.dtype})" if tensor.is_quantized else type(tensor).__name__
+        raise TypeError(
+            f"{name!r} must be a plain tensor, got {kind}: load the model in float32, or "
+            "dequantize it (in transformers by model.dequantize())"
+        )
 
 
 def _varies(part: nn.Module) -> str:

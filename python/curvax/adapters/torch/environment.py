@@ -31,9 +31,11 @@ class Call(threading.local):
         arrays: by `id`, the arrays of the module's constants.
         written: by storage, the constants that a traced tensor was written into.
         saved: by storage, what constants held that the module has changed.
+        within_function: whether the forward of a `torch.autograd.Function` runs.
     """
 
     def __init__(self) -> None:
+        self.within_function = False
         self.parameters: Mapping[int, Any] = {}
         self.arrays: Mapping[int, jax.Array] = {}
         self.written: dict[int, tuple[torch.Tensor, jax.Array]] = {}
@@ -59,6 +61,8 @@ def environment() -> Any:
             constants = [x for x in leaves if not isinstance(x, traced)]
             if len(constants) == len(leaves) and (_stays(func) or not self._met(constants)):
                 self._save(func, args, kwargs)
+                if kwargs.get("device") is not None:  # a traced tensor's, which is nowhere
+                    kwargs = {**kwargs, "device": torch.device("cpu")}
                 return func(*args, **kwargs)
             if func in (torch.tensor, torch.as_tensor):
                 return self._made_of(func, *args, **kwargs)
@@ -207,7 +211,24 @@ def environment() -> Any:
 
     env = Environment()
     register(env)
+    for kind in traced:
+        _mend(kind, env)
     return env
+
+
+def _mend(kind: Any, env: Any) -> None:
+    """What traced tensors do otherwise than torch's.
+
+    torchax's `x.type_as(y)` changes x itself, `x.data` carries gradients, and so does `detach` of
+    a view. Within a `torch.autograd.Function` all do, since its forward is differentiated.
+    """
+
+    def detach(self: Any) -> Any:
+        return self if env.call.within_function else env.view(jax.lax.stop_gradient(self.jax()))
+
+    kind.detach = detach
+    kind.type_as = lambda self, other: self.to(other.dtype)
+    kind.data = property(detach, torchax().tensor.Tensor.data.fset)
 
 
 def _dtype(x: torch.Tensor) -> Any:

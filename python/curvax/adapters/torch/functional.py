@@ -1,7 +1,6 @@
 """A torch module as a function of its parameters, run by JAX through torchax."""
 
 import contextlib
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 
-from curvax.adapters.torch.bridge import check_device, to_jax, torchax
+from curvax.adapters.torch.bridge import check_device, raised_within, to_jax, torchax
+from curvax.adapters.torch.checks import check_convertible
 from curvax.adapters.torch.environment import environment
 from curvax.adapters.torch.modes import AsInTorch, checkpoints_run_forward, functions_run_forward
 from curvax.adapters.torch.structures import take_apart
@@ -29,6 +29,7 @@ class TorchFunction:
     """
 
     def __init__(self, module: nn.Module, run: Run) -> None:
+        check_convertible(module)
         self._run = run
         self._module = module
         taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -143,20 +144,11 @@ def lowered() -> Iterator[None]:
             f".item(), or so does an operation as torchax has it ({_summary(error)}): {_FALLBACK}"
         ) from error
     except Exception as error:
-        if not _within_frameworks(error):
+        if not raised_within(error, "torchax", "jax", "torch"):
             raise
         raise TypeError(f"{type(error).__name__}: {_summary(error)}: {_FALLBACK}") from error
     finally:
         env.restore()
-
-
-def _within_frameworks(error: Exception) -> bool:
-    """Whether an error was raised by the code that runs torch on JAX, not by the module's own."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
-    last = frames[-1].filename
-    return any(f"/{name}/" in last for name in ("torchax", "jax", "torch"))
 
 
 def _summary(error: Exception) -> str:

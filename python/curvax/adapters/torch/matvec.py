@@ -105,6 +105,23 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> HostOperator:
     return HostOperator(TorchProducts(matvec, shapes), space)
 
 
+def _differentiated(loss: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Any:
+    """The map `v -> H v`.
+
+    Raises:
+        TypeError: torch has no second derivative of an operation.
+    """
+    try:
+        product = second_derivatives(loss, parameters)[1]
+        product({name: torch.zeros_like(p) for name, p in parameters.items()})
+    except RuntimeError as error:
+        raise TypeError(
+            f"torch cannot differentiate the loss twice ({error}): write the operation in others, "
+            "or take differences, by from_module and hessian(..., method='finite_difference')"
+        ) from error
+    return product
+
+
 def _space(like: Any) -> VectorSpace:
     dtypes = [np.dtype(str(leaf.dtype).removeprefix("torch.")) for leaf in jax.tree.leaves(like)]
     dtype = max((check_float_dtype(d, "like") for d in dtypes), key=lambda d: d.itemsize)
@@ -141,7 +158,7 @@ def double_backward(
 
     Raises:
         TypeError: as for `from_module`.
-        ValueError: as for `from_module`, or no batch.
+        ValueError: as for `from_module`, or no batch in which a label counts.
         FloatingPointError: the loss is not finite.
     """
     check_module(module)
@@ -152,14 +169,16 @@ def double_backward(
     parts = []
     with double_differentiable():
         for position, batch in enumerate(listed):
+            weight = float(weight_of(loss, targets(batch)))
+            if weight == 0:  # no label counts, and the mean over none is NaN
+                continue
             value = loss(call(module, inputs(batch)), targets(batch))
             check_scalar(value)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} on batch {position}")
-            weight = float(weight_of(loss, targets(batch)))
-            parts.append((weight, second_derivatives(value, parameters)[1]))
+            parts.append((weight, _differentiated(value, parameters)))
     if not parts:
-        raise ValueError("batches must hold at least one batch, got none")
+        raise ValueError("batches must hold at least one batch with a label that counts, got none")
     total = sum(weight for weight, _ in parts)
 
     def matvec(vector: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -36,10 +36,10 @@ class AsInTorch(TorchFunctionMode):
             func, args, given = _made_like(func, args, given)
         args, given = environment().exchange(func, tuple(map(_on_cpu, args)), given)
         out = func(*args, **given)
-        if torch.is_grad_enabled() or getattr(_state, "within_function", False):
+        if torch.is_grad_enabled() or environment().call.within_function:
             return out
-        tensor = torchax().tensor.Tensor
-        return torch.utils._pytree.tree_map_only(tensor, lambda x: x.detach(), out)
+        traced = (torchax().tensor.Tensor, torchax().view.View)
+        return torch.utils._pytree.tree_map_only(traced, lambda x: x.detach(), out)
 
 
 # What makes a constant with the dtype of a tensor, and the function that needs no such tensor.
@@ -108,12 +108,13 @@ def functions_run_forward() -> Iterator[None]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_state, "converting", False):
             return super(base, cls).apply(*args, **kwargs)
-        outer, _state.within_function = getattr(_state, "within_function", False), True
+        call = environment().call
+        outer, call.within_function = call.within_function, True
         try:
             with torch.enable_grad():
                 return _forward(cls, args, kwargs)
         finally:
-            _state.within_function = outer
+            call.within_function = outer
 
     outer, _state.converting = getattr(_state, "converting", False), True
     base.apply = classmethod(apply)

@@ -4,17 +4,19 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
+from curvax.adapters.torch.bridge import batch_to_torch, raised_within, to_numpy
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
 from curvax.adapters.torch.modes import checkpoints_run_forward
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
+from curvax.checks import cut
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -67,6 +69,28 @@ def second_derivatives(
     return gradient, product
 
 
+@contextlib.contextmanager
+def explained(what: str, option: str, given: Any) -> Iterator[None]:
+    """Say of an error of torch's own what it is about.
+
+    Raises:
+        ValueError: torch could not compute.
+        TypeError: torch was given what it does not know.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        if not raised_within(error, "torch"):
+            raise
+        kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
+        shapes = jax.tree.map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, given)
+        raise kind(
+            f"{what} cannot be computed of this batch, of shapes {cut(str(shapes))}: "
+            f"{type(error).__name__}: {error}. If it is to be given other parts of the batch, say "
+            f"by {option} which"
+        ) from error
+
+
 class TorchSource:
     """See `curvax.adapters.adapted.Source`.
 
@@ -86,8 +110,10 @@ class TorchSource:
         tensors = batch_to_torch(batch)
         parameters = self._parameters()
         with differentiable():
-            outputs = take_apart(self.run(self.module, tensors), to_numpy)
-            loss = self.objective(self.module, tensors)
+            with explained("the module", "inputs=", tensors):
+                outputs = take_apart(self.run(self.module, tensors), to_numpy)
+            with explained("the loss", "targets=", (outputs, tensors)):
+                loss = self.objective(self.module, tensors)
             check_scalar(loss)
             gradient = _gradient(loss, parameters)
         return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))

@@ -12,33 +12,33 @@ import torch
 class Structured:
     """An object with tensors, such as an output of transformers, as a pytree of its fields.
 
-    Attributes:
-        kind: the class.
-        fields: by name; fields without tensors are `static`.
-        static: by name.
+    A field is an attribute, and found by its name in brackets.
     """
 
     def __init__(self, kind: type, fields: Mapping[str, Any], static: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.fields = dict(fields)
-        self.static = dict(static)
+        self._kind = kind
+        self._fields = dict(fields)
+        self._static = dict(static)  # those without tensors
 
     def __getattr__(self, name: str) -> Any:
-        for fields in (self.__dict__.get("fields", {}), self.__dict__.get("static", {})):
-            if name in fields:
-                return fields[name]
-        raise AttributeError(f"{self.__dict__.get('kind')} has no field {name!r}")
+        if not name.startswith("_"):
+            for fields in (self._fields, self._static):
+                if name in fields:
+                    return fields[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __getitem__(self, name: str) -> Any:
-        return {**self.static, **self.fields}[name]
+        return {**self._static, **self._fields}[name]
+
+    def whole(self, leaf: Callable[[Any], Any]) -> Any:
+        """The object, with `leaf` of each array."""
+        fields = {name: put_together(value, leaf) for name, value in self._fields.items()}
+        return self._kind(**fields, **self._static)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """See `jax.tree_util.register_pytree_node_class`."""
-        return tuple(self.fields.values()), (
-            self.kind,
-            tuple(self.fields),
-            tuple(self.static.items()),
-        )
+        names, static = tuple(self._fields), tuple(self._static.items())
+        return tuple(self._fields.values()), (self._kind, names, static)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> "Structured":
@@ -77,10 +77,7 @@ def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
 def put_together(tree: Any, leaf: Callable[[Any], Any]) -> Any:
     """Outputs as the module returned them, of what `take_apart` made, with `leaf` of each array."""
 
-    def whole(node: Any) -> Any:
-        if not isinstance(node, Structured):
-            return leaf(node)
-        fields = {name: put_together(value, leaf) for name, value in node.fields.items()}
-        return node.kind(**fields, **node.static)
+    def one(node: Any) -> Any:
+        return node.whole(leaf) if isinstance(node, Structured) else leaf(node)
 
-    return jax.tree.map(whole, tree, is_leaf=lambda node: isinstance(node, Structured))
+    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Structured))
