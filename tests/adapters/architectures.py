@@ -1,9 +1,15 @@
 """One tiny model of each architecture of transformers, and a batch for it."""
 
 import dataclasses
+import json
+import sys
+from pathlib import Path
 
+import torch
 import transformers
 from transformers.models.auto import configuration_auto, modeling_auto
+
+from curvax.adapters.huggingface.examples import example_of
 
 HEADS = {
     "causal_lm": ("CAUSAL_LM",),
@@ -75,3 +81,112 @@ def tiny_options(cls, depth=0):
         if isinstance(sub, type) and dataclasses.is_dataclass(sub) and depth < 3:
             options[part] = tiny_options(sub, depth + 1)
     return options
+
+
+# What the sizes alone do not say.
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+OPTIONS = {
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+    "resnet": STAGES | {"embedding_size": 8},
+    "convnext": STAGES | {"num_stages": 2},
+    "convnextv2": STAGES | {"num_stages": 2},
+    "regnet": STAGES | {"embedding_size": 8, "groups_width": 8},
+    "bit": STAGES | {"embedding_size": 8, "num_groups": 4},
+    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "swinv2": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "donut-swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "poolformer": {
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "padding": [2, 1],
+        "num_encoder_blocks": 2,
+    },
+    "mobilenet_v1": {"depth_multiplier": 0.25},
+    "mobilenet_v2": {"depth_multiplier": 0.25, "finegrained_output": False},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+}
+
+
+def tiny(kind, name, sizes=()):
+    """A tiny model, in evaluation mode, of random weights.
+
+    Args:
+        kind: the function of the adapter.
+        name: of the configuration.
+        sizes: options that replace those found here.
+    """
+    cls = config_class(name)
+    options = tiny_options(cls) | OPTIONS.get(name, {}) | dict(sizes)
+    if kind == "causal_lm" and "is_decoder" in {field.name for field in dataclasses.fields(cls)}:
+        options["is_decoder"] = True
+    config = cls(**options)
+    for token in ("pad_token_id", *(("decoder_start_token_id",) if kind == "seq2seq_lm" else ())):
+        if not isinstance(getattr(config, token, None), int):
+            setattr(config, token, 1)
+    torch.manual_seed(0)
+    return getattr(transformers, architectures(kind)[name])(config).eval()
+
+
+def batch_for(kind, model):
+    """Three sequences with padding, and labels of which some do not count; or two images."""
+    torch.manual_seed(1)
+    ids = torch.randint(7, 90, (3, 10))
+    kept = torch.arange(10) >= torch.tensor([[0], [3], [6]])
+    if kind == "image_classification" or (
+        kind == "seq2seq_lm" and model.main_input_name != "input_ids"
+    ):
+        return example_of(model, 2 if kind == "image_classification" else None)
+    if kind != "causal_lm":
+        kept = kept.flip(1)
+    batch = {"input_ids": ids, "attention_mask": kept.long()}
+    if kind == "sequence_classification":
+        return batch | {"labels": torch.tensor([0, 1, 1])}
+    labels = ids.masked_fill(~kept, -100)
+    labels[0, 3] = -100
+    return batch | {"labels": labels[:, :7].contiguous() if kind == "seq2seq_lm" else labels}
+
+
+# Not tried: no configuration of a million parameters follows from the sizes above, or the class
+# needs a package that the tests do not install.
+UNTRIED = set()
+
+# Refused, as docs/architectures.md says: by the operation that the message names.
+REFUSED = set()
+
+
+def table(lines):
+    """The table of docs/architectures.md, of the results in JSON lines."""
+    rows = {(r["kind"], r["name"]): r for r in map(json.loads, lines)}
+    yield "| head | architecture | loss | gradient | product | |"
+    yield "|---|---|---|---|---|---|"
+    for (kind, name), r in sorted(rows.items()):
+        if "refused" in r:
+            reason = r["refused"].partition(": torchax cannot run")[0].replace("|", "\\|")
+            yield f"| `{kind}` | {name} | | | | refused: {reason} |"
+        else:
+            figures = " | ".join(f"{r[key]:.0e}" for key in ("loss", "gradient", "product"))
+            form = "" if r["form"] in ("LinearCrossEntropy", "SoftmaxCrossEntropy") else r["form"]
+            yield f"| `{kind}` | {name} | {figures} | {form} |"
+
+
+if __name__ == "__main__":
+    print(Path("tests/adapters/architectures.md").read_text().rstrip())
+    print()
+    print("\n".join(table(Path(sys.argv[1]).read_text().splitlines())))
