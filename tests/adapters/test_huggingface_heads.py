@@ -189,6 +189,17 @@ def test_llama_in_double_precision_with_padding(side):
         same_loss(model, module, batch)
 
 
+def test_a_loss_that_is_nan_in_the_source_is_refused():
+    """transformers' eager attention computes the softmax of a float64 mask in float32."""
+    with jax.enable_x64(True):
+        module, batch = llama(attn_implementation="eager").double(), padded("left")
+        assert np.isnan(own_loss(module, batch))
+        with pytest.raises(FloatingPointError, match=r"set_attn_implementation\('sdpa'\)"):
+            huggingface.causal_lm(module, example=batch)
+        module.set_attn_implementation("sdpa")
+        same_loss(huggingface.causal_lm(module), module, batch)
+
+
 def test_functions_that_have_a_backward_of_their_own():
     """BLOOM's GELU."""
     config = transformers.BloomConfig(vocab_size=101, hidden_size=32, n_layer=1, n_head=4)

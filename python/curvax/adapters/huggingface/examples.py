@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 _LENGTH = 16
+_SIDE = 64
 
 
 def tokens(model: nn.Module) -> torch.Tensor:
@@ -37,12 +38,11 @@ def example_of(model: nn.Module, classes: int | None) -> dict[str, Any]:
     config = model.config
     if main == "input_ids":
         inputs = tokens(model)
-    elif main == "pixel_values" and getattr(config, "image_size", None) is not None:
-        size = config.image_size
-        sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        inputs = _normal(model, getattr(config, "num_channels", 3), *sides)
     elif main == "pixel_values":
-        inputs = _normal(model, getattr(config, "num_channels", 3), 64, 64)
+        part = getattr(config, "vision_config", config)
+        size = getattr(part, "image_size", None) or _SIDE
+        sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        inputs = _normal(model, getattr(part, "num_channels", 3), *sides)
     elif main == "input_features" and hasattr(config, "max_source_positions"):
         inputs = _normal(model, config.num_mel_bins, 2 * config.max_source_positions)
     else:

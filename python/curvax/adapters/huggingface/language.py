@@ -34,6 +34,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
         TypeError: see `adapters.torch.from_module`; or a model of another kind, without a head for
             tokens, or with quantised weights; labels that are not integers.
         ValueError: see there; or labels of another head.
+        FloatingPointError: the model's own loss is not finite on the example.
         OSError: nothing that transformers can load at the path.
         ImportError: transformers is not installed.
     """

@@ -168,8 +168,14 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
         own = outputs.loss
         with _without_loss(model, seen):
             left = model(**batch)
-    if own is None or not torch.isfinite(own):
+    if own is None:
         return heads[0]
+    if not torch.isfinite(own):
+        raise FloatingPointError(
+            f"the loss of {type(model).__name__} is {own.item()} on the example. Attention "
+            "written as 'eager' casts the mask of a float64 model to infinite numbers in float32: "
+            "there call model.set_attn_implementation('sdpa') first"
+        )
     entropies = [head.cross_entropy(head.predicting(outputs.logits), batch) for head in heads]
     for extra in ("none", "added"):
         term = left.loss if extra == "added" and seen else 0
