@@ -16,9 +16,10 @@ transformers = pytest.importorskip("transformers")
 if importlib.util.find_spec("torchax") is None:  # its import fails before it is prepared
     pytest.skip("torchax is not installed", allow_module_level=True)
 
+
+from tests.adapters import architectures as sweep  # noqa: E402
+
 from curvax.adapters import huggingface  # noqa: E402
-from tests.adapters.architectures import HEADS, architectures, batch_for, tiny  # noqa: E402
-from tests.adapters.architectures import REFUSED, UNTRIED  # noqa: E402
 
 pytestmark = pytest.mark.frameworks
 
@@ -32,9 +33,9 @@ DEFAULT = {
 
 
 def cases():
-    for kind in HEADS:
-        for name in architectures(kind):
-            if name not in UNTRIED:
+    for kind in sweep.HEADS:
+        for name in sweep.architectures(kind):
+            if name not in sweep.UNTRIED:
                 marks = () if (kind, name) in DEFAULT else pytest.mark.slow
                 yield pytest.param(kind, name, id=f"{kind}-{name}", marks=marks)
 
@@ -48,8 +49,8 @@ def kept(**result):
 
 @pytest.mark.parametrize("kind,name", cases())
 def test_right_or_refused(kind, name):
-    module = tiny(kind, name)
-    batch = batch_for(kind, module)
+    module = sweep.tiny(kind, name)
+    batch = sweep.batch_for(kind, module)
     with torch.no_grad():
         own = float(module(**batch).loss)
     try:
@@ -60,7 +61,7 @@ def test_right_or_refused(kind, name):
             found = model.verify(hvp=True)
     except TypeError as error:
         kept(kind=kind, name=name, refused=str(error))
-        assert "double_backward" in str(error) and (kind, name) in REFUSED, error
+        assert "double_backward" in str(error) and (kind, name) in sweep.REFUSED, error
         return
     loss = model.loss(model.forward(model.params, model.convert(batch)), model.convert(batch))
     ours = float(loss[0] if isinstance(loss, tuple) else loss)
@@ -71,4 +72,4 @@ def test_right_or_refused(kind, name):
     }
     kept(kind=kind, name=name, form=type(model.loss).__name__, **figures)
     assert max(figures.values()) <= 1e-5, figures
-    assert (kind, name) not in REFUSED
+    assert (kind, name) not in sweep.REFUSED

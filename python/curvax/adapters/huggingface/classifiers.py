@@ -95,8 +95,8 @@ def _classifier(model: nn.Module, example: Any) -> AdaptedModel:
                 f"model must return logits ({labels.shape[0]}, {classes}), as classifiers do, got "
                 f"{tuple(outputs.logits.shape)} of {type(model).__name__}"
             )
-        loss: torch.Tensor = outputs.loss
-        return loss
+        own: torch.Tensor | None = getattr(outputs, "loss", None)
+        return nn.functional.cross_entropy(outputs.logits, labels) if own is None else own
 
     example = example_of(model, classes) if example is None else example
     return adapt(model, run, objective, SoftmaxCrossEntropy(labels_of), example, convert)
