@@ -189,6 +189,18 @@ def test_llama_in_double_precision_with_padding(side):
         same_loss(model, module, batch)
 
 
+def test_batches_with_and_without_padding():
+    """Of which transformers makes a mask for the first alone."""
+    module, batch = llama(), padded("left", ignored=False)
+    whole = {"input_ids": tokens(3, 9), "attention_mask": torch.ones(3, 9, dtype=torch.int64)}
+    whole["labels"] = whole["input_ids"]
+    counts = [14, 24]
+    model = huggingface.causal_lm(module)
+    losses = [own_loss(module, given) for given in (batch, whole)]
+    loss = float(cx.hessian(model, [batch, whole]).loss)
+    np.testing.assert_allclose(loss, np.average(losses, weights=counts), rtol=2e-6)
+
+
 def test_a_loss_that_is_nan_in_the_source_is_refused():
     """transformers' eager attention computes the softmax of a float64 mask in float32."""
     with jax.enable_x64(True):

@@ -83,7 +83,7 @@ def _classifier(model: nn.Module, example: Any) -> AdaptedModel:
 
     def run(model: nn.Module, batch: Any) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        with written(model):
+        with written(model, ours=True):
             return model(**inputs).logits
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:

@@ -52,7 +52,7 @@ def encoder(
 
     def run(model: nn.Module, batch: Any) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "targets"}
-        with written(model):
+        with written(model, ours=True):
             hidden = model(**inputs).last_hidden_state
         if pooling == "none":
             return hidden

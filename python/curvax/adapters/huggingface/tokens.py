@@ -62,8 +62,9 @@ class TokenHead:
         return labels_of(batch)[:, 1:] if self.shifted else labels_of(batch)
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
-        """What the loss takes."""
-        return self.hidden(model, batch) if self.fused else self.whole(model, batch)
+        """What the loss takes, in the program that JAX runs."""
+        with written(model, ours=True):
+            return self.hidden(model, batch) if self.fused else self.whole(model, batch)
 
     def hidden(self, model: nn.Module, batch: Any) -> Any:
         """Hidden states and head, the bias if there is one, and the extra term."""
@@ -82,7 +83,8 @@ class TokenHead:
 
     def objective(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The loss, of the whole logits."""
-        logits, extra = self._called(model, batch)
+        with written(model):
+            logits, extra = self._called(model, batch)
         return self.cross_entropy(logits, batch) + (extra[0] if extra else 0)
 
     def cross_entropy(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -97,16 +99,13 @@ class TokenHead:
         """The logits, as the head is, of the predicting places, and the extra term."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         if self.extra == "none":
-            with written(model):
-                return self.predicting(model(**inputs).logits), ()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(written(model))
-            if self.extra == "added":
-                stack.enter_context(_without_loss(model, []))
-            outputs = model(**batch)
-        logits = self.predicting(outputs.logits)
+            return self.predicting(model(**inputs).logits), ()
         if self.extra == "added":
-            return logits, (outputs.loss,)
+            with _without_loss(model, []):
+                outputs = model(**batch)
+            return self.predicting(outputs.logits), (outputs.loss,)
+        outputs = model(**batch)
+        logits = self.predicting(outputs.logits)
         return logits, (outputs.loss - self.cross_entropy(logits, batch),)
 
     def loss(self) -> Any:
@@ -152,9 +151,11 @@ def _chosen(model: nn.Module, batch: Any, shifts: tuple[bool, ...]) -> TokenHead
         batch = batch | {"labels": torch.zeros_like(batch["labels"])}
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     heads = [TokenHead(shifted, cap=cap) for shifted in shifts]
-    head = _with_own_loss(model, batch, heads)
-    logits = dataclasses.replace(head, extra="none").whole(model, batch)
-    product = _product(dataclasses.replace(head, extra="none").hidden(model, batch), cap)
+    with written(model):
+        head = _with_own_loss(model, batch, heads)
+        plain = dataclasses.replace(head, extra="none")
+        logits = plain.whole(model, batch)
+        product = _product(plain.hidden(model, batch), cap)
     same = product.shape == logits.shape and _same(product, logits)
     return dataclasses.replace(head, fused=same and head.extra != "rest")
 
@@ -163,11 +164,10 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
     if "labels" not in inspect.signature(model.forward).parameters:
         return heads[0]
     seen: list[torch.Tensor] = []
-    with written(model):
-        outputs = model(**batch)
-        own = outputs.loss
-        with _without_loss(model, seen):
-            left = model(**batch)
+    outputs = model(**batch)
+    own = getattr(outputs, "loss", None)
+    with _without_loss(model, seen):
+        left = model(**batch)
     if own is None:
         return heads[0]
     if not torch.isfinite(own):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from curvax.adapters.frameworks import import_framework
 from curvax.adapters.torch.bridge import torchax
 
 _ATTENTION = ("eager", "sdpa")
@@ -18,18 +19,25 @@ _EXPERTS = ("eager", "batched_mm", "grouped_mm")
 
 
 @contextlib.contextmanager
-def written(model: nn.Module) -> Iterator[None]:
-    """Set the options of a model's configurations, and leave all of them as they were."""
+def written(model: nn.Module, *, ours: bool = False) -> Iterator[None]:
+    """Set the options of a model's configurations, and leave all of them as they were.
+
+    Args:
+        model: of transformers.
+        ours: whether for the program that JAX runs, or what is compared with that step by step;
+            else for the source.
+    """
     configs = _configs(model)
     kept = [(config, dict(vars(config))) for config in configs]
     try:
         for config in configs:
             config._attn_implementation_internal = _attention(model, config)
-            config._experts_implementation_internal = _experts(model, config)
+            config._experts_implementation_internal = _experts(model, config, ours)
             for name, value in (("use_cache", False), ("return_dict", True)):
                 if hasattr(config, name):
                     setattr(config, name, value)
-        yield
+        with _without_short_cuts() if ours else contextlib.nullcontext():
+            yield
     finally:
         for config, before in kept:
             vars(config).clear()
@@ -59,8 +67,8 @@ def _attention(model: nn.Module, config: Any) -> str | None:
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
-def _experts(model: nn.Module, config: Any) -> str | None:
-    """A product over groups on JAX, where the loop over experts depends on the routes.
+def _experts(model: nn.Module, config: Any, ours: bool) -> str | None:
+    """For ours a product over groups, since the loop over experts depends on the routes.
 
     torch has that product in at most 32 bits.
     """
@@ -68,7 +76,24 @@ def _experts(model: nn.Module, config: Any) -> str | None:
     if chosen is not None and chosen not in _EXPERTS:
         return chosen
     parameters = list(model.parameters())
-    if any(isinstance(p, torchax().tensor.Tensor) for p in parameters):
-        return "grouped_mm"
-    wide = any(p.dtype == torch.float64 for p in parameters)
+    traced = any(isinstance(p, torchax().tensor.Tensor) for p in parameters)
+    wide = not traced and any(p.dtype == torch.float64 for p in parameters)
+    if ours:
+        return "batched_mm" if wide else "grouped_mm"
     return "eager" if wide and chosen == "grouped_mm" else chosen
+
+
+@contextlib.contextmanager
+def _without_short_cuts() -> Iterator[None]:
+    """Build masks whatever their values: of one that masks nothing transformers builds none.
+
+    One program then serves all batches. It is what transformers does where it believes itself
+    traced.
+    """
+    utils = import_framework("transformers", "huggingface").utils.import_utils
+    kept = utils.is_jit_tracing
+    try:
+        utils.is_jit_tracing = lambda: True
+        yield
+    finally:
+        utils.is_jit_tracing = kept
