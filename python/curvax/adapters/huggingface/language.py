@@ -40,11 +40,12 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """
     model = load(model_or_path, "causal_lm")
     check_head(model)
+    main = model.main_input_name
     vocabulary = model.get_output_embeddings().weight.shape[0]
 
     def convert(batch: Any) -> Any:
-        arrays = _with_labels(batch, model.main_input_name)
-        check_labels(arrays, (arrays["labels"].shape[0], None), vocabulary)
+        arrays = _with_labels(batch, main)
+        check_labels(arrays, arrays[main].shape, vocabulary)
         return arrays
 
     # Decoders of encoder-decoder models do not shift.
