@@ -42,6 +42,7 @@ def register_kinks(torchax: Any, register: Register) -> None:
         register(getattr(aten.std, form), _std(form))
         register(getattr(aten.std_mean, form), _std(form, mean=True))
     register(aten.hardswish, _hardswish)
+    register(aten.multilabel_margin_loss_forward, _multilabel_margin)
     register(aten.binary_cross_entropy, _binary_cross_entropy)
     register(aten.smooth_l1_loss, _bent(lambda z, beta: z * z / (2 * beta), lambda beta: 1.0))
     register(aten.huber_loss, _bent(lambda z, delta: z * z / 2, lambda delta: delta))
@@ -119,7 +120,7 @@ def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, reduction: in
 
 
 def _hardswish(x: Any) -> Any:
-    return jnp.where(x < -3, jnp.zeros((), x.dtype), jnp.where(x <= 3, x * (x + 3) / 6, x))
+    return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x < 3, x * (x + 3) / 6, x))
 
 
 def _bent(inner: Any, slope: Any) -> Any:
@@ -133,3 +134,17 @@ def _bent(inner: Any, slope: Any) -> Any:
         return [lambda: losses, losses.mean, losses.sum][reduction]()
 
     return lowering
+
+
+def _multilabel_margin(x: Any, target: Any, reduction: int = 1) -> tuple[Any, Any]:
+    """Of the labels of a row those before the first -1 count."""
+    rows, labels = jnp.atleast_2d(x), jnp.atleast_2d(target)
+    counted = jnp.cumprod(labels >= 0, axis=1).astype(bool)
+    chosen = jnp.take_along_axis(rows, jnp.where(counted, labels, 0), axis=1)
+    classes = jnp.arange(rows.shape[1])
+    wanted = (counted[:, :, None] & (labels[:, :, None] == classes)).any(1)
+    gaps = 1 - chosen[:, :, None] + rows[:, None]
+    pairs = counted[:, :, None] & ~wanted[:, None] & (gaps > 0)
+    losses = jnp.where(pairs, gaps, 0).sum((1, 2)) / rows.shape[1]
+    losses = losses if x.ndim > 1 else losses[0]
+    return [lambda: losses, losses.mean, losses.sum][reduction](), wanted.astype(x.dtype)

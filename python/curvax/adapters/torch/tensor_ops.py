@@ -180,7 +180,6 @@ def _write(x: Any, value: jax.Array) -> None:
         x._elem = value
 
 
-
 def _embedding_bag(refuse: Callable[..., Any]) -> Callable[..., Any]:
     def lowering(
         weight: Any,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 
@@ -11,7 +12,9 @@ class Register(Protocol):
 
     def __call__(
         self, operation: Any, lowering: Callable[..., Any], *, view: bool = False
-    ) -> None: ...
+    ) -> None:
+        """See `register_in`."""
+        ...
 
 
 def register_in(torchax: Any) -> Register:
@@ -51,8 +54,6 @@ def _is_overload(operation: Any) -> bool:
 
 def unlisted(index: Any) -> Any:
     """An index without lists: JAX takes arrays alone."""
-    import numpy as np
-
     if isinstance(index, list):
         return torch.stack(index) if any(map(torch.is_tensor, index)) else np.asarray(index)
     return tuple(map(unlisted, index)) if isinstance(index, tuple) else index
