@@ -363,6 +363,58 @@ def test_near_a_minimum_rounding_errors_are_no_difference():
     assert model.verify(hvp=True).hvp <= 1e-5
 
 
+class Padded(nn.Module):
+    """Tokens and a mask, and a function of them."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.embedding, self.linear, self.function = nn.Embedding(5, 4), nn.Linear(4, 3), function
+
+    def forward(self, ids, mask):
+        return self.function(self.linear(self.embedding(ids)).tanh(), ids, mask)
+
+
+def by_all(x, ids, mask):
+    return x.mean(1) if mask.all() else (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def by_index(x, ids, mask):
+    return torch.stack([x[mask.bool()].mean(0), x[ids == 2].sum(0), x[0, 0] * mask.max().item()])
+
+
+def by_length(x, ids, mask):
+    longest = int(mask.sum(1).max())
+    rows = zip(x[:, :longest], mask.sum(1).tolist(), strict=True)
+    return torch.stack([row[:length].mean(0) for row, length in rows])
+
+
+@pytest.mark.parametrize("function", [by_all, by_index, by_length])
+def test_steps_that_depend_on_the_batch(function):
+    module = Padded(function)
+    mask = (torch.arange(4) < torch.tensor([[4], [2], [3]])).long()
+    ids = torch.tensor([[2, 0, 1, 4], [3, 3, 2, 0], [1, 2, 4, 4]])
+    options = {"inputs": lambda b: (b["ids"], b["mask"]), "targets": lambda b: b["y"]}
+    batch = {"ids": ids, "mask": mask, "y": torch.randn(3, 3)}
+    model = adapter.from_module(module, loss=F.mse_loss, example=batch, **options)
+    found = model.verify(hvp=True)
+    assert max(found.outputs, found.loss, found.gradient, found.hvp) <= 1e-5, found
+    # A batch with other steps is refused, by its values and in the program.
+    other = batch | {"mask": torch.ones_like(mask), "ids": ids.flip(0)}
+    with pytest.raises(ValueError, match=r"depends on the values of the batch.*test_torch_deriv"):
+        cx.hessian(model, [batch, other])
+    assert jnp.isnan(model.objective(model.params, model.convert(other))[0])
+    with pytest.raises(TypeError, match="depends on the values.*double_backward"):
+        cx.hessian(model, batch, microbatch_size=1)
+    # Of another shape, the steps are its own.
+    part = {name: x[:2] for name, x in batch.items()}
+    if function is not by_index:
+        np.testing.assert_allclose(
+            float(cx.hessian(model, [part]).loss),
+            F.mse_loss(module(ids[:2], mask[:2]), part["y"]).item(),
+            rtol=1e-5,
+        )
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         "make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 4))]
@@ -386,6 +438,8 @@ class TestBadInput:
             (lambda x: torch.autograd.grad(x.sum(), x)[0], "grad has no lowering"),
             (lambda x: torch.special.airy_ai(x), "airy_ai has no lowering"),
             (lambda x: x * x.sum().item(), "depends on the values"),
+            (lambda x: x if x.argmax() > 3 else -x, "depends on the values"),
+            (lambda x: x[x.detach() > 0].mean() * x, "depends on the values"),
         ],
     )
     def test_what_has_no_lowering(self, function, match):

@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from curvax.adapters.verification import Comparison, Source, Verification, VerificationError
+from curvax.adapters.verification import (
+    Comparison,
+    Source,
+    UndifferentiableError,
+    Verification,
+    VerificationError,
+)
 from curvax.checks import check_flag, check_number
 from curvax.operators.model import Model
 
@@ -28,12 +34,14 @@ class AdaptedModel(Model):
         convert: turns a batch of the source's framework into a pytree of arrays.
         hint: what to look for where outputs differ.
         derivative_hint: what to do where they agree, and the loss or derivatives do not.
+        admit: takes note of a batch of JAX arrays, or refuses it; before anything is computed.
     """
 
     source: Source = dataclasses.field(kw_only=True)
     convert: Callable[[Any], Any] = dataclasses.field(kw_only=True)
     hint: str = dataclasses.field(default="", kw_only=True)
     derivative_hint: str = dataclasses.field(default="", kw_only=True)
+    admit: Callable[[Any], None] = dataclasses.field(default=lambda batch: None, kw_only=True)
     _example: _Example = dataclasses.field(default_factory=_Example, kw_only=True)
 
     def prepare(self, batches: Any) -> Any:
@@ -57,6 +65,7 @@ class AdaptedModel(Model):
 
     def compared(self, batch: Any) -> Any:
         """A batch of JAX arrays; the first in which a label counts is compared on."""
+        self.admit(batch)
         if self._example.batch is None:
             self._measured(batch, hvp=False, tol=None, seed=0)
         return batch
@@ -92,6 +101,7 @@ class AdaptedModel(Model):
         if given is None:
             raise ValueError("verify needs a batch: this model was made without an example")
         tol = None if tol is None else check_number("tol", tol, positive=True)
+        self.admit(given)
         found = self._measured(given, hvp, tol, seed)
         if found is None:
             raise ValueError(
@@ -103,7 +113,7 @@ class AdaptedModel(Model):
         """The differences, of a batch in which something counts."""
         try:
             found = Comparison(self, self.source, batch, tol).measure(hvp, seed)
-        except NotImplementedError as error:
+        except UndifferentiableError as error:
             raise TypeError(
                 f"JAX cannot differentiate the converted model twice: {error}."
                 f"{self.derivative_hint}"

@@ -140,6 +140,10 @@ class Verification:
         return f"relative differences: {', '.join(parts)}"
 
 
+class UndifferentiableError(TypeError):
+    """JAX has no derivative of an operation of a model."""
+
+
 class VerificationError(ValueError):
     """A model does not compute what its source computes."""
 
@@ -165,7 +169,7 @@ class Comparison:
         """The differences; None of a batch in which nothing counts.
 
         Raises:
-            TypeError: JAX has no derivatives of an operation.
+            UndifferentiableError: JAX has no derivative of an operation.
             VerificationError: the outputs are others in structure or shape.
         """
         # The source first: of a batch that does not fit, its own words are the best.
@@ -210,9 +214,16 @@ class Comparison:
             structure: Any = jax.tree.structure(outputs)
             return jnp.reshape(mean, ()), (weight, jax.tree.unflatten(structure, arrays))
 
-        both = jax.value_and_grad(evaluate, has_aux=True)
-        parts = (self.model.params, self.batch)
-        program = jax.jit(both).trace(*parts)
+        both = jax.jit(jax.value_and_grad(evaluate, has_aux=True))
+        try:
+            program = both.trace(self.model.params, self.batch)
+            self._trace_twice(program)
+        except NotImplementedError as error:
+            raise UndifferentiableError(str(error).partition("\n")[0]) from error
+        return program
+
+    def _trace_twice(self, program: Any) -> None:
+        """Trace the derivative of a gradient, to learn whether there is one."""
         function = jaxpr_as_fun(program.jaxpr)
         rest = jax.tree.leaves(self.batch)
 
@@ -221,7 +232,6 @@ class Comparison:
 
         params = jax.tree.leaves(self.model.params)
         jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
-        return program
 
     def _outputs(self, ours: Any, theirs: Any) -> float:
         leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)

@@ -1,10 +1,16 @@
 """What of a torch module cannot be analysed, refused with the remedy."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from curvax.adapters.torch.bridge import check_device
+from curvax.adapters.torch.bridge import check_device, raised_within
+from curvax.checks import cut
 
 
 def check_module(module: nn.Module) -> None:
@@ -97,3 +103,25 @@ def _check_parameter(name: str, parameter: torch.Tensor) -> None:
             f"parameter {name!r} is not finite: {int((~torch.isfinite(parameter)).sum())} of "
             f"{parameter.numel()} entries are NaN or infinite. Check the checkpoint"
         )
+
+
+@contextlib.contextmanager
+def explained(what: str, option: str, given: Any) -> Iterator[None]:
+    """Say of an error of torch's own what it is about.
+
+    Raises:
+        ValueError: torch could not compute.
+        TypeError: torch was given what it does not know.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        if not raised_within(error, "torch"):
+            raise
+        kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
+        shapes = jax.tree.map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, given)
+        raise kind(
+            f"{what} cannot be computed of this batch, of shapes {cut(str(shapes))}: "
+            f"{type(error).__name__}: {error}. If it is to be given other parts of the batch, say "
+            f"by {option} which"
+        ) from error

@@ -20,6 +20,7 @@ from torch.utils import _pytree
 
 from curvax.adapters.torch.bridge import to_jax as copied
 from curvax.adapters.torch.bridge import torchax, wide
+from curvax.adapters.torch.steps import Following, Steps, looks, writes
 
 
 class Call(threading.local):
@@ -30,6 +31,7 @@ class Call(threading.local):
         arrays: by `id`, the arrays of the module's constants.
         written: by storage, the constants that a traced tensor was written into.
         saved: by storage, what constants held that the module has changed.
+        following: the steps that depend on the batch.
         within_function: whether the forward of a `torch.autograd.Function` runs.
     """
 
@@ -38,6 +40,7 @@ class Call(threading.local):
         self.parameters: Mapping[int, Any] = {}
         self.arrays: Mapping[int, jax.Array] = {}
         self.written: dict[int, tuple[torch.Tensor, jax.Array]] = {}
+        self.following = Following(Steps({}))
         self.saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
@@ -77,6 +80,8 @@ def environment() -> Any:
             it takes a function apart, and traced tensors are on none.
             """
             parameters = self.call.parameters
+            if looks(func, args, kwargs):
+                args, kwargs = self.call.following.taken(func, args, kwargs, traced)
             args, kwargs = _pytree.tree_map_only(
                 torch.Tensor, lambda x: parameters.get(id(x), x), (args, kwargs)
             )
@@ -86,7 +91,7 @@ def environment() -> Any:
             ):
                 return args, kwargs
             written = _pytree.tree_leaves(kwargs.get("out"))
-            written += [args[0]] if args and _writes(func) else []
+            written += [args[0]] if args and writes(func) else []
 
             def exchanged(x: Any) -> Any:
                 kept = isinstance(x, traced) or any(x is y for y in written)
@@ -160,7 +165,8 @@ def environment() -> Any:
                 x = x.to_dense()
             if x.ndim == 0 and not x.is_complex():
                 return jnp.asarray(x.item()) if weak else jnp.asarray(x.item(), _dtype(x))
-            return copied(x.resolve_conj().resolve_neg(), "a tensor that the module makes")
+            with torch._C.DisableTorchFunction():  # what is looked at here is no step of the module
+                return copied(x.resolve_conj().resolve_neg(), "a tensor that the module makes")
 
         def t2j_iso(self, torchtensors: Any) -> Any:
             """As torchax's, of constants too."""
@@ -201,12 +207,28 @@ def environment() -> Any:
                 return the_tensor
             return the_tensor.apply_jax(jnp.astype, _jax_dtype(new_dtype))
 
+        def guarded(self, outputs: Any) -> Any:
+            """The outputs, NaN where the values that steps were chosen by are not those taken."""
+            same = [
+                jnp.all(x.jax() == self.array(value, weak=False))
+                for x, value in self.call.following.looked_at
+            ]
+            if not same:
+                return outputs
+
+            def one(leaf: Any) -> Any:
+                floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+                return jnp.where(jnp.stack(same).all(), leaf, jnp.nan) if floating else leaf
+
+            return jax.tree.map(one, outputs)
+
         def restore(self) -> None:
             """End a call: give constants back what they held, and forget what was traced."""
             for whole, before in self.call.saved.values():
                 whole.copy_(before)
             self.call.parameters, self.call.arrays = {}, {}
             self.call.written, self.call.saved = {}, {}
+            self.call.following = Following(Steps({}))
 
     env = Environment()
     for kind in traced:
@@ -224,6 +246,9 @@ def _mend(kind: Any, env: Any) -> None:
     def detach(self: Any) -> Any:
         return self if env.call.within_function else env.view(jax.lax.stop_gradient(self.jax()))
 
+    # Through the modes, which know the values that a batch has.
+    kind.tolist = lambda self: torch.Tensor.tolist(self)
+    kind.numpy = lambda self: torch.Tensor.numpy(self)
     kind.detach = detach
     kind.type_as = lambda self, other: self.to(other.dtype)
     kind.data = property(detach, torchax().tensor.Tensor.data.fset)
@@ -267,20 +292,6 @@ def _targets(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             found += [x for x in _pytree.tree_leaves(given) if torch.is_tensor(x)]
     return tuple(found)
-
-
-def _writes(func: Any) -> bool:
-    """Whether one of torch's functions changes its first argument, by its name."""
-    name = func.__name__
-    if name.startswith("__"):
-        return name in {"__setitem__", "__set__"} | _IN_PLACE
-    return name.endswith("_")
-
-
-_IN_PLACE = {
-    f"__i{name}__"
-    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or")
-} | {"__ixor__", "__ilshift__", "__irshift__"}
 
 
 def _is_cast(func: Any) -> bool:

@@ -10,10 +10,18 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 
-from curvax.adapters.torch.bridge import check_device, raised_within, to_jax, torchax
-from curvax.adapters.torch.checks import check_convertible
+from curvax.adapters.torch.bridge import (
+    batch_to_torch,
+    check_device,
+    raised_within,
+    to_jax,
+    torchax,
+)
+from curvax.adapters.torch.checks import check_convertible, explained
 from curvax.adapters.torch.environment import environment
-from curvax.adapters.torch.modes import AsInTorch, checkpoints_run_forward, functions_run_forward
+from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run_forward
+from curvax.adapters.torch.state import holders, preserved
+from curvax.adapters.torch.steps import Following, Recording, Steps
 from curvax.adapters.torch.structures import take_apart
 
 Run = Callable[[nn.Module, Any], Any]
@@ -40,6 +48,9 @@ class TorchFunction:
             if id(p) in first
         }
         self.params = {name: to_jax(p, f"parameter {name!r}") for name, p in taken.items()}
+        # By the shapes of a batch; of most modules none depends on values, on any batch.
+        self._steps: dict[Any, Steps] = {}
+        self._fixed = False
         # The parameters themselves, to know them where a module holds them in a list or closure.
         self._taken = taken
         # Where the module's tensors stand: in a dict of a part, under a key. A tied parameter
@@ -48,15 +59,14 @@ class TorchFunction:
         self._constants: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         self._arrays: dict[int, jax.Array] = {}
         copies: dict[int, torch.Tensor] = {}
-        for part in module.modules():
-            for holder in (part._parameters, part._buffers, vars(part)):
-                for key, tensor in holder.items():
-                    if id(tensor) in first:
-                        self._places.append((holder, key, first[id(tensor)]))
-                    elif isinstance(tensor, torch.Tensor):
-                        name = f"{key!r} of {type(part).__name__}"
-                        constant = copies.setdefault(id(tensor), self._copy(tensor, name))
-                        self._constants.append((holder, key, constant))
+        for holder in holders(module):
+            for key, tensor in holder.items():
+                if id(tensor) in first:
+                    self._places.append((holder, key, first[id(tensor)]))
+                elif isinstance(tensor, torch.Tensor):
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = self._copy(tensor, f"the module's {key!r}")
+                    self._constants.append((holder, key, copies[id(tensor)]))
 
     def _copy(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """A copy that torch and JAX share; torch's side of it is never changed in a call."""
@@ -78,8 +88,36 @@ class TorchFunction:
         with lowered(), self._replaced(tensors):
             env.call.parameters = {id(p): tensors[name] for name, p in self._taken.items()}
             env.call.arrays = self._arrays
+            env.call.following = Following(self._steps.get(_shapes(batch), Steps({})))
             outputs = self._run(self._module, jax.tree.map(env.view, batch))
-            return take_apart(outputs, env.unview)
+            return env.guarded(take_apart(outputs, env.unview))
+
+    def admit(self, batch: Any) -> None:
+        """Take note of the steps that the module takes on a batch of JAX arrays.
+
+        Raises:
+            ValueError: another batch of the same shapes has other steps.
+        """
+        if self._fixed:
+            return
+        recording, tensors = Recording(list(self._taken.values())), batch_to_torch(batch)
+        with (
+            explained("the module", "inputs=", tensors),
+            preserved(self._module),
+            differentiable(),
+            recording,
+        ):
+            self._run(self._module, tensors)
+        steps = recording.steps()
+        self._fixed = not steps
+        known = self._steps.setdefault(_shapes(batch), steps)
+        if (place := known.difference(steps)) is not None:
+            raise ValueError(
+                f"what the module does depends on the values of the batch, by {place[2]} in line "
+                f"{place[1]} of {place[0]!r}, and they are not the same in all batches: make an "
+                "operator of each batch, or let torch multiply by its own double backward: "
+                "adapters.torch.double_backward(module, loss, batches)"
+            )
 
     @contextlib.contextmanager
     def _replaced(self, tensors: Mapping[str, Any]) -> Iterator[None]:
@@ -88,9 +126,7 @@ class TorchFunction:
         Not `torch.func.functional_call`: it leaves the replacement in a part that has two names,
         and does not replace tensors that are plain attributes.
         """
-        parts = list(self._module.modules())
-        holders = [h for part in parts for h in (part._parameters, part._buffers, vars(part))]
-        kept = [(holder, dict(holder)) for holder in holders]
+        kept = [(holder, dict(holder)) for holder in holders(self._module)]
         try:
             for holder, key, name in self._places:
                 holder[key] = tensors[name]
@@ -104,6 +140,10 @@ class TorchFunction:
                 holder.update(before)
 
 
+def _shapes(batch: Any) -> Any:
+    return jax.tree.structure(batch), *(jnp.shape(leaf) for leaf in jax.tree.leaves(batch))
+
+
 @contextlib.contextmanager
 def lowered() -> Iterator[None]:
     """Run torch's operations on JAX, and say of what it refuses which operation that is.
@@ -115,16 +155,13 @@ def lowered() -> Iterator[None]:
     # A key of our own: a draw within a trace would leave a tracer in that of the environment. The
     # numbers are then the same in every call.
     fixed = env.override_property(prng=jax.random.key(0, impl="threefry2x32"))
-    eager = torch.compiler.set_stance("force_eager")
     try:
         with (
             torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            eager,
+            differentiable(),
             env,
             fixed,
             functions_run_forward(),
-            checkpoints_run_forward(),
             AsInTorch(),
             warnings.catch_warnings(),
         ):

@@ -13,8 +13,9 @@ from torch import nn
 from curvax.adapters.batches import first, second
 from curvax.adapters.torch.checks import check_module
 from curvax.adapters.torch.losses import TorchLoss, check_loss, check_scalar, weight_of
+from curvax.adapters.torch.modes import double_differentiable
 from curvax.adapters.torch.module import call
-from curvax.adapters.torch.source import double_differentiable, second_derivatives
+from curvax.adapters.torch.source import second_derivatives
 from curvax.checks import shown
 from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.matrix import HostOperator, HostProducts

@@ -1,4 +1,4 @@
-"""How torch's functions behave within a conversion, where torchax alone would do otherwise."""
+"""How torch's functions behave in a conversion, and in the source that it is compared with."""
 
 import contextlib
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
@@ -140,3 +141,21 @@ def _forward(cls: Any, args: Any, kwargs: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda x: x.detach() if any(x is y for y in fixed) else x, out
     )
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients; compiled functions and reentrant checkpoints run as they were written.
+
+    Neither has second derivatives otherwise.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, checkpoints_run_forward():
+        yield
+
+
+@contextlib.contextmanager
+def double_differentiable() -> Iterator[None]:
+    """As `differentiable`, with attention of which torch has second derivatives on a CPU."""
+    with differentiable(), sdpa_kernel(SDPBackend.MATH):
+        yield

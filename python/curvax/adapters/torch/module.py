@@ -109,6 +109,7 @@ def adapt(
         convert=convert,
         hint=HINT,
         derivative_hint=DERIVATIVE_HINT,
+        admit=forward.admit,
     )
     if example is not None:
         model.compared(model.convert(example))

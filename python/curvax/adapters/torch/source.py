@@ -1,44 +1,24 @@
 """A torch module where it came from: its own outputs, loss and double backward."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvax.adapters.torch.bridge import batch_to_torch, raised_within, to_numpy
+from curvax.adapters.torch.bridge import batch_to_torch, to_numpy
+from curvax.adapters.torch.checks import explained
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
-from curvax.adapters.torch.modes import checkpoints_run_forward
+from curvax.adapters.torch.modes import differentiable, double_differentiable
+from curvax.adapters.torch.state import preserved
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
-from curvax.checks import cut
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
 """`objective(module, batch) -> loss`, a scalar tensor."""
-
-
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """Record gradients; compiled functions and reentrant checkpoints run as they were written.
-
-    Neither has second derivatives otherwise.
-    """
-    eager = torch.compiler.set_stance("force_eager")
-    with torch.enable_grad(), eager, checkpoints_run_forward():
-        yield
-
-
-@contextlib.contextmanager
-def double_differentiable() -> Iterator[None]:
-    """As `differentiable`, with attention of which torch has second derivatives on a CPU."""
-    with differentiable(), sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def second_derivatives(
@@ -69,28 +49,6 @@ def second_derivatives(
     return gradient, product
 
 
-@contextlib.contextmanager
-def explained(what: str, option: str, given: Any) -> Iterator[None]:
-    """Say of an error of torch's own what it is about.
-
-    Raises:
-        ValueError: torch could not compute.
-        TypeError: torch was given what it does not know.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        if not raised_within(error, "torch"):
-            raise
-        kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
-        shapes = jax.tree.map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, given)
-        raise kind(
-            f"{what} cannot be computed of this batch, of shapes {cut(str(shapes))}: "
-            f"{type(error).__name__}: {error}. If it is to be given other parts of the batch, say "
-            f"by {option} which"
-        ) from error
-
-
 class TorchSource:
     """See `curvax.adapters.adapted.Source`.
 
@@ -109,7 +67,7 @@ class TorchSource:
         """See `Source`."""
         tensors = batch_to_torch(batch)
         parameters = self._parameters()
-        with differentiable():
+        with preserved(self.module), differentiable():
             with explained("the module", "inputs=", tensors):
                 outputs = take_apart(self.run(self.module, tensors), to_numpy)
             with explained("the loss", "targets=", (outputs, tensors)):
@@ -125,20 +83,23 @@ class TorchSource:
         tensors = batch_to_torch(batch)
 
         def gradient() -> Leaves:
-            with double_differentiable():
+            with preserved(self.module), double_differentiable():
                 return _gradient(self.objective(self.module, tensors), parameters)
 
         def differences() -> Mapping[str, Any]:
             return _to_numpy(_central_differences(gradient, parameters, direction))
 
         try:
-            with double_differentiable():
+            with preserved(self.module), double_differentiable():
                 loss = self.objective(self.module, tensors)
-                product = second_derivatives(loss, parameters)[1](direction)
+                product = _to_numpy(second_derivatives(loss, parameters)[1](direction))
         except (RuntimeError, NotImplementedError):
             # An operation of which torch has no second derivative.
             return SourceDerivatives(None, differences)
-        return SourceDerivatives(_to_numpy(product), differences)
+        if not all(np.isfinite(leaf).all() for leaf in product.values()):
+            # One of which it has a wrong one, as of the norm of a row of zeros.
+            return SourceDerivatives(None, differences)
+        return SourceDerivatives(product, differences)
 
     def _parameters(self) -> Leaves:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -1,0 +1,39 @@
+"""What a module holds, and how it is left as it was."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def holders(module: nn.Module) -> list[dict[str, Any]]:
+    """The dicts in which the parts of a module hold their tensors."""
+    return [h for part in module.modules() for h in (part._parameters, part._buffers, vars(part))]
+
+
+@contextlib.contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Leave a module that is called as it was, and torch's random numbers too.
+
+    Parameters are not copied: a call does not change them.
+    """
+    kept = [(holder, dict(holder)) for holder in holders(module)]
+    tensors = [
+        (tensor, tensor._version, tensor.detach().clone())
+        for holder, _ in kept
+        for tensor in holder.values()
+        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter)
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for holder, before in kept:
+            holder.clear()
+            holder.update(before)
+        with torch.no_grad():
+            for tensor, version, value in tensors:
+                if tensor._version != version:
+                    tensor.copy_(value)

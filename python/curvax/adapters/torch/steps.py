@@ -1,0 +1,157 @@
+"""Steps of a module that depend on the values of a batch, as `if mask.all()` or `x[mask]`.
+
+A program of JAX takes the same steps for every batch, hence those of the batch that it was made
+with. torch tells which they are, in a run that also follows what depends on the parameters: the
+values of such tensors are not taken, since they change with them.
+"""
+
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+_T = torch.Tensor
+# What looks at values: it returns numbers, or tensors of a shape that depends on them.
+_LOOKING = {
+    *(_T.item, _T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.tolist, _T.numpy),
+    *(_T.nonzero, torch.nonzero, torch.argwhere, _T.argwhere, _T.masked_select),
+    *(torch.masked_select, _T.unique, torch.unique, torch.unique_consecutive, torch.bincount),
+    *(_T.bincount, torch.equal, _T.equal, torch.allclose, _T.allclose, torch.repeat_interleave),
+    *(_T.repeat_interleave, _T.__getitem__, _T.__setitem__, torch.where, torch._VF.lstm),
+    *(torch.nn.functional.one_hot, torch.nn.utils.rnn.pack_padded_sequence),
+    torch._VF._pack_padded_sequence,
+}
+
+Place = tuple[str, int, str]
+"""A file, a line and the name of a function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What a module looked at in one call.
+
+    Attributes:
+        values: by place, of each call there, the tensors that it was given: their values, or None
+            where these depend on the parameters.
+    """
+
+    values: Mapping[Place, Sequence[Sequence[torch.Tensor | None]]]
+
+    def __bool__(self) -> bool:
+        return any(x is not None for calls in self.values.values() for call in calls for x in call)
+
+    def difference(self, other: "Steps") -> Place | None:
+        """Where another call looked at other values; None if at the same."""
+        for place in {**self.values, **other.values}:
+            ours, theirs = self.values.get(place, ()), other.values.get(place, ())
+            if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+                return place
+        return None
+
+
+def _same(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    return len(ours) == len(theirs) and all(
+        a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+class Recording(TorchFunctionMode):
+    """Records the steps of a call in torch."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._values: dict[Place, list[list[torch.Tensor | None]]] = defaultdict(list)
+        # Those that depend on the parameters and do not tell, as integers and what no_grad gives.
+        self._following: Any = WeakIdKeyDictionary()
+        for parameter in parameters:
+            self._following[parameter] = True
+
+    def steps(self) -> Steps:
+        """What was recorded."""
+        return Steps(self._values)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        follows = [x.requires_grad or x in self._following for x in given]
+        if looks(func, args, kwargs):
+            self._values[place_of(func)].append(
+                [None if f else x.detach().clone() for x, f in zip(given, follows, strict=True)]
+            )
+        out = func(*args, **kwargs)
+        if any(follows):
+            changed = given[:1] if writes(func) or kwargs.get("inplace") else []
+            for x in (*tree_leaves(out), *changed):
+                if isinstance(x, torch.Tensor):
+                    self._following[x] = True
+        return out
+
+
+def looks(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a function looks at the values of a tensor."""
+    if func not in _LOOKING:
+        return False
+    if func in (_T.__getitem__, _T.__setitem__):
+        return any(
+            isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8)
+            for x in tree_leaves(args[1])
+        )
+    if func is torch.where:
+        return len(args) + len(kwargs) == 1
+    return True
+
+
+def writes(func: Any) -> bool:
+    """Whether one of torch's functions changes its first argument, by its name."""
+    name = func.__name__
+    if name.startswith("__"):
+        return name in {"__setitem__", "__set__"} | _IN_PLACE
+    return name.endswith("_")
+
+
+_IN_PLACE = {
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or")
+} | {"__ixor__", "__ilshift__", "__irshift__"}
+
+
+def place_of(func: Any) -> Place:
+    """Where a function is called, outside torch and this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and any(
+        f"/{package}/" in frame.f_code.co_filename for package in ("torch", "curvax/adapters")
+    ):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno, func.__name__
+
+
+class Following:
+    """The steps of a recorded call, taken again by one that JAX traces.
+
+    Attributes:
+        looked_at: pairs of a traced tensor and the value that was taken for it.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._left = {place: iter(calls) for place, calls in steps.values.items()}
+        self.looked_at: list[tuple[Any, torch.Tensor]] = []
+
+    def taken(self, func: Any, args: Any, kwargs: Any, traced: Any) -> Any:
+        """The arguments of a function that looks at values, with recorded ones in their place."""
+        known = next(self._left.get(place_of(func), iter(())), None)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if known is None or len(known) != len(given):
+            return args, kwargs
+        values = {}
+        for x, value in zip(given, known, strict=True):
+            if isinstance(x, traced) and value is not None and value.shape == x.shape:
+                self.looked_at.append((x, value))
+                values[id(x)] = value
+        return tree_map_only(torch.Tensor, lambda x: values.get(id(x), x), (args, kwargs))
