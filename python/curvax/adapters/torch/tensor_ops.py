@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from curvax.adapters.torch.tensor_algebra import register_algebra
 from curvax.adapters.torch.tensor_distances import register_distances
 from curvax.adapters.torch.tensor_kinks import register_kinks
 from curvax.adapters.torch.tensor_pools import register_pools
 from curvax.adapters.torch.tensor_registry import Register, register_in
+from curvax.adapters.torch.tensor_resize import register_resize
 from curvax.adapters.torch.tensor_views import register_views
 
 
@@ -28,6 +30,8 @@ def register(torchax: Any) -> None:
     register_pools(take)
     register_distances(torchax, take)
     register_kinks(torchax, take)
+    register_algebra(take)
+    register_resize(take)
     _register_reductions(torchax, take)
     _register_elementwise(torchax, take)
     _register_in_place(torchax, take)

@@ -10,9 +10,7 @@ import torch
 class Register(Protocol):
     """Takes the lowering of an operation."""
 
-    def __call__(
-        self, operation: Any, lowering: Callable[..., Any], *, view: bool = False
-    ) -> None:
+    def __call__(self, operation: Any, lowering: Callable[..., Any], *, view: bool = False) -> None:
         """See `register_in`."""
         ...
 
