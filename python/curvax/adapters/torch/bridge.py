@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from curvax.adapters.frameworks import import_framework
+from curvax.adapters.torch import tensor_ops
 from curvax.arrays import to_array
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
@@ -53,6 +54,7 @@ def torchax() -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     module = import_framework("torchax", "torch")
     torch.backends.mha.set_fastpath_enabled(fast)
+    tensor_ops.register(module)
     return module
 
 
