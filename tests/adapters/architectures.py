@@ -58,6 +58,8 @@ def architectures(kind):
         names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")
         for name, classes in names.items():
             found[name] = classes if isinstance(classes, str) else classes[0]
+    if kind == "masked_lm":  # BART's is for seq2seq_lm
+        found = {name: c for name, c in found.items() if c.endswith(("MaskedLM", "LMHeadModel"))}
     return found
 
 

@@ -60,8 +60,14 @@ def _shifted(model: nn.Module, arrays: Mapping[str, Any]) -> torch.Tensor:
     """What the model's decoder reads for labels."""
     batch = batch_to_torch(arrays)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        ids: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        return ids
+        try:
+            ids: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            return ids
+        except (AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot shift labels ({error}): set the token that it "
+                "names in model.config, or give decoder_input_ids in the batch"
+            ) from error
     read: list[Any] = []
 
     def stop(part: nn.Module, args: Any, options: Any) -> None:

@@ -164,8 +164,9 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
     if "labels" not in inspect.signature(model.forward).parameters:
         return heads[0]
     seen: list[torch.Tensor] = []
-    outputs = model(**batch)
-    own = getattr(outputs, "loss", None)
+    own = getattr(model(**batch), "loss", None)
+    # Not of the same call: what a decoder reads may follow from the labels.
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
     with _without_loss(model, seen):
         left = model(**batch)
     if own is None:
@@ -176,7 +177,7 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
             "written as 'eager' casts the mask of a float64 model to infinite numbers in float32: "
             "there call model.set_attn_implementation('sdpa') first"
         )
-    entropies = [head.cross_entropy(head.predicting(outputs.logits), batch) for head in heads]
+    entropies = [head.cross_entropy(head.predicting(logits), batch) for head in heads]
     for extra in ("none", "added"):
         term = left.loss if extra == "added" and seen else 0
         for head, entropy in zip(heads, entropies, strict=True):
