@@ -275,10 +275,11 @@ class Objects(nn.Module):
 
     def forward(self, x):
         h = self.linear(x)
-        return {"out": Output(h.tanh(), hidden=(h, h.sin()), cache=object()), "rest": [h.exp()]}
+        return {"rest": [h.exp()], "out": Output(h.tanh(), hidden=(h, h.sin()), cache=object())}
 
 
 def of_objects(outputs, targets):
+    assert list(outputs) == ["rest", "out"]  # the module's order
     out = outputs["out"]
     assert isinstance(out, Output) and out.kind == "output"
     return F.mse_loss(out.logits * out.hidden[1] + outputs["rest"][0], targets)

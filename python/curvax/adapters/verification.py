@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from curvax.compiled import compiler_options
 from curvax.filters import leaf_names
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
@@ -175,7 +176,7 @@ class Comparison:
         # The source first: of a batch that does not fit, its own words are the best.
         theirs = self.source.evaluate(self.batch)
         program = self._program()
-        compiled = program.lower().compile()
+        compiled = program.lower().compile(compiler_options((self.model.params, self.batch)))
         (loss, (weight, outputs)), gradient = compiled(self.model.params, self.batch)
         if float(weight) == 0:
             return None
@@ -231,7 +232,18 @@ class Comparison:
             return function(*leaves, *rest)
 
         params = jax.tree.leaves(self.model.params)
-        jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+
+        def squares(leaves: list[Any]) -> Any:
+            results = gradient(*leaves)
+            return sum(jnp.sum(x**2) for x in results if jnp.issubdtype(x.dtype, jnp.floating))
+
+        try:
+            jax.eval_shape(lambda leaves: jax.jvp(gradient, leaves, leaves), params)
+        except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
+            try:
+                jax.eval_shape(jax.grad(squares), params)
+            except (TypeError, ValueError):
+                raise NotImplementedError(str(error)) from error
 
     def _outputs(self, ours: Any, theirs: Any) -> float:
         leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)

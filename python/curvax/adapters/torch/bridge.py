@@ -7,6 +7,7 @@ expects. What crosses to JAX is therefore copied.
 import functools
 import os
 import traceback
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from curvax.adapters.frameworks import import_framework
+from curvax.adapters.torch import tensor_ops
 from curvax.arrays import to_array
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
@@ -52,6 +54,7 @@ def torchax() -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     module = import_framework("torchax", "torch")
     torch.backends.mha.set_fastpath_enabled(fast)
+    tensor_ops.register(module)
     return module
 
 
@@ -109,7 +112,7 @@ def batch_to_jax(batch: Any) -> Any:
     if isinstance(batch, torch.Tensor):
         return to_jax(batch, "a tensor of the batch")
     if isinstance(batch, Mapping):  # the classes of tokenizers' outputs are not pytrees
-        return {key: batch_to_jax(value) for key, value in batch.items()}
+        return OrderedDict((key, batch_to_jax(value)) for key, value in batch.items())
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(batch_to_jax, batch))
     if isinstance(batch, (tuple, list)):  # a DataLoader makes lists

@@ -1,0 +1,57 @@
+"""How lowerings of torch's operations are handed to torchax."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class Register(Protocol):
+    """Takes the lowering of an operation."""
+
+    def __call__(self, operation: Any, lowering: Callable[..., Any], *, view: bool = False) -> None:
+        """See `register_in`."""
+        ...
+
+
+def register_in(torchax: Any) -> Register:
+    """The lowerings of torchax, to be replaced."""
+    registry = torchax.ops.ops_registry
+
+    def register(operation: Any, lowering: Callable[..., Any], *, view: bool = False) -> None:
+        """Replace a lowering.
+
+        Args:
+            operation: of aten, all its overloads or one, or a function of torch.
+            lowering: of JAX arrays; of torchax's tensors if `view`.
+            view: whether it gets views as they are.
+        """
+        packet = isinstance(operation, torch._ops.OpOverloadPacket)
+        entries = registry.all_aten_ops if packet or _is_overload(operation) else None
+        if entries is None:
+            entries = registry.all_torch_functions
+        if packet:  # torchax prefers those of single overloads
+            for name in operation.overloads():
+                entries.pop(getattr(operation, name), None)
+        entries[operation] = registry.Operator(
+            torch_op=operation,
+            func=lowering,
+            is_jax_function=not view,
+            is_user_defined=False,
+            needs_env=False,
+            is_view_op=view,
+        )
+
+    return register
+
+
+def _is_overload(operation: Any) -> bool:
+    return isinstance(operation, torch._ops.OpOverload)
+
+
+def unlisted(index: Any) -> Any:
+    """An index without lists: JAX takes arrays alone."""
+    if isinstance(index, list):
+        return torch.stack(index) if any(map(torch.is_tensor, index)) else np.asarray(index)
+    return tuple(map(unlisted, index)) if isinstance(index, tuple) else index
