@@ -119,6 +119,8 @@ OPTIONS = {
     },
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.25, "finegrained_output": False},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
