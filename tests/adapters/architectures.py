@@ -214,6 +214,15 @@ def table(lines):
             form = "" if r["form"] in ("LinearCrossEntropy", "SoftmaxCrossEntropy") else r["form"]
             yield f"| `{kind}` | {name} | {figures} | {form} |"
     yield ""
+    left = {
+        f"{name} ({kind})"
+        for kind in HEADS
+        for name in architectures(kind)
+        if (kind, name) not in rows and name not in UNTRIED
+    }
+    if left:
+        yield f"Not in this run: {', '.join(sorted(left))}."
+        yield ""
     yield f"Not tried, for want of a tiny configuration or batch: {', '.join(sorted(UNTRIED))}."
 
 

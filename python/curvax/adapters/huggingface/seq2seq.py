@@ -13,6 +13,7 @@ from curvax.adapters.huggingface.loading import load
 from curvax.adapters.huggingface.tokens import check_head, token_model
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
+from curvax.adapters.torch.state import preserved
 
 
 def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
@@ -76,7 +77,7 @@ def _shifted(model: nn.Module, arrays: Mapping[str, Any]) -> torch.Tensor:
 
     hook = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad(), written(model):
+        with torch.no_grad(), preserved(model), written(model):
             model(**batch)
     except _Read:
         pass

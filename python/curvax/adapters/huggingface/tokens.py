@@ -19,6 +19,7 @@ from curvax.adapters.huggingface.extras import (
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_torch
 from curvax.adapters.torch.module import adapt
+from curvax.adapters.torch.state import preserved
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 
@@ -132,7 +133,7 @@ def token_model(
         convert: turns a batch into a mapping of arrays with labels.
         shifts: whether a place may predict the label of the next, the likeliest first.
     """
-    with torch.no_grad():
+    with torch.no_grad(), preserved(model):
         head = _chosen(model, batch_to_torch(convert(example)), shifts)
     if not head.fused:
         why = "does more to its hidden states than multiply by its head"
