@@ -58,6 +58,8 @@ def architectures(kind):
         names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")
         for name, classes in names.items():
             found[name] = classes if isinstance(classes, str) else classes[0]
+    if kind == "masked_lm":  # BART's is for seq2seq_lm
+        found = {name: c for name, c in found.items() if c.endswith(("MaskedLM", "LMHeadModel"))}
     return found
 
 
@@ -117,6 +119,8 @@ OPTIONS = {
     },
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.25, "finegrained_output": False},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
@@ -210,6 +214,15 @@ def table(lines):
             form = "" if r["form"] in ("LinearCrossEntropy", "SoftmaxCrossEntropy") else r["form"]
             yield f"| `{kind}` | {name} | {figures} | {form} |"
     yield ""
+    left = {
+        f"{name} ({kind})"
+        for kind in HEADS
+        for name in architectures(kind)
+        if (kind, name) not in rows and name not in UNTRIED
+    }
+    if left:
+        yield f"Not in this run: {', '.join(sorted(left))}."
+        yield ""
     yield f"Not tried, for want of a tiny configuration or batch: {', '.join(sorted(UNTRIED))}."
 
 

@@ -47,7 +47,7 @@ def kept(**result):
             file.write(json.dumps(result) + "\n")
 
 
-@pytest.mark.parametrize("kind,name", cases())
+@pytest.mark.parametrize("kind,name", list(cases()))
 def test_right_or_refused(kind, name):
     module = sweep.tiny(kind, name)
     batch = sweep.batch_for(kind, module)

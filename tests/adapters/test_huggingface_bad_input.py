@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 if importlib.util.find_spec("torchax") is None:  # its import fails before it is prepared
     pytest.skip("torchax is not installed", allow_module_level=True)
 
-from tests.adapters.tiny_models import HIDDEN, IMAGE, IMAGES, llama, padded, t5, tokens  # noqa: E402
+from tests.adapters.tiny_models import HIDDEN, IMAGE, IMAGES, bart, llama, padded, t5, tokens  # noqa: E402
 
 from curvax.adapters import huggingface  # noqa: E402
 
@@ -54,6 +54,7 @@ class TestBadInput:
             (huggingface.seq2seq_lm, gpt2, "causal_lm"),
             (huggingface.causal_lm, t5(), "seq2seq_lm"),
             (huggingface.causal_lm, masked, "masked_lm"),
+            (huggingface.masked_lm, bart(), "seq2seq_lm"),
             (huggingface.sequence_classification, gpt2, "causal_lm"),
             (huggingface.image_classification, masked, "masked_lm"),
             (huggingface.sequence_classification, vit, "image_classification"),
@@ -118,6 +119,12 @@ class TestBadInput:
         module.config.problem_type = "multi_label_classification"
         with refused(module, ValueError, "problem_type='multi_label_classification'"):
             huggingface.image_classification(module)
+
+    def test_the_token_with_which_decoders_start(self):
+        module = t5()
+        del module.config.decoder_start_token_id
+        with refused(module, ValueError, r"decoder_start_token_id.*in model\.config, or give"):
+            huggingface.seq2seq_lm(module)
 
     def test_loaders(self):
         module = llama()

@@ -79,9 +79,9 @@ IMAGES = {
 
 
 def t5(**options):
-    config = transformers.T5Config(
-        vocab_size=101, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, **options
-    )
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    start = {"decoder_start_token_id": 0}
+    config = transformers.T5Config(vocab_size=101, **sizes, **start | options)
     return transformers.T5ForConditionalGeneration(config).eval()
 
 

@@ -87,6 +87,8 @@ def _loaded(model_or_path: Any, kind: str) -> nn.Module:
 def _check_kind(model: nn.Module, kind: str) -> None:
     """Refuse a model that transformers has for another head."""
     kinds = [name for name in _MAPPINGS if _is_of(model, name)]
+    if model.config.is_encoder_decoder and "seq2seq_lm" in kinds:  # BART has a masked loss too
+        kinds = ["seq2seq_lm"]
     if kind in _MAPPINGS and kinds and kind not in kinds:
         raise TypeError(
             f"model_or_path must be a model for {kind}, as {_AUTO[kind][0]} loads, got "

@@ -13,6 +13,7 @@ from curvax.adapters.huggingface.loading import load
 from curvax.adapters.huggingface.tokens import check_head, token_model
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
+from curvax.adapters.torch.state import preserved
 
 
 def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
@@ -60,8 +61,14 @@ def _shifted(model: nn.Module, arrays: Mapping[str, Any]) -> torch.Tensor:
     """What the model's decoder reads for labels."""
     batch = batch_to_torch(arrays)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        ids: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        return ids
+        try:
+            ids: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            return ids
+        except (AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot shift labels ({error}): set the token that it "
+                "names in model.config, or give decoder_input_ids in the batch"
+            ) from error
     read: list[Any] = []
 
     def stop(part: nn.Module, args: Any, options: Any) -> None:
@@ -70,7 +77,7 @@ def _shifted(model: nn.Module, arrays: Mapping[str, Any]) -> torch.Tensor:
 
     hook = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad(), written(model):
+        with torch.no_grad(), preserved(model), written(model):
             model(**batch)
     except _Read:
         pass

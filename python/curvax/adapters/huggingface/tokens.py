@@ -19,6 +19,7 @@ from curvax.adapters.huggingface.extras import (
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_torch
 from curvax.adapters.torch.module import adapt
+from curvax.adapters.torch.state import preserved
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 
@@ -132,7 +133,7 @@ def token_model(
         convert: turns a batch into a mapping of arrays with labels.
         shifts: whether a place may predict the label of the next, the likeliest first.
     """
-    with torch.no_grad():
+    with torch.no_grad(), preserved(model):
         head = _chosen(model, batch_to_torch(convert(example)), shifts)
     if not head.fused:
         why = "does more to its hidden states than multiply by its head"
@@ -164,8 +165,9 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
     if "labels" not in inspect.signature(model.forward).parameters:
         return heads[0]
     seen: list[torch.Tensor] = []
-    outputs = model(**batch)
-    own = getattr(outputs, "loss", None)
+    own = getattr(model(**batch), "loss", None)
+    # Not of the same call: what a decoder reads may follow from the labels.
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
     with _without_loss(model, seen):
         left = model(**batch)
     if own is None:
@@ -176,7 +178,7 @@ def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> Toke
             "written as 'eager' casts the mask of a float64 model to infinite numbers in float32: "
             "there call model.set_attn_implementation('sdpa') first"
         )
-    entropies = [head.cross_entropy(head.predicting(outputs.logits), batch) for head in heads]
+    entropies = [head.cross_entropy(head.predicting(logits), batch) for head in heads]
     for extra in ("none", "added"):
         term = left.loss if extra == "added" and seen else 0
         for head, entropy in zip(heads, entropies, strict=True):
