@@ -207,6 +207,38 @@ class TestFlax:
         with pytest.raises(ValueError, match="such as train=False"):
             flax.from_linen(*linen_cnn(), loss=LOSS, example=images(np.float32), train=True)
 
+    def test_modules_that_change_in_a_call(self):
+        from flax import nnx
+
+        from curvax.adapters import flax
+
+        class Noisy(nnx.Module):
+            def __init__(self, rngs):
+                self.linear, self.rngs = nnx.Linear(3, 3, rngs=rngs), rngs
+
+            def __call__(self, x):
+                self.seen = x.shape
+                return self.linear(x) + jax.random.normal(self.rngs.noise(), x.shape)
+
+        module = Noisy(nnx.Rngs(0))
+        before = jax.tree.map(str, nnx.to_pure_dict(nnx.state(module)))
+        batch = (np.ones((4, 3), np.float32), np.array([0, 1, 2, 0]))
+        with pytest.raises(ValueError, match=r"'rngs\..*count' changes"):
+            flax.from_nnx(module, loss=LOSS, example=batch)
+        assert jax.tree.map(str, nnx.to_pure_dict(nnx.state(module))) == before
+        assert not hasattr(module, "seen")
+
+    def test_parameters_that_are_too_coarse(self):
+        from flax import nnx
+
+        from curvax.adapters import flax
+
+        for dtype in (jnp.bfloat16, jnp.int8):
+            module = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            module.kernel = nnx.Param(jnp.ones((3, 3), dtype))
+            with pytest.raises(ValueError, match=r"'kernel' must be float32 or float64, got"):
+                flax.from_nnx(module, loss=LOSS)
+
     def test_shared_parameters_are_one_leaf(self):
         from flax import nnx
 
@@ -294,126 +326,3 @@ class TestEquinox:
         for wrong in (3, lambda x: x, eqx.Module()):
             with pytest.raises(TypeError, match=r"callable equinox\.Module"):
                 equinox.from_module(wrong, loss=LOSS)
-
-
-@needs("keras")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-class TestKeras:
-    @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-    @pytest.mark.filterwarnings("ignore::UserWarning")  # that HDF5 is a legacy format
-    def test_files(self, suffix, tmp_path):
-        from curvax.adapters import keras as adapter
-
-        model = keras_layers("float32")
-        model.compile(loss="mse")
-        path = tmp_path / f"model{suffix}"
-        model.save(path)
-        rng = np.random.default_rng(0)
-        batch = (images(np.float32)[0], rng.standard_normal((12, 3)).astype(np.float32))
-        # Keras cannot read the loss from an HDF5 file.
-        given = "mse" if suffix == ".h5" else None
-        from_file = adapter.from_model(path, loss=given, example=batch)
-        in_memory = adapter.from_model(model, example=batch)
-        assert from_file.verify(hvp=True).hvp <= 1e-2
-        a, b = (cx.eigsh(cx.hessian(m, batch), 3, seed=0, tol=1e-5) for m in (from_file, in_memory))
-        np.testing.assert_allclose(a.eigenvalues, b.eigenvalues, rtol=1e-5)
-
-    @pytest.mark.parametrize(
-        "loss,targets",
-        [
-            ("mse", "column"),
-            ("mae", "column"),
-            ("sparse", "labels"),
-            ("sparse", "column of labels"),
-            ("probabilities", "labels"),
-            ("huber", "column"),
-        ],
-    )
-    def test_losses_are_those_of_keras(self, loss, targets):
-        import keras
-
-        from curvax.adapters import keras as adapter
-
-        keras.utils.set_random_seed(0)
-        wide = 1 if targets == "column" else 3
-        ends = ["softmax"] if loss == "probabilities" else []
-        model = keras.Sequential(
-            [keras.Input((4,)), keras.layers.Dense(wide), *map(keras.layers.Activation, ends)]
-        )
-        rng = np.random.default_rng(0)
-        x, labels = rng.standard_normal((9, 4)).astype(np.float32), rng.integers(0, 3, 9)
-        y = labels[:, None] if targets == "column of labels" else labels
-        y = x[:, 0] if targets == "column" else y
-        sparse = keras.losses.SparseCategoricalCrossentropy
-        loss = {
-            "sparse": sparse(from_logits=True),
-            "probabilities": sparse(),
-            "huber": keras.losses.Huber(),
-        }.get(loss, loss)
-        op = cx.hessian(adapter.from_model(model, loss=loss, example=(x, y)), (x, y))
-        model.compile(loss=loss)
-        np.testing.assert_allclose(float(op.loss), model.evaluate(x, y, verbose=0), rtol=1e-5)
-
-    @pytest.mark.parametrize("from_logits", [True, False])
-    def test_ignored_classes_weigh_nothing(self, from_logits):
-        import keras
-
-        from curvax.adapters import keras as adapter
-
-        keras.utils.set_random_seed(0)
-        ends = [] if from_logits else [keras.layers.Softmax()]
-        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), *ends])
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits, ignore_class=0)
-        x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-        y = np.array([0, 0, 0, 1, 2, 1])
-        adapted = adapter.from_model(model, loss=loss)
-        one = cx.hessian(adapted, (x, y))
-        two = cx.hessian(adapted, [(x[:4], y[:4]), (x[4:], y[4:])])
-        eye = jnp.eye(12, dtype=jnp.float32)
-        np.testing.assert_allclose(two.product(eye), one.product(eye), atol=1e-6)
-        model.compile(loss=loss)
-        np.testing.assert_allclose(float(one.loss), model.evaluate(x, y, verbose=0), rtol=1e-5)
-
-    def test_regularisers_are_announced(self):
-        import keras
-
-        from curvax.adapters import keras as adapter
-
-        layer = keras.layers.Dense(2, kernel_regularizer="l2")
-        model = keras.Sequential([keras.Input((3,)), layer])
-        with pytest.warns(UserWarning, match="adds 1 losses of its own"):
-            adapter.from_model(model, loss="mse")
-
-    def test_bad_input(self, tmp_path):
-        import keras
-
-        from curvax.adapters import keras as adapter
-
-        with pytest.raises(ValueError, match="loss must be Keras's name of a loss.*'zzz'"):
-            adapter.from_model(keras_layers("float32"), loss="zzz")
-        with pytest.raises(TypeError, match=r"keras\.Model or a path"):
-            adapter.from_model(3)
-        with pytest.raises(ValueError, match="must be built"):
-            adapter.from_model(keras.Sequential([keras.layers.Dense(2)]), loss="mse")
-        with pytest.raises(ValueError, match="no loss that it was compiled with: pass loss="):
-            adapter.from_model(keras_layers("float32"))
-        with pytest.raises(ValueError, match="reduction='sum'"):
-            loss = keras.losses.MeanSquaredError(reduction="sum")
-            adapter.from_model(keras_layers("float32"), loss=loss)
-        with pytest.raises(ValueError, match=r"must be a \.keras or \.h5 file"):
-            adapter.from_model(tmp_path / "weights.npz")
-        with pytest.raises(FileNotFoundError):
-            adapter.from_model(tmp_path / "none.keras")
-        for name in ("bad.keras", "bad.h5"):
-            (tmp_path / name).write_bytes(b"not a model")
-            with pytest.raises(ValueError, match="is not the .* that its name says"):
-                adapter.from_model(tmp_path / name)
-        code = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)])
-        code.save(tmp_path / "code.keras")
-        with pytest.raises(ValueError, match="cannot be loaded .*(L|l)ambda"):
-            adapter.from_model(tmp_path / "code.keras", loss="mse")
-        model = keras_layers("float32")
-        kernel = model.trainable_variables[0]
-        kernel.assign(kernel.value * np.nan)
-        with pytest.raises(ValueError, match="conv2d.*/kernel' is not finite"):
-            adapter.from_model(model, loss="mse")

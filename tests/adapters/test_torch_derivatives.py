@@ -13,6 +13,7 @@ import curvax as cx
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("torchax") is None:  # its import fails before it is prepared
     pytest.skip("torchax is not installed", allow_module_level=True)
+from tests.adapters.torch_modules import Applied, batch_for, same, state_of  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
@@ -21,18 +22,6 @@ from curvax.adapters import torch as adapter  # noqa: E402
 from curvax.adapters.verification import VerificationError  # noqa: E402
 
 pytestmark = pytest.mark.frameworks
-
-
-class Applied(nn.Module):
-    """A linear layer, a function, and another linear layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
-        self.function = function
-
-    def forward(self, x):
-        return self.last(self.function(self.first(x)))
 
 
 class Cube(torch.autograd.Function):
@@ -158,28 +147,6 @@ FUNCTIONS = {
 QUICK = {"function", "reentrant", "tensor", "written", "steered"}
 
 
-def state_of(module):
-    """All that a user can see of a module."""
-    return {
-        "parameters": {n: (id(p), p.requires_grad, p.grad) for n, p in module.named_parameters()},
-        "values": {n: t.detach().clone() for n, t in module.state_dict().items()},
-        "training": [part.training for part in module.modules()],
-        "attributes": [sorted(vars(part)) for part in module.modules()],
-        "random": torch.random.get_rng_state(),
-    }
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def batch_for(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(6, 4, generator=generator), torch.randn(6, 2, generator=generator)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize(
     "name",
@@ -275,10 +242,11 @@ class Objects(nn.Module):
 
     def forward(self, x):
         h = self.linear(x)
-        return {"out": Output(h.tanh(), hidden=(h, h.sin()), cache=object()), "rest": [h.exp()]}
+        return {"rest": [h.exp()], "out": Output(h.tanh(), hidden=(h, h.sin()), cache=object())}
 
 
 def of_objects(outputs, targets):
+    assert list(outputs) == ["rest", "out"]  # the module's order
     out = outputs["out"]
     assert isinstance(out, Output) and out.kind == "output"
     return F.mse_loss(out.logits * out.hidden[1] + outputs["rest"][0], targets)
@@ -413,81 +381,3 @@ def test_steps_that_depend_on_the_batch(function):
             F.mse_loss(module(ids[:2], mask[:2]), part["y"]).item(),
             rtol=1e-5,
         )
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        "make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 4))]
-    )
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_modules_of_torch_jit(self, make):
-        module = make(nn.Sequential(nn.Linear(4, 3), nn.Tanh()))
-        whole = nn.Sequential(module, nn.Linear(3, 2))
-        for given, match in ((module, "it is a"), (whole, "its part '0' is a")):
-            before = state_of(whole)
-            with pytest.raises(TypeError, match=rf"{match} .*torch\.jit.*double_backward"):
-                adapter.from_module(given, loss=F.mse_loss, example=batch_for())
-            assert same(before, state_of(whole))
-            assert all(p.requires_grad for p in given.parameters())
-        op = adapter.double_backward(whole, F.mse_loss, batch_for())
-        assert op.shape == (23, 23)
-
-    @pytest.mark.parametrize(
-        "function,match",
-        [
-            (lambda x: torch.autograd.grad(x.sum(), x)[0], "grad has no lowering"),
-            (lambda x: torch.special.airy_ai(x), "airy_ai has no lowering"),
-            (lambda x: x * x.sum().item(), "depends on the values"),
-            (lambda x: x if x.argmax() > 3 else -x, "depends on the values"),
-            (lambda x: x[x.detach() > 0].mean() * x, "depends on the values"),
-        ],
-    )
-    def test_what_has_no_lowering(self, function, match):
-        module = Applied(function)
-        before = state_of(module)
-        with pytest.raises(TypeError, match=f"{match}.*double_backward"):
-            adapter.from_module(module, loss=F.mse_loss, example=batch_for())
-        assert same(before, state_of(module))
-
-    def test_autocast(self):
-        def mixed(x):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return (x @ torch.ones(3, 3)).float()
-
-        with pytest.raises(TypeError, match=r"torch\.autocast has no lowering"):
-            adapter.from_module(Applied(mixed), loss=F.mse_loss, example=batch_for())
-        module = nn.Linear(4, 2)
-        with torch.autocast("cpu"), pytest.raises(TypeError, match=r"torch\.autocast"):
-            adapter.from_module(module, loss=F.mse_loss, example=batch_for())
-
-    def test_batches_and_losses_that_do_not_fit(self):
-        module, (x, y) = nn.Linear(4, 2), batch_for()
-        before = state_of(module)
-        for loss, batch, error, match in (
-            (nn.CrossEntropyLoss(), (x, y[:3, 0].long()), ValueError, "the loss cannot be .*6, 2"),
-            (nn.CrossEntropyLoss(), (x, torch.full((6,), 7)), ValueError, "the loss .*out of b"),
-            (F.mse_loss, (x[:, :3], y), ValueError, r"the module cannot .*\(6, 3\).*inputs="),
-            (lambda o, t: F.mse_loss(o.logits, t), (x, y), AttributeError, "logits"),
-            (F.mse_loss, (x,), TypeError, r"tuple \(inputs, targets\)"),
-        ):
-            with pytest.raises(error, match=match):
-                adapter.from_module(module, loss=loss, example=batch)
-            assert same(before, state_of(module))
-        model = adapter.from_module(module, loss=F.mse_loss)
-        with pytest.raises(ValueError, match="batch"):
-            cx.hessian(model, [])
-
-    @pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
-    def test_tensors_that_are_no_numbers_yet(self):
-        with pytest.raises(ValueError, match=r"'weight' has no shape yet: call the module once"):
-            adapter.from_module(nn.LazyLinear(2), loss=F.mse_loss)
-        integers = nn.Module()
-        integers.weight = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
-        with pytest.raises(ValueError, match=r"\['torch\.int8'\].*module\.float\(\)"):
-            adapter.from_module(integers, loss=F.mse_loss)
-        quantized = nn.Linear(4, 2)
-        quantized.register_buffer(
-            "table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-        )
-        with pytest.raises(TypeError, match=r"'table' must be a plain tensor, got quantized"):
-            adapter.from_module(quantized, loss=F.mse_loss)

@@ -156,6 +156,11 @@ class TestNumBatches:
         with pytest.raises(error, match="num_batches must be"):
             cx.hessian(_loss, _params(), [(X, Y)], num_batches=count)
 
+    def test_a_loader_that_ends_early(self):
+        batches = ((X[i : i + 10], Y[i : i + 10]) for i in (0, 10))
+        with pytest.raises(ValueError, match="num_batches=3 that are to be read, but end after 2"):
+            cx.hessian(_loss, _params(), batches, num_batches=3)
+
 
 def test_steps_out_of_the_domain_are_not_taken():
     """Beyond 1e-3 the first logarithm is of a negative number."""

@@ -312,3 +312,18 @@ class TestBadInput:
             op @ wrong
         with pytest.raises(ValueError, match="structure"):
             op @ {"w1": params["w1"]}
+
+
+@pytest.mark.parametrize("width", [5, 4, 7])
+def test_float64_products_as_xla_compiles_them(width):
+    """Against the closed form; jaxlib 0.10.2's default for AVX-512 is wrong at width 5."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, v = (jnp.asarray(rng.standard_normal((4, width))) for _ in range(2))
+        t = jnp.asarray(rng.standard_normal((4, 2 * width)))
+
+        def loss(x, t):
+            return jnp.mean((jnp.concatenate([x, x * x], -1) - t) ** 2)
+
+        wanted = (v + 2 * v * (x * x - t[:, width:]) + 4 * x * x * v) / (4 * width)
+        np.testing.assert_allclose(cx.hessian(loss, x, t) @ v, wanted, rtol=0, atol=1e-14)

@@ -73,19 +73,21 @@ class AdaptedModel(Model):
     def verify(
         self, batch: Any = None, *, hvp: bool = False, tol: float | None = None, seed: int = 0
     ) -> Verification:
-        """Compare the model with its source on one batch.
+        """Compare the model with its source on one batch: outputs, loss and gradient.
 
         Args:
             batch: in the source's or in JAX's arrays; None for the one it was compared on before.
-            hvp: whether to compare the gradient and a Hessian-vector product too, with a random
-                vector: for torch with its own double backward, for what runs on JAX with central
-                differences of the gradient. Where central differences of torch's gradient
-                agree with the product but not with torch's double backward, that is wrong (as
-                torch 2.13's is of `weight_norm`); a warning says so.
+            hvp: whether to compare a Hessian-vector product too, with a random vector: for torch
+                with its own double backward or, where it has none, with central differences of its
+                gradient; for what runs on JAX with central differences of the gradient. Where
+                central differences of torch's gradient agree with the product but not with torch's
+                double backward, that is wrong (as torch 2.13's is of `weight_norm`); a warning
+                says so.
             tol: the largest difference of gradients and products allowed, relative to the source's;
                 None for 1e-3, 1e-8 if the whole model computes in float64, and 0.3 if a part of it
                 computes in 16 bits; or, for central differences, three times the error that they
-                measure, if that is more.
+                measure, if that is more, and for gradients ten times what rounding errors of the
+                parameters change.
             seed: of the vector.
 
         Returns:
@@ -94,7 +96,8 @@ class AdaptedModel(Model):
 
         Raises:
             VerificationError: a difference is larger; the message has all of them.
-            ValueError: no batch is known.
+            TypeError: JAX has no second derivative of an operation.
+            ValueError: no batch is known, or none of its labels counts.
         """
         check_flag("hvp", hvp)
         given = self._example.batch if batch is None else self.convert(batch)

@@ -8,7 +8,7 @@ import jax
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt
+from curvax.adapters.native import JaxSource, adapt, mean_of, value_and_gradient
 
 eqx = import_framework("equinox", "equinox")
 
@@ -58,8 +58,17 @@ def from_module(
     def forward(params: Any, batch: Any) -> Any:
         return call(eqx.combine(params, static), batch)
 
-    source = JaxSource("Equinox", lambda batch: call(module, batch), loss)
-    return adapt(source, params, forward, example)
+    def value(whole: Any, batch: Any) -> Any:
+        outputs = call(whole, batch)
+        return mean_of(loss(outputs, batch)), outputs
+
+    def transform(function: Any) -> Any:
+        return eqx.filter_jit(eqx.filter_value_and_grad(function, has_aux=True))
+
+    def run(batch: Any) -> Any:
+        return value_and_gradient("Equinox", transform, value, module, batch)
+
+    return adapt(JaxSource("Equinox", run), params, forward, loss, example)
 
 
 def _check_inference(module: Any) -> None:

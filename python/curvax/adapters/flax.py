@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt
+from curvax.adapters.native import JaxSource, adapt, jit_value_and_grad, mean_of, value_and_gradient
+from curvax.filters import leaf_names
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
@@ -62,8 +65,39 @@ def from_nnx(
         # A copy of what is shared: an update of it within a trace would outlive the trace.
         return nnx.merge(graph, own, rest, copy=True)(inputs(batch))
 
-    source = JaxSource("NNX", lambda batch: module(inputs(batch)), loss)
-    return adapt(source, nnx.to_pure_dict(state), forward, example)
+    def value(whole: Any, batch: Any) -> Any:
+        outputs = whole(inputs(batch))
+        return mean_of(loss(outputs, batch)), outputs
+
+    def transform(function: Any) -> Any:
+        wrt = nnx.DiffState(0, nnx.Param)
+        return nnx.jit(nnx.value_and_grad(function, argnums=wrt, has_aux=True))
+
+    def run(batch: Any) -> Any:
+        # A clone: what a call changes would stay in the user's module.
+        clone = nnx.clone(module)
+        before = _numbers(clone)
+        found, gradient = value_and_gradient("NNX", transform, value, clone, batch)
+        after = _numbers(clone)
+        changed = [
+            n for n, x in after.items() if n not in before or not np.array_equal(x, before[n])
+        ]
+        if changed:
+            raise ValueError(
+                f"module must compute the same in every call: {changed[0]!r} changes, as it does "
+                "where random numbers are drawn or statistics kept. Call module.eval() first"
+            )
+        return found, nnx.to_pure_dict(gradient)
+
+    return adapt(JaxSource("NNX", run), nnx.to_pure_dict(state), forward, loss, example)
+
+
+def _numbers(module: Any) -> dict[str, Any]:
+    """The state of a module besides its parameters and keys, by name."""
+    state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+    named = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+    keys = jax.dtypes.prng_key
+    return {n: np.asarray(x) for n, x in named if not jnp.issubdtype(x.dtype, keys)}
 
 
 def from_linen(
@@ -120,5 +154,11 @@ def from_linen(
     def forward(params: Any, batch: Any) -> Any:
         return apply({"params": params, **rest}, batch)
 
-    source = JaxSource("Linen", lambda batch: apply(variables, batch), loss)
-    return adapt(source, variables["params"], forward, example)
+    def value(params: Any, batch: Any) -> Any:
+        outputs = apply({**variables, "params": params}, batch)
+        return mean_of(loss(outputs, batch)), outputs
+
+    def run(batch: Any) -> Any:
+        return value_and_gradient("Linen", jit_value_and_grad, value, variables["params"], batch)
+
+    return adapt(JaxSource("Linen", run), variables["params"], forward, loss, example)

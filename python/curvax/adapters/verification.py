@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from curvax.adapters.gradients import NOISE, Gradients, norm
+from curvax.compiled import compiler_options
 from curvax.filters import leaf_names
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
@@ -37,11 +39,6 @@ _TOLERANCES = {
     32: _Tolerances(1e-4, 1e-3, 3e-2),
     16: _Tolerances(5e-2, 0.3, 1.0),
 }
-
-
-# A leaf whose gradient is a smaller part of the whole than this is compared relative to this part:
-# the gradient of an attention's key bias is zero, and both sides compute rounding errors.
-_SMALL_LEAF = 1 / 256
 
 
 class SourceValues(NamedTuple):
@@ -175,7 +172,7 @@ class Comparison:
         # The source first: of a batch that does not fit, its own words are the best.
         theirs = self.source.evaluate(self.batch)
         program = self._program()
-        compiled = program.lower().compile()
+        compiled = program.lower().compile(compiler_options((self.model.params, self.batch)))
         (loss, (weight, outputs)), gradient = compiled(self.model.params, self.batch)
         if float(weight) == 0:
             return None
@@ -188,7 +185,7 @@ class Comparison:
         if self.tol is None and not (losses <= limits.outputs and found.passed):
             again = compiled(_nudged(self.model.params), self.batch)
             noise = abs(float(again[0][0]) - float(loss)) / (abs(theirs.loss) or 1.0)
-            tolerances["loss"] = max(limits.outputs, _NOISE * noise)
+            tolerances["loss"] = max(limits.outputs, NOISE * noise)
             found = found.forgiving(self._leaves(again[1]))
         tolerances["gradient"] = found.allowed_of_whole
         tolerances["leaf_gradient"] = found.allowed_of_leaf
@@ -231,7 +228,18 @@ class Comparison:
             return function(*leaves, *rest)
 
         params = jax.tree.leaves(self.model.params)
-        jax.eval_shape(lambda p: jax.jvp(gradient, p, p), params)
+
+        def squares(leaves: list[Any]) -> Any:
+            results = gradient(*leaves)
+            return sum(jnp.sum(x**2) for x in results if jnp.issubdtype(x.dtype, jnp.floating))
+
+        try:
+            jax.eval_shape(lambda leaves: jax.jvp(gradient, leaves, leaves), params)
+        except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
+            try:
+                jax.eval_shape(jax.grad(squares), params)
+            except (TypeError, ValueError):
+                raise NotImplementedError(str(error)) from error
 
     def _outputs(self, ours: Any, theirs: Any) -> float:
         leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)
@@ -250,9 +258,9 @@ class Comparison:
         leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree))
         return dict(zip(names, leaves, strict=True))
 
-    def _gradients(self, ours: Any, theirs: Mapping[str, Any], allowed: float) -> "_Gradients":
+    def _gradients(self, ours: Any, theirs: Mapping[str, Any], allowed: float) -> "Gradients":
         wanted = {name: np.asarray(leaf, np.float64) for name, leaf in theirs.items()}
-        return _Gradients(self._leaves(ours), wanted, allowed)
+        return Gradients(self._leaves(ours), wanted, allowed)
 
     def _product(self, limits: _Tolerances, seed: int) -> tuple[float, str, float]:
         """The difference of products, what they were compared with, and the largest allowed."""
@@ -294,79 +302,6 @@ class Comparison:
         return hvp, f"{framework}'s own double backward", allowed
 
 
-# The rounding errors of two right programs, in those that nudged parameters cause.
-_NOISE = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Gradients:
-    """Gradients, leaves by name.
-
-    Attributes:
-        ours: of the converted model.
-        theirs: of the source.
-        allowed: the largest difference, relative.
-        noise: by leaf, how much rounding errors change it.
-    """
-
-    ours: Mapping[str, Any]
-    theirs: Mapping[str, Any]
-    allowed: float
-    noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def forgiving(self, nudged: Mapping[str, Any]) -> "_Gradients":
-        """With the noise that gradients at nudged parameters show."""
-        noise = {name: _norm(nudged[name] - leaf) for name, leaf in self.ours.items()}
-        return dataclasses.replace(self, noise=noise)
-
-    @property
-    def size(self) -> float:
-        """The norm of the source's gradient."""
-        return float(np.sqrt(sum(_norm(leaf) ** 2 for leaf in self.theirs.values())))
-
-    @property
-    def whole(self) -> float:
-        """The norm of the difference, relative."""
-        squares = sum(_norm(self.ours[n] - leaf) ** 2 for n, leaf in self.theirs.items())
-        return _ratio(float(np.sqrt(squares)), self.size)
-
-    @property
-    def allowed_of_whole(self) -> float:
-        """The largest difference of the whole."""
-        noise = float(np.sqrt(sum(value**2 for value in self.noise.values())))
-        return max(self.allowed, _NOISE * _ratio(noise, self.size))
-
-    @property
-    def allowed_of_leaf(self) -> float:
-        """The largest difference of the worst leaf."""
-        return self._allowed(self.leaf)
-
-    @property
-    def leaf(self) -> str:
-        """The name of the worst leaf."""
-        worst = {n: self._difference(n) / self._allowed(n) for n in self.theirs}
-        return max(worst, key=lambda name: np.inf if np.isnan(worst[name]) else worst[name])
-
-    @property
-    def of_leaf(self) -> float:
-        """The difference of the worst leaf, relative."""
-        return self._difference(self.leaf)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no difference is larger than allowed."""
-        return self.of_leaf <= self.allowed_of_leaf
-
-    def _scale(self, name: str) -> float:
-        return max(_norm(self.theirs[name]), _SMALL_LEAF * self.size)
-
-    def _difference(self, name: str) -> float:
-        return _ratio(_norm(self.ours[name] - self.theirs[name]), self._scale(name))
-
-    def _allowed(self, name: str) -> float:
-        return max(self.allowed, _NOISE * _ratio(self.noise.get(name, 0.0), self._scale(name)))
-
-
 def _nudged(params: Any) -> Any:
     """Parameters with rounding errors."""
     random = np.random.default_rng(0)
@@ -398,17 +333,9 @@ def _coarsest_bits(jaxpr: Any) -> int:
     return min(found)
 
 
-def _norm(x: Any) -> float:
-    return float(np.linalg.norm(np.ravel(x)))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else (0.0 if part == 0 else np.inf)
-
-
 def _distance(ours: Any, theirs: Any) -> float:
     a, b = (np.asarray(x, np.float64) for x in (ours, theirs))
-    return _norm(a - b) / max(_norm(b), float(np.finfo(np.float64).tiny))
+    return norm(a - b) / max(norm(b), float(np.finfo(np.float64).tiny))
 
 
 def _relative(ours: Any, theirs: Any) -> float:

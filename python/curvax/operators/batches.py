@@ -35,18 +35,23 @@ def read_batches(batches: Any, num_batches: int | None) -> list[Any]:
     Args:
         batches: one batch (any pytree but a list), a list of batches, or an iterator of batches,
             which is read once.
-        num_batches: the most batches that are read; None for all.
+        num_batches: how many batches are read, the first ones; None for all.
 
     Raises:
         TypeError: what is no array of numbers, a masked array, or a `num_batches` that is no
             integer.
         ValueError: no batch, an empty batch, an array whose type is sharded, numbers that JAX would
-            narrow to others, or a `num_batches` below 1.
+            narrow to others, or a `num_batches` below 1 or above the number of batches.
     """
     num_batches = check_integer("num_batches", num_batches, low=1)
     listed = list(itertools.islice(_each(batches), num_batches))
     if not listed:
         raise ValueError("batches must hold at least one batch, got an empty list or generator")
+    if num_batches is not None and len(listed) < num_batches:
+        raise ValueError(
+            f"batches must hold the num_batches={num_batches} that are to be read, but end after "
+            f"{len(listed)}: pass more batches, or a num_batches of at most {len(listed)}"
+        )
     return [_as_arrays(batch, f"batch {i}") for i, batch in enumerate(listed)]
 
 

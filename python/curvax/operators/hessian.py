@@ -56,7 +56,8 @@ def hessian(
             lengths. The mean over them, by the weights that the loss returns, must be that of the
             batch, which is checked: return `(mean, weight)`, since a plain mean weighs by its
             length (and cannot if there are several).
-        num_batches: the most batches to read, from a list, a loader or a generator.
+        num_batches: how many batches to read, the first ones of a list, a loader or a generator;
+            None for all.
         where: a parameter filter: `match_names(...)`, `match_regex(...)`, a predicate
             `(name, leaf) -> bool`, or a pytree of bools. The operator is then the diagonal block
             of the Hessian on the selected leaves; in its vectors the others are None.

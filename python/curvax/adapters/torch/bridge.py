@@ -7,6 +7,7 @@ expects. What crosses to JAX is therefore copied.
 import functools
 import os
 import traceback
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,7 +112,7 @@ def batch_to_jax(batch: Any) -> Any:
     if isinstance(batch, torch.Tensor):
         return to_jax(batch, "a tensor of the batch")
     if isinstance(batch, Mapping):  # the classes of tokenizers' outputs are not pytrees
-        return {key: batch_to_jax(value) for key, value in batch.items()}
+        return OrderedDict((key, batch_to_jax(value)) for key, value in batch.items())
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(batch_to_jax, batch))
     if isinstance(batch, (tuple, list)):  # a DataLoader makes lists

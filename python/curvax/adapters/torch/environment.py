@@ -20,6 +20,7 @@ from torch.utils import _pytree
 
 from curvax.adapters.torch.bridge import to_jax as copied
 from curvax.adapters.torch.bridge import torchax, wide
+from curvax.adapters.torch.lowerings import register
 from curvax.adapters.torch.steps import Following, Steps, looks, writes
 
 
@@ -231,6 +232,7 @@ def environment() -> Any:
             self.call.following = Following(Steps({}))
 
     env = Environment()
+    register(env)
     for kind in traced:
         _mend(kind, env)
     return env

@@ -28,7 +28,8 @@ class AsInTorch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.is_autocast_enabled("cpu"):
             raise torchax().tensor.OperatorNotFound("torch.autocast has no lowering")
-        if func in (torch.Tensor.cpu, torch.Tensor.contiguous):
+        traced = (torchax().tensor.Tensor, torchax().view.View)
+        if func in (torch.Tensor.cpu, torch.Tensor.contiguous) and isinstance(args[0], traced):
             return args[0]
         if func in (torch.autograd.grad, torch.Tensor.backward):
             raise torchax().tensor.OperatorNotFound(f"{func.__name__} has no lowering")
@@ -39,7 +40,6 @@ class AsInTorch(TorchFunctionMode):
         out = func(*args, **given)
         if torch.is_grad_enabled() or environment().call.within_function:
             return out
-        traced = (torchax().tensor.Tensor, torchax().view.View)
         return torch.utils._pytree.tree_map_only(traced, lambda x: x.detach(), out)
 
 

@@ -56,11 +56,13 @@ def from_module(
         The model, with `verify(hvp=True)`.
 
     Raises:
-        TypeError: not a module, a loss that is not callable, parameters that are not float32 or
-            float64, or an operation that torchax has no lowering of.
+        TypeError: not a module or one of `torch.jit`, a loss that is not callable, parameters that
+            are not float32 or float64 or are quantized, an operation that torchax has no lowering
+            of or JAX no second derivative, or steps that depend on the parameters' values.
         ValueError: active dropout, batch normalisation in train mode, parameters that are NaN or
             on another device, float64 with JAX's 64-bit mode off, a loss whose reduction is not
-            the mean, or a conversion that does not compute what the module computes.
+            the mean, a batch that module or loss cannot take, or a conversion that does not
+            compute the module's outputs, loss or gradient (`VerificationError`).
         ImportError: torchax is not installed.
     """
     check_module(module)

@@ -1,6 +1,7 @@
 """Outputs of a module: tensors in tuples, lists, dicts and objects, as pytrees of JAX."""
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,7 +67,8 @@ def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
         }
         return Structured(type(node), fields, static)
     if isinstance(node, Mapping):
-        return {key: take_apart(value, leaf) for key, value in node.items()}
+        # JAX would sort the keys of a dict, and a loss may go through them in order.
+        return OrderedDict((key, take_apart(value, leaf)) for key, value in node.items())
     if isinstance(node, tuple) and hasattr(node, "_fields"):
         return type(node)(*(take_apart(item, leaf) for item in node))
     if isinstance(node, (tuple, list)):
