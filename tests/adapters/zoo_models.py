@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Calls(nn.Module):
@@ -211,11 +210,6 @@ def recurrent(kind, **options):
     return Calls(lambda self, x: self.cell(x)[0], cell=cell)
 
 
-def packed(self, x):
-    rows = pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True)
-    return pad_packed_sequence(self.cell(rows)[0], batch_first=True)[0]
-
-
 PADDING = torch.tensor([[False] * 3, [False, False, True]])
 
 
@@ -273,7 +267,6 @@ MODELS = {
     "lstm-projected": lambda: (recurrent(nn.LSTM, proj_size=2), sequence(4)),
     "gru": lambda: (recurrent(nn.GRU, bidirectional=True), sequence(4)),
     "rnn-relu": lambda: (recurrent(nn.RNN, nonlinearity="relu", bias=False), sequence(4)),
-    "packed": lambda: (Calls(packed, cell=nn.GRU(4, 3, batch_first=True)), sequence(4)),
     "encoder": lambda: (encoder(), sequence()),
     "encoder-padded": lambda: (
         Calls(lambda self, x: self.layers(x, src_key_padding_mask=PADDING), layers=encoder()),

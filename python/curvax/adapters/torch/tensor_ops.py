@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 
 from curvax.adapters.torch.tensor_algebra import register_algebra
@@ -79,6 +80,13 @@ def _register_reductions(torchax: Any, take: Register) -> None:
         return x.at[(slice(None),) * (dim % x.ndim) + (slice(start, end, step),)].set(source)
 
     take(aten.slice_scatter, slice_scatter)
+
+    def masked_select(x: Any, mask: Any) -> Any:
+        shape = jnp.broadcast_shapes(x.shape, mask.shape)
+        chosen = np.broadcast_to(np.asarray(mask), shape)  # of a mask whose values are known
+        return jnp.broadcast_to(x, shape)[chosen]
+
+    take(aten.masked_select, masked_select)
 
     def take_along_dim(x: Any, indices: Any, dim: Any = None) -> Any:
         if dim is None:

@@ -53,5 +53,8 @@ def _is_overload(operation: Any) -> bool:
 def unlisted(index: Any) -> Any:
     """An index without lists: JAX takes arrays alone."""
     if isinstance(index, list):
-        return torch.stack(index) if any(map(torch.is_tensor, index)) else np.asarray(index)
+        # As torch tells a list of places from one of an index for each axis.
+        if any(not isinstance(item, (bool, int)) for item in index):
+            return tuple(map(unlisted, index))
+        return np.asarray(index)
     return tuple(map(unlisted, index)) if isinstance(index, tuple) else index

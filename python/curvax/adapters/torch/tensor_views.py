@@ -176,6 +176,8 @@ def _mend(torchax: Any) -> None:
             self._elem = after
 
     view.jax = array
+    # By which torchax reads and replaces what a tensor holds.
+    view._elem = property(array, lambda self, value: self.update(value))
     view.__setitem__ = tensor.__setitem__ = setitem
     view.data = property(lambda self: self.detach(), lambda self, other: self.update(other))
     # torch's own takes all negative axes, and returns a view.
