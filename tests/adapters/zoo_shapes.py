@@ -52,7 +52,6 @@ SHAPES = {
     "idx_after_slice2": lambda x: x[1:, 0][torch.tensor([0, 2])],
     "idx_none_tensor": lambda x: x[None, torch.tensor([0, 1])],
     "idx_ell_tensor": lambda x: x.view(2, 2, 5)[..., torch.tensor([0, 3])],
-    "idx_nested": lambda x: x[[[0, 1], [1, 2]]],
     "slice_method": lambda x: x[1:3][0][2:],
     "slice_t": lambda x: x[1:3].t() @ x[1:3],
     "slice_shape": lambda x: x[1:3].reshape(x[1:3].shape[0] * 5),
