@@ -69,7 +69,9 @@ def test_the_terms_of_routers_are_part_of_the_loss():
     model = huggingface.causal_lm(module, example=batch)
     checked(model, 1e-5)
     assert isinstance(model.loss, LinearCrossEntropy)
+    hooks = sum(len(part._forward_hooks) for part in module.modules())
     with_routers = float(cx.hessian(model, batch).loss)
+    assert sum(len(part._forward_hooks) for part in module.modules()) == hooks == 0
     np.testing.assert_allclose(with_routers, own_loss(module, batch), rtol=2e-6)
     module.config.output_router_logits = False
     assert own_loss(module, batch) < with_routers - 0.1

@@ -9,8 +9,15 @@ from torch import nn
 
 
 def holders(module: nn.Module) -> list[dict[str, Any]]:
-    """The dicts in which the parts of a module hold their tensors."""
-    return [h for part in module.modules() for h in (part._parameters, part._buffers, vars(part))]
+    """The dicts in which the parts of a module hold their tensors and hooks.
+
+    A module may install hooks as it is called, and note on itself that it has.
+    """
+    found: list[dict[str, Any]] = []
+    for part in module.modules():
+        hooks = [x for name, x in vars(part).items() if "_hooks" in name and isinstance(x, dict)]
+        found += [part._parameters, part._buffers, vars(part), *hooks]
+    return found
 
 
 @contextlib.contextmanager

@@ -105,6 +105,9 @@ def looks(func: Any, args: Any, kwargs: Any) -> bool:
         )
     if func is torch.where:
         return len(args) + len(kwargs) == 1
+    if func in (_T.repeat_interleave, torch.repeat_interleave):
+        repeats = [*args[1:], *kwargs.values()]
+        return not repeats or any(isinstance(x, torch.Tensor) for x in repeats)
     return True
 
 
