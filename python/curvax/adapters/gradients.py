@@ -1,6 +1,8 @@
 """Two gradients of one model, leaf by leaf."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,52 +19,46 @@ NOISE = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Gradients, leaves by name.
+    """How far two gradients are apart, by leaf.
 
     Attributes:
-        ours: of the converted model.
-        theirs: of the source.
+        differences: norms of the differences.
+        sizes: norms of the source's gradient.
         allowed: the largest difference, relative.
-        noise: by leaf, how much rounding errors change it.
+        noise: norms of what rounding errors change; none if they were not measured.
     """
 
-    ours: Mapping[str, Any]
-    theirs: Mapping[str, Any]
+    differences: Mapping[str, float]
+    sizes: Mapping[str, float]
     allowed: float
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def forgiving(self, nudged: Mapping[str, Any]) -> "Gradients":
-        """With the noise that gradients at nudged parameters show."""
-        noise = {name: norm(nudged[name] - leaf) for name, leaf in self.ours.items()}
-        return dataclasses.replace(self, noise=noise)
+    @classmethod
+    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any], allowed: float) -> "Gradients":
+        """The distances between leaves of the same names."""
+        sizes = {name: norm(leaf) for name, leaf in theirs.items()}
+        return cls(distances(ours, theirs), sizes, allowed)
 
-    @property
+    @functools.cached_property
     def size(self) -> float:
         """The norm of the source's gradient."""
-        return float(np.sqrt(sum(norm(leaf) ** 2 for leaf in self.theirs.values())))
+        return math.hypot(*self.sizes.values())
 
     @property
     def whole(self) -> float:
         """The norm of the difference, relative."""
-        squares = sum(norm(self.ours[n] - leaf) ** 2 for n, leaf in self.theirs.items())
-        return ratio(float(np.sqrt(squares)), self.size)
+        return ratio(math.hypot(*self.differences.values()), self.size)
 
     @property
     def allowed_of_whole(self) -> float:
         """The largest difference of the whole."""
-        noise = float(np.sqrt(sum(value**2 for value in self.noise.values())))
-        return max(self.allowed, NOISE * ratio(noise, self.size))
+        return max(self.allowed, NOISE * ratio(math.hypot(*self.noise.values()), self.size))
 
-    @property
-    def allowed_of_leaf(self) -> float:
-        """The largest difference of the worst leaf."""
-        return self._allowed(self.leaf)
-
-    @property
+    @functools.cached_property
     def leaf(self) -> str:
         """The name of the worst leaf."""
-        worst = {n: self._difference(n) / self._allowed(n) for n in self.theirs}
-        return max(worst, key=lambda name: np.inf if np.isnan(worst[name]) else worst[name])
+        worst = {name: self._difference(name) / self._allowed(name) for name in self.sizes}
+        return max(worst, key=lambda name: math.inf if math.isnan(worst[name]) else worst[name])
 
     @property
     def of_leaf(self) -> float:
@@ -70,23 +66,33 @@ class Gradients:
         return self._difference(self.leaf)
 
     @property
+    def allowed_of_leaf(self) -> float:
+        """The largest difference of the worst leaf."""
+        return self._allowed(self.leaf)
+
+    @property
     def passed(self) -> bool:
         """Whether no difference is larger than allowed."""
         return self.of_leaf <= self.allowed_of_leaf
 
     def _scale(self, name: str) -> float:
-        return max(norm(self.theirs[name]), _SMALL_LEAF * self.size)
+        return max(self.sizes[name], _SMALL_LEAF * self.size)
 
     def _difference(self, name: str) -> float:
-        return ratio(norm(self.ours[name] - self.theirs[name]), self._scale(name))
+        return ratio(self.differences[name], self._scale(name))
 
     def _allowed(self, name: str) -> float:
         return max(self.allowed, NOISE * ratio(self.noise.get(name, 0.0), self._scale(name)))
 
 
+def distances(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, float]:
+    """Norms of the differences of leaves, by name."""
+    return {name: norm(np.subtract(a[name], leaf, dtype=np.float64)) for name, leaf in b.items()}
+
+
 def norm(x: Any) -> float:
     """Of all elements."""
-    return float(np.linalg.norm(np.ravel(x)))
+    return float(np.linalg.norm(np.ravel(x).astype(np.float64, copy=False)))
 
 
 def ratio(part: float, whole: float) -> float:

@@ -61,6 +61,8 @@ def environment() -> Any:
         def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
             kwargs = kwargs or {}
             leaves = [x for x in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+            if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in leaves):
+                raise tensor.OperatorNotFound("a transformation of torch.func has no lowering")
             constants = [x for x in leaves if not isinstance(x, traced)]
             if len(constants) == len(leaves) and (_stays(func) or not self._met(constants)):
                 self._save(func, args, kwargs)
