@@ -97,6 +97,9 @@ def _register_reductions(torchax: Any, take: Register) -> None:
     take(torch.Tensor.take_along_dim, take_along_dim)
 
 
+_PRODUCTS = 64
+
+
 def _register_elementwise(torchax: Any, take: Register) -> None:
     aten, lowered = torch.ops.aten, torchax.ops.jaten
 
@@ -105,6 +108,16 @@ def _register_elementwise(torchax: Any, take: Register) -> None:
             return jnp.logical_or(x, y)
         return lowered._aten_add(x, y, alpha=alpha)
 
+    plain_power = lowered._aten_pow
+
+    def power(x: Any, y: Any) -> Any:
+        # By products: torchax hands even x² to the power of floats, which costs twenty of them.
+        whole = isinstance(y, (int, float)) and y == int(y) and abs(y) <= _PRODUCTS
+        if whole and jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            return jax.lax.integer_pow(x, int(y))
+        return plain_power(x, y)
+
+    take(aten.pow, power)
     take(aten.add, add)
     take(aten.detach, jax.lax.stop_gradient)
     take(aten.lgamma, lambda x: jax.scipy.special.gammaln(x))
