@@ -381,3 +381,36 @@ def test_steps_that_depend_on_the_batch(function):
             F.mse_loss(module(ids[:2], mask[:2]), part["y"]).item(),
             rtol=1e-5,
         )
+
+
+LOSSES = {
+    "missing": lambda o, t: F.mse_loss(o[~t.isnan()], t[~t.isnan()]),
+    "classes": lambda o, t: sum(o[t[:, 0] > c].square().mean() for c in t.sign().unique() if c < 1),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_steps_of_a_loss_that_depend_on_the_batch(name):
+    x, t = batch_for()
+    if name == "missing":
+        t[0, 1] = float("nan")
+    model = adapter.from_module(nn.Linear(4, 2), loss=LOSSES[name], example=(x, t))
+    found = model.verify(hvp=True)
+    assert max(found.outputs, found.loss, found.gradient, found.hvp) <= 1e-5, found
+    other = t.flip(0)
+    with pytest.raises(ValueError, match=r"module or loss do depends on the values of the batch"):
+        cx.hessian(model, [(x, t), (x, other)])
+
+
+class InPlace(nn.Linear):
+    """Which changes its inputs."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(0.9))
+
+
+def test_a_module_that_changes_its_inputs():
+    batch = batch_for()
+    model = adapter.from_module(InPlace(4, 2), loss=F.mse_loss, example=batch)
+    assert model.verify(hvp=True).hvp <= 1e-5
+    assert all(map(torch.equal, batch, batch_for()))

@@ -67,9 +67,14 @@ def test_batches_and_losses_that_do_not_fit():
     module, (x, y) = nn.Linear(4, 2), batch_for()
     before = state_of(module)
     for loss, batch, error, match in (
-        (nn.CrossEntropyLoss(), (x, y[:3, 0].long()), ValueError, "the loss cannot be .*6, 2"),
-        (nn.CrossEntropyLoss(), (x, torch.full((6,), 7)), ValueError, "the loss .*out of b"),
-        (F.mse_loss, (x[:, :3], y), ValueError, r"the module cannot .*\(6, 3\).*inputs="),
+        (
+            nn.CrossEntropyLoss(),
+            (x, y[:3, 0].long()),
+            ValueError,
+            r"its loss cannot .*int32 .3,",
+        ),
+        (nn.CrossEntropyLoss(), (x, torch.full((6,), 7)), ValueError, "its loss .*out of b"),
+        (F.mse_loss, (x[:, :3], y), ValueError, r"the module or .*\(6, 3\).*inputs="),
         (lambda o, t: F.mse_loss(o.logits, t), (x, y), AttributeError, "logits"),
         (F.mse_loss, (x,), TypeError, r"tuple \(inputs, targets\)"),
     ):
@@ -95,3 +100,31 @@ def test_tensors_that_are_no_numbers_yet():
     )
     with pytest.raises(TypeError, match=r"'table' must be a plain tensor, got quantized"):
         adapter.from_module(quantized, loss=F.mse_loss)
+
+
+LABELLED = {
+    "cross entropy": lambda o, t: F.cross_entropy(o, t),
+    "gather": lambda o, t: -F.log_softmax(o, -1).gather(1, t[:, None]).mean(),
+    "one hot": lambda o, t: ((o - F.one_hot(t, 2)) ** 2).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", LABELLED)
+@pytest.mark.parametrize("label", [7, -1])
+def test_labels_out_of_range_in_a_later_batch(loss, label):
+    """JAX would clamp or wrap them: torch computes the loss of every batch once."""
+    x, t = batch_for()[0], torch.tensor([0, 1, 1, 0, 1, 0])
+    model = adapter.from_module(nn.Linear(4, 2), loss=LABELLED[loss], example=(x, t))
+    wrong = t.clone()
+    wrong[2] = label
+    with pytest.raises(ValueError, match="its loss cannot be computed of this batch"):
+        cx.hessian(model, [(x, t), (x, wrong)])
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_torch_has_no_new_accelerator():
+    """torchax registers one, to which DataLoader and DataParallel would turn."""
+    adapter.from_module(nn.Linear(4, 2), loss=F.mse_loss, example=batch_for())
+    assert not torch.accelerator.is_available()
+    loader = torch.utils.data.DataLoader(batch_for()[0], batch_size=3, pin_memory=True)
+    assert len(list(loader)) == 2

@@ -32,11 +32,13 @@ class JaxSource:
         framework: its name.
         run: gets `((loss, outputs), gradient)` of the source's own module on a batch; the gradient
             has the structure of `params`.
+        bits: of the coarsest numbers that it may compute in, whatever the model's are.
     """
 
-    def __init__(self, framework: str, run: Callable[[Any], Any]) -> None:
+    def __init__(self, framework: str, run: Callable[[Any], Any], bits: int = 64) -> None:
         self.framework = framework
         self.run = run
+        self.bits = bits
 
     def evaluate(self, batch: Any) -> SourceValues:
         """See `Source`."""
@@ -46,6 +48,7 @@ class JaxSource:
             jax.tree.map(np.asarray, outputs),
             float(loss),
             {name: np.asarray(leaf) for name, leaf in leaves},
+            self.bits,
         )
 
     def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> None:

@@ -193,7 +193,8 @@ def _adapt(
         with noted(batch, PARTS):
             pieces.whole.add(losses.count(network.inputs(batch)))
 
-    source = JaxSource("Keras", evaluate)
+    # It normalises, and computes losses, in float32 where all else is float64.
+    source = JaxSource("Keras", evaluate, bits=32)
     return adapt(
         source,
         network.params,

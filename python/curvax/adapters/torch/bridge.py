@@ -54,6 +54,8 @@ def torchax() -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     module = import_framework("torchax", "torch")
     torch.backends.mha.set_fastpath_enabled(fast)
+    # It claims to be an accelerator, to which pinned memory, DataParallel and torch.compile turn.
+    module.device_module.is_available = lambda: False
     tensor_ops.register(module)
     return module
 

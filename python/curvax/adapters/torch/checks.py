@@ -119,9 +119,9 @@ def explained(what: str, option: str, given: Any) -> Iterator[None]:
         if not raised_within(error, "torch"):
             raise
         kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
-        shapes = jax.tree.map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, given)
+        shapes = jax.tree.map(lambda x: f"{x.dtype} {tuple(x.shape)}", given)
         raise kind(
-            f"{what} cannot be computed of this batch, of shapes {cut(str(shapes))}: "
+            f"{what} cannot be computed of this batch, of {cut(str(shapes))}: "
             f"{type(error).__name__}: {error}. If it is to be given other parts of the batch, say "
             f"by {option} which"
         ) from error

@@ -11,17 +11,16 @@ import torch
 from torch import nn
 
 from curvax.adapters.torch.bridge import (
-    batch_to_torch,
     check_device,
     raised_within,
     to_jax,
     torchax,
 )
-from curvax.adapters.torch.checks import check_convertible, explained
+from curvax.adapters.torch.checks import check_convertible
 from curvax.adapters.torch.environment import environment
 from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run_forward
-from curvax.adapters.torch.state import holders, preserved
-from curvax.adapters.torch.steps import Following, Recording, Steps
+from curvax.adapters.torch.state import holders
+from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import take_apart
 
 Run = Callable[[nn.Module, Any], Any]
@@ -34,6 +33,7 @@ class TorchFunction:
     Attributes:
         params: leaves by name, of the parameters that require a gradient.
         name_map: all names of those parameters to the names in `params`.
+        steps: those that depend on a batch's values.
     """
 
     def __init__(self, module: nn.Module, run: Run) -> None:
@@ -48,9 +48,7 @@ class TorchFunction:
             if id(p) in first
         }
         self.params = {name: to_jax(p, f"parameter {name!r}") for name, p in taken.items()}
-        # By the shapes of a batch; of most modules none depends on values, on any batch.
-        self._steps: dict[Any, Steps] = {}
-        self._fixed = False
+        self.steps = StepsOfBatches()
         # The parameters themselves, to know them where a module holds them in a list or closure.
         self._taken = taken
         # Where the module's tensors stand: in a dict of a part, under a key. A tied parameter
@@ -88,36 +86,9 @@ class TorchFunction:
         with lowered(), self._replaced(tensors):
             env.call.parameters = {id(p): tensors[name] for name, p in self._taken.items()}
             env.call.arrays = self._arrays
-            env.call.following = Following(self._steps.get(_shapes(batch), Steps({})))
+            env.call.following = self.steps.following(batch)
             outputs = self._run(self._module, jax.tree.map(env.view, batch))
             return env.guarded(take_apart(outputs, env.unview))
-
-    def admit(self, batch: Any) -> None:
-        """Take note of the steps that the module takes on a batch of JAX arrays.
-
-        Raises:
-            ValueError: another batch of the same shapes has other steps.
-        """
-        if self._fixed:
-            return
-        recording, tensors = Recording(list(self._taken.values())), batch_to_torch(batch)
-        with (
-            explained("the module", "inputs=", tensors),
-            preserved(self._module),
-            differentiable(),
-            recording,
-        ):
-            self._run(self._module, tensors)
-        steps = recording.steps()
-        self._fixed = not steps
-        known = self._steps.setdefault(_shapes(batch), steps)
-        if (place := known.difference(steps)) is not None:
-            raise ValueError(
-                f"what the module does depends on the values of the batch, by {place[2]} in line "
-                f"{place[1]} of {place[0]!r}, and they are not the same in all batches: make an "
-                "operator of each batch, or let torch multiply by its own double backward: "
-                "adapters.torch.double_backward(module, loss, batches)"
-            )
 
     @contextlib.contextmanager
     def _replaced(self, tensors: Mapping[str, Any]) -> Iterator[None]:
@@ -138,10 +109,6 @@ class TorchFunction:
             for holder, before in kept:
                 holder.clear()
                 holder.update(before)
-
-
-def _shapes(batch: Any) -> Any:
-    return jax.tree.structure(batch), *(jnp.shape(leaf) for leaf in jax.tree.leaves(batch))
 
 
 @contextlib.contextmanager
@@ -177,7 +144,7 @@ def lowered() -> Iterator[None]:
         jax.errors.NonConcreteBooleanIndexError,
     ) as error:
         raise TypeError(
-            f"what the module does depends on the values of its tensors, as in `if x.sum() > 0` or "
+            f"what module or loss do depends on the values of tensors, as in `if x.sum() > 0` or "
             f".item(), or so does an operation as torchax has it ({_summary(error)}): {_FALLBACK}"
         ) from error
     except Exception as error:

@@ -14,6 +14,7 @@ from torch import nn
 from curvax.adapters.torch.bridge import to_jax
 from curvax.adapters.torch.environment import environment
 from curvax.adapters.torch.functional import TorchFunction, lowered
+from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import put_together
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
@@ -163,18 +164,34 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> 
     return ClassesSecond(SoftmaxCrossEntropy(labels, weights, **options))
 
 
+class LossThroughTorchax:
+    """A function of torch as `loss(outputs, batch)`.
+
+    Attributes:
+        steps: those that depend on a batch's values, of the module that it is the loss of.
+    """
+
+    def __init__(self, loss: TorchLoss, targets: Callable[[Any], Any]) -> None:
+        self._loss = loss
+        self._targets = targets
+        self.steps = StepsOfBatches()
+
+    def __call__(self, outputs: Any, batch: Any) -> Any:
+        """The mean, and its weight if that is not the length of the batch."""
+        env = environment()
+        with lowered():
+            env.call.following = self.steps.following(batch)
+            value = self._loss(
+                put_together(outputs, env.view), jax.tree.map(env.view, self._targets(batch))
+            )
+            return env.guarded(env.unview(value))
+
+
 def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     if isinstance(loss, nn.Module):
         function = TorchFunction(loss, _with_weight)
         return lambda outputs, batch: function(function.params, (outputs, targets(batch)))
-
-    def total(outputs: Any, batch: Any) -> Any:
-        env = environment()
-        with lowered():
-            value = loss(put_together(outputs, env.view), jax.tree.map(env.view, targets(batch)))
-            return env.unview(value)
-
-    return total
+    return LossThroughTorchax(loss, targets)
 
 
 def _with_weight(loss: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> Any:

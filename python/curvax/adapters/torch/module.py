@@ -8,11 +8,14 @@ from torch import nn
 
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first, second
-from curvax.adapters.torch.bridge import batch_to_jax
-from curvax.adapters.torch.checks import check_module
+from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
+from curvax.adapters.torch.checks import check_module, explained
 from curvax.adapters.torch.functional import Run, TorchFunction
-from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
+from curvax.adapters.torch.losses import LossThroughTorchax, TorchLoss, loss_on_jax
+from curvax.adapters.torch.modes import differentiable
 from curvax.adapters.torch.source import Objective, TorchSource
+from curvax.adapters.torch.state import preserved
+from curvax.adapters.torch.steps import Recording
 
 _DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
 HINT = (
@@ -20,8 +23,8 @@ HINT = (
     f"defect of the conversion: let torch multiply, by {_DOUBLE}"
 )
 DERIVATIVE_HINT = (
-    " Where a backward of the module (of a torch.autograd.Function) is on purpose not the "
-    "derivative of its forward, as in straight-through rounding and scaled gradients, the "
+    " Where a backward of the module (of a torch.autograd.Function, or by a hook) is on purpose "
+    "not the derivative of its forward, as in straight-through rounding and scaled gradients, the "
     f"Hessian that torch sees is that of double_backward, which multiplies in torch: {_DOUBLE}"
 )
 
@@ -102,6 +105,17 @@ def adapt(
         convert: turns a batch into a pytree of JAX arrays.
     """
     forward = TorchFunction(module, run)
+    if isinstance(loss, LossThroughTorchax):
+        loss.steps = forward.steps
+
+    def admit(batch: Any) -> None:
+        """Compute the loss in torch, which refuses what JAX would not, as labels out of range."""
+        recording = Recording([p for p in module.parameters() if p.requires_grad])
+        with explained("the module or its loss", "inputs= and targets=", batch), preserved(module):
+            with differentiable(), recording:
+                objective(module, batch_to_torch(batch))
+        forward.steps.admit(batch, recording.steps())
+
     model = AdaptedModel(
         forward.params,
         forward,
@@ -111,7 +125,7 @@ def adapt(
         convert=convert,
         hint=HINT,
         derivative_hint=DERIVATIVE_HINT,
-        admit=forward.admit,
+        admit=admit,
     )
     if example is not None:
         model.compared(model.convert(example))

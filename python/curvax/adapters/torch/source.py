@@ -65,13 +65,13 @@ class TorchSource:
 
     def evaluate(self, batch: Any) -> SourceValues:
         """See `Source`."""
-        tensors = batch_to_torch(batch)
         parameters = self._parameters()
         with preserved(self.module), differentiable():
-            with explained("the module", "inputs=", tensors):
-                outputs = take_apart(self.run(self.module, tensors), to_numpy)
-            with explained("the loss", "targets=", (outputs, tensors)):
-                loss = self.objective(self.module, tensors)
+            # Each of tensors of its own: a module may change its inputs.
+            with explained("the module", "inputs=", batch):
+                outputs = take_apart(self.run(self.module, batch_to_torch(batch)), to_numpy)
+            with explained("the loss", "targets=", (outputs, batch)):
+                loss = self.objective(self.module, batch_to_torch(batch))
             check_scalar(loss)
             gradient = _gradient(loss, parameters)
         return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))
@@ -80,18 +80,17 @@ class TorchSource:
         """See `Source`."""
         parameters = self._parameters()
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
-        tensors = batch_to_torch(batch)
 
         def gradient() -> Leaves:
             with preserved(self.module), double_differentiable():
-                return _gradient(self.objective(self.module, tensors), parameters)
+                return _gradient(self.objective(self.module, batch_to_torch(batch)), parameters)
 
         def differences() -> Mapping[str, Any]:
             return _to_numpy(_central_differences(gradient, parameters, direction))
 
         try:
             with preserved(self.module), double_differentiable():
-                loss = self.objective(self.module, tensors)
+                loss = self.objective(self.module, batch_to_torch(batch))
                 product = _to_numpy(second_derivatives(loss, parameters)[1](direction))
         except (RuntimeError, NotImplementedError):
             # An operation of which torch has no second derivative.

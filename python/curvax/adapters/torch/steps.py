@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -28,6 +30,12 @@ _LOOKING = {
     torch._VF._pack_padded_sequence,
 }
 
+# What takes parts of its first argument, whose values are not looked at.
+_TAKING = {
+    *(_T.__getitem__, _T.__setitem__, torch.masked_select, _T.masked_select),
+    *(torch.repeat_interleave, _T.repeat_interleave),
+}
+
 Place = tuple[str, int, str]
 """A file, a line and the name of a function."""
 
@@ -38,7 +46,7 @@ class Steps:
 
     Attributes:
         values: by place, of each call there, the tensors that it was given: their values, or None
-            where these depend on the parameters.
+            where these are not looked at or depend on the parameters.
     """
 
     values: Mapping[Place, Sequence[Sequence[torch.Tensor | None]]]
@@ -56,10 +64,15 @@ class Steps:
 
 
 def _same(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
-    return len(ours) == len(theirs) and all(
-        a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b)
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(((a == b) | (a != a) & (b != b)).all())  # NaN is NaN
 
 
 class Recording(TorchFunctionMode):
@@ -82,8 +95,9 @@ class Recording(TorchFunctionMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         follows = [x.requires_grad or x in self._following for x in given]
         if looks(func, args, kwargs):
+            passed = [True, *follows[1:]] if func in _TAKING else follows
             self._values[place_of(func)].append(
-                [None if f else x.detach().clone() for x, f in zip(given, follows, strict=True)]
+                [None if p else x.detach().clone() for x, p in zip(given, passed, strict=True)]
             )
         out = func(*args, **kwargs)
         if any(follows):
@@ -158,3 +172,33 @@ class Following:
                 self.looked_at.append((x, value))
                 values[id(x)] = value
         return tree_map_only(torch.Tensor, lambda x: values.get(id(x), x), (args, kwargs))
+
+
+class StepsOfBatches:
+    """The steps that a module and its loss take on batches, by the shapes of these."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Steps] = {}
+
+    def following(self, batch: Any) -> Following:
+        """The steps to take on a batch of these shapes."""
+        return Following(self._known.get(_shapes(batch), Steps({})))
+
+    def admit(self, batch: Any, steps: Steps) -> None:
+        """Take note of the steps taken on a batch.
+
+        Raises:
+            ValueError: another batch of the same shapes has other steps.
+        """
+        known = self._known.setdefault(_shapes(batch), steps)
+        if (place := known.difference(steps)) is not None:
+            raise ValueError(
+                "what module or loss do depends on the values of the batch, by "
+                f"{place[2]} in line {place[1]} of {place[0]!r}, and they are not the same in all "
+                "batches: make an operator of each batch, or let torch multiply by its own double "
+                "backward: adapters.torch.double_backward(module, loss, batches)"
+            )
+
+
+def _shapes(batch: Any) -> Any:
+    return jax.tree.structure(batch), *(jnp.shape(leaf) for leaf in jax.tree.leaves(batch))
