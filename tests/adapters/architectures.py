@@ -213,17 +213,14 @@ def table(lines):
             figures = " | ".join(f"{r[key]:.0e}" for key in ("loss", "gradient", "product"))
             form = "" if r["form"] in ("LinearCrossEntropy", "SoftmaxCrossEntropy") else r["form"]
             yield f"| `{kind}` | {name} | {figures} | {form} |"
-    yield ""
     left = {
-        f"{name} ({kind})"
+        kind: [n for n in architectures(kind) if (kind, n) not in rows and n not in UNTRIED]
         for kind in HEADS
-        for name in architectures(kind)
-        if (kind, name) not in rows and name not in UNTRIED
     }
-    if left:
-        yield f"Not in this run: {', '.join(sorted(left))}."
-        yield ""
-    yield f"Not tried, for want of a tiny configuration or batch: {', '.join(sorted(UNTRIED))}."
+    yield "\n## Not measured yet\n"
+    yield from (f"- `{kind}`: {', '.join(sorted(names))}" for kind, names in left.items() if names)
+    yield "\n## Not tried, for want of a tiny configuration or batch\n"
+    yield f"{', '.join(sorted(UNTRIED))}."
 
 
 if __name__ == "__main__":

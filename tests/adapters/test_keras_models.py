@@ -342,3 +342,24 @@ def test_losses_that_do_not_exist(unchanged):
     with pytest.raises(ValueError, match="loss must have the structure of the outputs"):
         x = np.ones((4, 2), np.float32)
         adapter.from_model(model, loss={"two": "mse", "three": "mse"}, example=(x, x))
+
+
+def test_a_linear_model_in_float64():
+    """Keras computes its loss in float32 there, which is no difference of the models."""
+    import jax
+    import keras
+
+    from curvax.adapters import keras as adapter
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        model = keras.Sequential([keras.Input((3,), dtype="float64")])
+        model.add(keras.layers.Dense(1, dtype="float64"))
+        model.compile(loss="mse")
+        batch = (rng.standard_normal((6, 3)), rng.standard_normal((6, 1)))
+        op = cx.hessian(adapter.from_model(model, example=batch), batch)
+        design = np.concatenate([np.ones((6, 1)), batch[0]], 1)
+        by_name = {name.rpartition("/")[2]: i for i, name in enumerate(op.space.names)}
+        columns = [0, 1, 2, 3] if by_name["bias"] == 0 else [1, 2, 3, 0]
+        wanted = 2 / 6 * (design.T @ design)[np.ix_(columns, columns)]
+        np.testing.assert_allclose(op.product(jnp.eye(4)), wanted, rtol=1e-12, atol=1e-12)
