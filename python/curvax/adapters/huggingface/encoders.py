@@ -66,4 +66,4 @@ def encoder(
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
         return loss(run(model, batch), targets(batch))
 
-    return adapt(model, run, objective, loss_on_jax(loss, targets), example)
+    return adapt(model, run, objective, loss_on_jax(loss, targets), example, traced=objective)

@@ -76,7 +76,7 @@ def from_module(
     def objective(module: nn.Module, batch: Any) -> torch.Tensor:
         return loss(run(module, batch), targets(batch))
 
-    return adapt(module, run, objective, loss_on_jax(loss, targets), example)
+    return adapt(module, run, objective, loss_on_jax(loss, targets), example, traced=objective)
 
 
 def call(module: nn.Module, inputs: Any) -> Any:
@@ -93,6 +93,7 @@ def adapt(
     loss: Callable[[Any, Any], Any],
     example: Any,
     convert: Callable[[Any], Any] = batch_to_jax,
+    traced: Run | None = None,
 ) -> AdaptedModel:
     """The model of a module that has been checked, compared on `example` if there is one.
 
@@ -103,17 +104,20 @@ def adapt(
         loss: the same of the outputs, on JAX arrays.
         example: a batch or None.
         convert: turns a batch into a pytree of JAX arrays.
+        traced: what torch computes of every batch, to refuse what JAX would not, as labels out of
+            range, and to learn the steps that JAX is to take; so not the source's own way where
+            `run` has another. None for `run`.
     """
+    traced = run if traced is None else traced
     forward = TorchFunction(module, run)
     if isinstance(loss, LossThroughTorchax):
         loss.steps = forward.steps
 
     def admit(batch: Any) -> None:
-        """Compute the loss in torch, which refuses what JAX would not, as labels out of range."""
         recording = Recording([p for p in module.parameters() if p.requires_grad])
         with explained("the module or its loss", "inputs= and targets=", batch), preserved(module):
             with differentiable(), recording:
-                objective(module, batch_to_torch(batch))
+                traced(module, batch_to_torch(batch))
         forward.steps.admit(batch, recording.steps())
 
     model = AdaptedModel(
