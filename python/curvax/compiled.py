@@ -79,10 +79,31 @@ def _placement(leaves: list[Any]) -> Any:
 _NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
-def compiler_options(args: Any) -> dict[str, Any] | None:
+def compiler_options(*args: Any) -> dict[str, Any] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
     wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
     return _NARROW if wide else None
+
+
+def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
+    """`jax.jit` with `compiler_options` where it is outermost.
+
+    Args:
+        fun: the function.
+        static: the position of its static argument.
+    """
+    plain = jax.jit(fun, static_argnums=static)
+    narrow = jax.jit(fun, static_argnums=static, compiler_options=_NARROW)
+
+    @functools.wraps(fun)
+    def call(*args: Any) -> Any:
+        # Within a trace a new array is traced too, whatever the arguments are.
+        if compiler_options(*args) is None or isinstance(jnp.zeros(()), jax.core.Tracer):
+            return plain(*args)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (plain if traced else narrow)(*args)
+
+    return call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +157,7 @@ class Program:
             fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
             with clock.part("compile"):
                 lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
-                _cache[key] = lowered.compile(compiler_options(args))
+                _cache[key] = lowered.compile(compiler_options(*args))
             while len(_cache) > _CACHED:
                 _cache.popitem(last=False)
         _cache.move_to_end(key)

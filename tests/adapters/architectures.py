@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tests.adapters.tiny_models import RANKS
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from curvax.adapters.huggingface.examples import example_of
@@ -86,17 +87,7 @@ def tiny_options(cls, depth=0):
 
 
 # What the sizes alone do not say.
-DEEPSEEK = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 8,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-}
+DEEPSEEK = RANKS | {"first_k_dense_replace": 1}
 STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 OPTIONS = {
     "deepseek_v2": DEEPSEEK,

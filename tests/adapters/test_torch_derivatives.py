@@ -414,3 +414,27 @@ def test_a_module_that_changes_its_inputs():
     model = adapter.from_module(InPlace(4, 2), loss=F.mse_loss, example=batch)
     assert model.verify(hvp=True).hvp <= 1e-5
     assert all(map(torch.equal, batch, batch_for()))
+
+
+class OfValues(nn.Module):
+    """What takes values of the batch, whose shapes do not depend on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1].repeat_interleave(2, 0)[::2])
+
+
+def test_batches_of_other_values_are_no_other_steps():
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(6, 3, 4, generator=generator), torch.tensor([0, 1, 1, 0, 1, 0])
+
+    def loss(outputs, labels):
+        return ((outputs - F.one_hot(labels, num_classes=2)) ** 2).mean()
+
+    model = adapter.from_module(OfValues(), loss=loss)
+    whole, parts = cx.hessian(model, (x, t)), cx.hessian(model, [(x[:3], t[:3]), (x[3:], t[3:])])
+    v = jnp.asarray(np.random.default_rng(0).standard_normal((1, whole.shape[0])), jnp.float32)
+    np.testing.assert_allclose(parts.product(v), whole.product(v), rtol=1e-4, atol=1e-6)

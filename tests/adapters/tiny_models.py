@@ -13,18 +13,20 @@ SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-LATENT = {
+RANKS = {
     "num_key_value_heads": 4,
     "q_lora_rank": 8,
     "kv_lora_rank": 8,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
+    "n_group": 2,
+    "topk_group": 1,
+}
+LATENT = RANKS | {
     "moe_intermediate_size": 16,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
     "first_k_dense_replace": 0,
 }
 

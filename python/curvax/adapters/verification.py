@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from curvax.adapters.gradients import NOISE, Gradients, distances, norm
 from curvax.compiled import compiler_options
 from curvax.filters import leaf_names
 from curvax.operators.fences import fence
 from curvax.operators.hessian import hessian
+from curvax.operators.hoist import Hoisted, hoist
 from curvax.operators.model import Model
 
 
@@ -175,11 +175,10 @@ class Comparison:
         # The source first: of a batch that does not fit, its own words are the best.
         theirs = self.source.evaluate(self.batch)
         program = self._program()
-        compiled = program.lower().compile(compiler_options((self.model.params, self.batch)))
-        (loss, (weight, outputs)), gradient = compiled(self.model.params, self.batch)
+        (loss, (weight, outputs)), gradient = program(self.model.params)
         if float(weight) == 0:
             return None
-        limits = _TOLERANCES[min(theirs.bits, _coarsest_bits(program.jaxpr))]
+        limits = _TOLERANCES[min(theirs.bits, _coarsest_bits(program.traced.jaxpr))]
         limits = limits._replace(products=self.tol or limits.products)
         allowed = {"outputs": limits.outputs, "loss": limits.outputs}
         differences = self._outputs(outputs, theirs.outputs)
@@ -187,7 +186,7 @@ class Comparison:
         found = Gradients.of(self._leaves(gradient), theirs.gradient, limits.products)
         close = max(differences) <= limits.outputs and losses <= limits.outputs
         if self.tol is None and not (close and found.passed):
-            again = compiled(_nudged(self.model.params), self.batch)
+            again = program(_nudged(self.model.params))
             noise = self._outputs(again[0][1][1], jax.tree.map(np.asarray, outputs))
             worst = int(np.argmax(np.divide(differences, np.maximum(noise, limits.outputs))))
             differences = [differences[worst]]
@@ -208,46 +207,24 @@ class Comparison:
         allowed = {**allowed, "hvp": limit}
         return dataclasses.replace(measured, hvp=product, reference=reference, tolerances=allowed)
 
-    def _program(self) -> Any:
-        """Outputs, loss and gradient, traced; its own derivative is traced too."""
+    def _program(self) -> "_Program":
+        """Outputs, loss and gradient; whether that has a derivative is traced too."""
 
         def evaluate(params: Any, batch: Any) -> Any:
             outputs = self.model.forward(params, batch)
             loss = self.model.loss(outputs, batch)
             mean, weight = loss if isinstance(loss, tuple) else (loss, 1)
-            arrays = [leaf for leaf in jax.tree.leaves(outputs) if not isinstance(leaf, str)]
-            structure: Any = jax.tree.structure(outputs)
-            return jnp.reshape(mean, ()), (weight, jax.tree.unflatten(structure, arrays))
+            return jnp.reshape(mean, ()), (weight, outputs)
 
-        both = jax.jit(fence(jax.value_and_grad(evaluate, has_aux=True)))
+        gradient = fence(jax.value_and_grad(evaluate, has_aux=True))
+        params = self.model.params
         try:
-            program = both.trace(self.model.params, self.batch)
-            self._trace_twice(program)
+            # A module's constants are arguments: XLA would hold, and fold, frozen weights again.
+            program = _Program(*hoist(gradient, params, self.batch), self.batch)
+            _trace_derivative(program, params)
         except NotImplementedError as error:
             raise UndifferentiableError(str(error).partition("\n")[0]) from error
         return program
-
-    def _trace_twice(self, program: Any) -> None:
-        """Trace the derivative of a gradient, to learn whether there is one."""
-        function = jaxpr_as_fun(program.jaxpr)
-        rest = jax.tree.leaves(self.batch)
-
-        def gradient(*leaves: Any) -> Any:
-            return function(*leaves, *rest)
-
-        params = jax.tree.leaves(self.model.params)
-
-        def squares(leaves: list[Any]) -> Any:
-            results = gradient(*leaves)
-            return sum(jnp.sum(x**2) for x in results if jnp.issubdtype(x.dtype, jnp.floating))
-
-        try:
-            jax.eval_shape(lambda leaves: jax.jvp(gradient, leaves, leaves), params)
-        except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
-            try:
-                jax.eval_shape(jax.grad(squares), params)
-            except (TypeError, ValueError):
-                raise NotImplementedError(str(error)) from error
 
     def _outputs(self, ours: Any, theirs: Any) -> list[float]:
         """The relative difference of each output."""
@@ -304,6 +281,48 @@ class Comparison:
                 )
                 return right, judged, limits.differences
         return hvp, f"{framework}'s own double backward", allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """`((loss, (weight, outputs)), gradient)` of parameters.
+
+    Attributes:
+        traced: a function of the constants, the parameters and the batch.
+        consts: the constants.
+        batch: the batch.
+    """
+
+    traced: Hoisted
+    consts: Any
+    batch: Any
+
+    def __call__(self, params: Any) -> Any:
+        args = (self.consts, params, self.batch)
+        return jax.jit(self.traced, compiler_options=compiler_options(*args))(*args)
+
+
+def _trace_derivative(program: _Program, params: Any) -> None:
+    """Trace the derivative of a gradient, to learn whether there is one.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+
+    def results(given: Any) -> list[Any]:
+        leaves = jax.tree.leaves(program.traced(program.consts, given, program.batch))
+        return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def squares(given: Any) -> Any:
+        return sum(jnp.sum(leaf**2) for leaf in results(given))
+
+    try:
+        jax.eval_shape(lambda given: jax.jvp(results, (given,), (given,)), params)
+    except (TypeError, ValueError) as error:  # as of callbacks, and of rules by custom_vjp
+        try:
+            jax.eval_shape(jax.grad(squares), params)
+        except (TypeError, ValueError):
+            raise NotImplementedError(str(error)) from error
 
 
 def _nudged(params: Any) -> Any:

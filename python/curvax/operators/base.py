@@ -14,7 +14,7 @@ from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
 from curvax.arrays import to_array
-from curvax.compiled import compiler_options, untracked_settings
+from curvax.compiled import jit, untracked_settings
 from curvax.filters import Filter, difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
 
@@ -314,21 +314,14 @@ def _algebra() -> Any:
 
 def compiled_product(op: Operator, block: Array) -> Array:
     """`op.product`, compiled; the operator's arrays are arguments."""
-    outermost = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((op, block)))
-    wide = outermost and compiler_options((op, block)) is not None
-    return _compiled_product(wide)(untracked_settings(), op, block)  # type: ignore[no-any-return]
+    products: Array = _compiled_product(untracked_settings(), op, block)
+    return products
 
 
-@functools.cache
-def _compiled_product(wide: bool) -> Any:
-    """The program, of float64 arrays or of none."""
-
-    def product(settings: tuple[Any, ...], op: Operator, block: Array) -> Array:
-        """`settings` are read where the product is traced."""
-        return checked_product(op, block)
-
-    options = compiler_options(np.empty(0, np.float64)) if wide else None
-    return jax.jit(product, static_argnums=0, compiler_options=options)
+@functools.partial(jit, static=0)
+def _compiled_product(settings: tuple[Any, ...], op: Operator, block: Array) -> Array:
+    """`settings` are read where the product is traced."""
+    return checked_product(op, block)
 
 
 def checked_product(op: Operator, block: Array) -> Array:

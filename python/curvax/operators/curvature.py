@@ -11,7 +11,7 @@ from jax import Array
 
 from curvax.arrays import shares
 from curvax.checks import shown
-from curvax.compiled import CHUNK, over_columns
+from curvax.compiled import CHUNK, jit, over_columns
 from curvax.filters import Filter, select
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator, VectorSpace
@@ -340,14 +340,14 @@ def _primal_of_one(half: LinearHalf, consts: Any, leaves: Any, batch: Any) -> An
     return mean[None], weight[None], residuals
 
 
-_primal = jax.jit(
+_primal = jit(
     lambda half, consts, leaves, batch: fence(half.primal)(consts, leaves, batch),
-    static_argnums=0,
+    static=0,
 )
 
-_primal_of_many = jax.jit(
+_primal_of_many = jit(
     lambda half, consts, leaves, batch: jax.lax.map(
         lambda entry: fence(half.primal)(consts, leaves, entry), batch
     ),
-    static_argnums=0,
+    static=0,
 )

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.huggingface.batches import IGNORED, check_labels, mapping
 from curvax.adapters.huggingface.examples import example_of, tokens
-from curvax.adapters.huggingface.loading import load
-from curvax.adapters.huggingface.tokens import check_head, token_model
+from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.torch.bridge import batch_to_jax
 
 
@@ -38,10 +37,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
         OSError: nothing that transformers can load at the path.
         ImportError: transformers is not installed.
     """
-    model = load(model_or_path, "causal_lm")
-    check_head(model)
-    main = model.main_input_name
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    model, main, vocabulary = load_with_head(model_or_path, "causal_lm")
 
     def convert(batch: Any) -> Any:
         arrays = _with_labels(batch, main)
@@ -73,10 +69,7 @@ def masked_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
         OSError: as for `causal_lm`.
         ImportError: as for `causal_lm`.
     """
-    model = load(model_or_path, "masked_lm")
-    check_head(model)
-    main = model.main_input_name
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    model, main, vocabulary = load_with_head(model_or_path, "masked_lm")
 
     def convert(batch: Any) -> Mapping[str, Any]:
         arrays = mapping(batch, main)

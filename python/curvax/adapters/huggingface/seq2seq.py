@@ -9,8 +9,7 @@ from torch import nn
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.huggingface.batches import check_labels, mapping
 from curvax.adapters.huggingface.examples import example_of
-from curvax.adapters.huggingface.loading import load
-from curvax.adapters.huggingface.tokens import check_head, token_model
+from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
 from curvax.adapters.torch.state import preserved
@@ -37,10 +36,7 @@ def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
         OSError: as for `causal_lm`.
         ImportError: as for `causal_lm`.
     """
-    model = load(model_or_path, "seq2seq_lm")
-    check_head(model)
-    main = model.main_input_name
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    model, main, vocabulary = load_with_head(model_or_path, "seq2seq_lm")
 
     def convert(batch: Any) -> Mapping[str, Any]:
         arrays = mapping(batch, main)

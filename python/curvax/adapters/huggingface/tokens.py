@@ -16,6 +16,7 @@ from curvax.adapters.huggingface.extras import (
     LinearCrossEntropyWithExtra,
     SoftmaxCrossEntropyWithExtra,
 )
+from curvax.adapters.huggingface.loading import load
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_torch
 from curvax.adapters.torch.module import adapt
@@ -27,18 +28,20 @@ from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 _SAME = 1e-4
 
 
-def check_head(model: nn.Module) -> None:
-    """Refuse a model without a linear head for tokens.
+def load_with_head(model_or_path: Any, kind: str) -> tuple[nn.Module, str, int]:
+    """A model with a linear head for tokens, what its main input is called, and its vocabulary.
 
     Raises:
-        TypeError: as said.
+        TypeError: it has no such head; and as `load`.
     """
+    model = load(model_or_path, kind)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear):
         raise TypeError(
             "model must have a linear head for tokens (get_output_embeddings), as "
             f"AutoModelForCausalLM has, got {type(model).__name__} with {shown(head)}"
         )
+    return model, str(model.main_input_name), head.weight.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ expects. What crosses to JAX is therefore copied.
 
 import functools
 import os
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -144,7 +145,19 @@ def to_numpy(tensor: torch.Tensor) -> Any:
     return np.asarray(dense.float() if dense.dtype == torch.bfloat16 else dense)
 
 
+def home(package: str) -> str:
+    """The folder of an imported package, with a separator behind."""
+    return os.path.join(os.path.dirname(sys.modules[package].__file__ or ""), "")
+
+
 def raised_within(error: BaseException, *packages: str) -> bool:
-    """Whether the code of one of these packages has raised an error, not what called it."""
+    """Whether the code of one of these packages has raised an error, not what called it.
+
+    Compiled code leaves no frame: what the modes call is torch's.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(f"/{name}/" in frames[-1].filename for name in packages)
+    ours = [home("curvax.adapters.torch") + file for file in _CALLING_TORCH]
+    return bool(frames) and frames[-1].filename.startswith((*map(home, packages), *ours))
+
+
+_CALLING_TORCH = ("steps.py", "modes.py", "environment.py")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curvax.adapters.torch.bridge import check_device, raised_within
+from curvax.adapters.torch.state import trainable
 from curvax.checks import cut
 
 
@@ -32,7 +33,7 @@ def check_module(module: nn.Module) -> None:
             )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _check_dense(name, tensor)
-    taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    taken = trainable(module)
     if not taken:
         held = sorted({str(p.dtype) for p in module.parameters()})
         whole = bool(held) and not any(p.is_floating_point() for p in module.parameters())

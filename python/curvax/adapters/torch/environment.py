@@ -20,7 +20,6 @@ from torch.utils import _pytree
 
 from curvax.adapters.torch.bridge import to_jax as copied
 from curvax.adapters.torch.bridge import torchax, wide
-from curvax.adapters.torch.lowerings import register
 from curvax.adapters.torch.steps import Following, Steps, looks, writes
 
 
@@ -33,11 +32,12 @@ class Call(threading.local):
         written: by storage, the constants that a traced tensor was written into.
         saved: by storage, what constants held that the module has changed.
         following: the steps that depend on the batch.
+        converting: whether there is one.
         within_function: whether the forward of a `torch.autograd.Function` runs.
     """
 
     def __init__(self) -> None:
-        self.within_function = False
+        self.converting = self.within_function = False
         self.parameters: Mapping[int, Any] = {}
         self.arrays: Mapping[int, jax.Array] = {}
         self.written: dict[int, tuple[torch.Tensor, jax.Array]] = {}
@@ -167,7 +167,7 @@ def environment() -> Any:
             if x.is_sparse:
                 x = x.to_dense()
             if x.ndim == 0 and not x.is_complex():
-                return jnp.asarray(x.item()) if weak else jnp.asarray(x.item(), _dtype(x))
+                return jnp.asarray(x.item()) if weak else jnp.asarray(x.item(), _jax_dtype(x.dtype))
             with torch._C.DisableTorchFunction():  # what is looked at here is no step of the module
                 return copied(x.resolve_conj().resolve_neg(), "a tensor that the module makes")
 
@@ -234,7 +234,6 @@ def environment() -> Any:
             self.call.following = Following(Steps({}))
 
     env = Environment()
-    register(env)
     for kind in traced:
         _mend(kind, env)
     return env
@@ -256,10 +255,6 @@ def _mend(kind: Any, env: Any) -> None:
     kind.detach = detach
     kind.type_as = lambda self, other: self.to(other.dtype)
     kind.data = property(detach, torchax().tensor.Tensor.data.fset)
-
-
-def _dtype(x: torch.Tensor) -> Any:
-    return _jax_dtype(x.dtype)
 
 
 def _jax_dtype(dtype: torch.dtype) -> Any:

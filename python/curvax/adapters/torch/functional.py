@@ -19,7 +19,7 @@ from curvax.adapters.torch.bridge import (
 from curvax.adapters.torch.checks import check_convertible
 from curvax.adapters.torch.environment import environment
 from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run_forward
-from curvax.adapters.torch.state import holders
+from curvax.adapters.torch.state import holders, trainable
 from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import take_apart
 
@@ -40,7 +40,7 @@ class TorchFunction:
         check_convertible(module)
         self._run = run
         self._module = module
-        taken = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        taken = trainable(module)
         first = {id(p): name for name, p in taken.items()}
         self.name_map = {
             name: first[id(p)]

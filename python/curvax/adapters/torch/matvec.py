@@ -16,6 +16,7 @@ from curvax.adapters.torch.losses import TorchLoss, check_loss, check_scalar, we
 from curvax.adapters.torch.modes import double_differentiable
 from curvax.adapters.torch.module import call
 from curvax.adapters.torch.source import second_derivatives
+from curvax.adapters.torch.state import trainable
 from curvax.checks import shown
 from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.matrix import HostOperator, HostProducts
@@ -166,7 +167,7 @@ def double_backward(
     check_loss(loss)
     single = isinstance(batches, (tuple, Mapping, torch.Tensor))
     listed: Iterable[Any] = [batches] if single else batches
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = trainable(module)
     parts = []
     with double_differentiable():
         for position, batch in enumerate(listed):

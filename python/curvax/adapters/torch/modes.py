@@ -1,7 +1,6 @@
 """How torch's functions behave in a conversion, and in the source that it is compared with."""
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +13,6 @@ from torch.utils import checkpoint
 
 from curvax.adapters.torch.bridge import torchax
 from curvax.adapters.torch.environment import environment
-
-_state = threading.local()
 
 
 class AsInTorch(TorchFunctionMode):
@@ -107,9 +104,9 @@ def functions_run_forward() -> Iterator[None]:
     base: Any = torch.autograd.function._SingleLevelFunction
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(_state, "converting", False):
-            return super(base, cls).apply(*args, **kwargs)
         call = environment().call
+        if not call.converting:
+            return super(base, cls).apply(*args, **kwargs)
         outer, call.within_function = call.within_function, True
         try:
             with torch.enable_grad():
@@ -117,12 +114,13 @@ def functions_run_forward() -> Iterator[None]:
         finally:
             call.within_function = outer
 
-    outer, _state.converting = getattr(_state, "converting", False), True
+    call = environment().call
+    outer, call.converting = call.converting, True
     base.apply = classmethod(apply)
     try:
         yield
     finally:
-        _state.converting = outer
+        call.converting = outer
         if not outer and "apply" in vars(base):
             del base.apply
 

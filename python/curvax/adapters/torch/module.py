@@ -14,7 +14,7 @@ from curvax.adapters.torch.functional import Run, TorchFunction
 from curvax.adapters.torch.losses import LossThroughTorchax, TorchLoss, loss_on_jax
 from curvax.adapters.torch.modes import differentiable
 from curvax.adapters.torch.source import Objective, TorchSource
-from curvax.adapters.torch.state import preserved
+from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.steps import Recording
 
 _DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
@@ -114,10 +114,10 @@ def adapt(
         loss.steps = forward.steps
 
     def admit(batch: Any) -> None:
-        recording = Recording([p for p in module.parameters() if p.requires_grad])
-        with explained("the module or its loss", "inputs= and targets=", batch), preserved(module):
-            with differentiable(), recording:
-                traced(module, batch_to_torch(batch))
+        recording = Recording(trainable(module).values())
+        named = explained("the module or its loss", "inputs= and targets=", batch)
+        with named, preserved(module), differentiable(), recording:
+            traced(module, batch_to_torch(batch))
         forward.steps.admit(batch, recording.steps())
 
     model = AdaptedModel(

@@ -12,7 +12,7 @@ from curvax.adapters.torch.checks import explained
 from curvax.adapters.torch.functional import Run
 from curvax.adapters.torch.losses import check_scalar
 from curvax.adapters.torch.modes import differentiable, double_differentiable
-from curvax.adapters.torch.state import preserved
+from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
 
@@ -65,7 +65,7 @@ class TorchSource:
 
     def evaluate(self, batch: Any) -> SourceValues:
         """See `Source`."""
-        parameters = self._parameters()
+        parameters = trainable(self.module)
         with preserved(self.module), differentiable():
             # Each of tensors of its own: a module may change its inputs.
             with explained("the module", "inputs=", batch):
@@ -78,7 +78,7 @@ class TorchSource:
 
     def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
         """See `Source`."""
-        parameters = self._parameters()
+        parameters = trainable(self.module)
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
 
         def gradient() -> Leaves:
@@ -99,9 +99,6 @@ class TorchSource:
             # One of which it has a wrong one, as of the norm of a row of zeros.
             return SourceDerivatives(None, differences)
         return SourceDerivatives(product, differences)
-
-    def _parameters(self) -> Leaves:
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
 
 def _gradient(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Leaves:

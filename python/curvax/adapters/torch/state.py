@@ -20,6 +20,11 @@ def holders(module: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name; a shared one under its first."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 @contextlib.contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
     """Leave a module that is called as it was, and torch's random numbers too.

@@ -8,7 +8,7 @@ values of such tensors are not taken, since they change with them.
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from curvax.adapters.torch.bridge import home
+
 _T = torch.Tensor
 # What looks at values: it returns numbers, or tensors of a shape that depends on them.
 _LOOKING = {
@@ -25,9 +27,8 @@ _LOOKING = {
     *(_T.nonzero, torch.nonzero, torch.argwhere, _T.argwhere, _T.masked_select),
     *(torch.masked_select, _T.unique, torch.unique, torch.unique_consecutive, torch.bincount),
     *(_T.bincount, torch.equal, _T.equal, torch.allclose, _T.allclose, torch.repeat_interleave),
-    *(_T.repeat_interleave, _T.__getitem__, _T.__setitem__, torch.where, torch._VF.lstm),
-    *(torch.nn.functional.one_hot, torch.nn.utils.rnn.pack_padded_sequence),
-    torch._VF._pack_padded_sequence,
+    *(_T.repeat_interleave, _T.__getitem__, _T.__setitem__, torch.where),
+    torch.nn.functional.one_hot,
 }
 
 # What takes parts of its first argument, whose values are not looked at.
@@ -35,6 +36,9 @@ _TAKING = {
     *(_T.__getitem__, _T.__setitem__, torch.masked_select, _T.masked_select),
     *(torch.repeat_interleave, _T.repeat_interleave),
 }
+
+# Of torch and of the adapters.
+_NO_PLACES = (home("torch"), home("curvax") + "adapters")
 
 Place = tuple[str, int, str]
 """A file, a line and the name of a function."""
@@ -50,9 +54,6 @@ class Steps:
     """
 
     values: Mapping[Place, Sequence[Sequence[torch.Tensor | None]]]
-
-    def __bool__(self) -> bool:
-        return any(x is not None for calls in self.values.values() for call in calls for x in call)
 
     def difference(self, other: "Steps") -> Place | None:
         """Where another call looked at other values; None if at the same."""
@@ -78,7 +79,7 @@ def _equal(a: Any, b: Any) -> bool:
 class Recording(TorchFunctionMode):
     """Records the steps of a call in torch."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self._values: dict[Place, list[list[torch.Tensor | None]]] = defaultdict(list)
         # Those that depend on the parameters and do not tell, as integers and what no_grad gives.
@@ -119,6 +120,8 @@ def looks(func: Any, args: Any, kwargs: Any) -> bool:
         )
     if func is torch.where:
         return len(args) + len(kwargs) == 1
+    if func is torch.nn.functional.one_hot:  # else as many classes as the largest says
+        return (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1
     if func in (_T.repeat_interleave, torch.repeat_interleave):
         repeats = [*args[1:], *kwargs.values()]
         return not repeats or any(isinstance(x, torch.Tensor) for x in repeats)
@@ -142,9 +145,7 @@ _IN_PLACE = {
 def place_of(func: Any) -> Place:
     """Where a function is called, outside torch and this package."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and any(
-        f"/{package}/" in frame.f_code.co_filename for package in ("torch", "curvax/adapters")
-    ):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NO_PLACES):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno, func.__name__
 

@@ -13,6 +13,7 @@ from curvax.adapters.torch.tensor_algebra import register_algebra
 from curvax.adapters.torch.tensor_distances import register_distances
 from curvax.adapters.torch.tensor_kinks import register_kinks
 from curvax.adapters.torch.tensor_pools import register_pools
+from curvax.adapters.torch.tensor_products import register_products
 from curvax.adapters.torch.tensor_registry import Register, register_in
 from curvax.adapters.torch.tensor_resize import register_resize
 from curvax.adapters.torch.tensor_views import register_views
@@ -33,6 +34,7 @@ def register(torchax: Any) -> None:
     register_kinks(torchax, take)
     register_algebra(take)
     register_resize(take)
+    register_products(take)
     _register_reductions(torchax, take)
     _register_elementwise(torchax, take)
     _register_in_place(torchax, take)
@@ -178,9 +180,8 @@ def _register_in_place(torchax: Any, take: Register) -> None:
         if short not in ("zero_", "fill_") and any(form in known for form in forms):
             continue
         take(packet, in_place(getattr(aten, short[:-1])), view=True)
-    for short, function in (("squeeze", aten.squeeze), ("unsqueeze", aten.unsqueeze)):
-        take(getattr(aten, f"{short}_"), in_place(function, replace=True), view=True)
-    for short, function in (("transpose", aten.transpose), ("t", aten.t)):
+    for short in ("squeeze", "unsqueeze", "transpose", "t"):
+        function = getattr(aten, short)
         take(getattr(aten, f"{short}_"), in_place(function, replace=True), view=True)
     for short, function in (
         ("__iand__", aten.bitwise_and),

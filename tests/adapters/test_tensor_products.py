@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 if importlib.util.find_spec("torchax") is None:  # its import fails before it is prepared
     pytest.skip("torchax is not installed", allow_module_level=True)
 
-from curvax.adapters.torch.lowerings import attention, grouped_mm  # noqa: E402
+from curvax.adapters.torch.tensor_products import attention, grouped_mm  # noqa: E402
 
 pytestmark = pytest.mark.frameworks
 

@@ -4,33 +4,28 @@ Plain operations only, so that derivatives of any order and mode and `vmap` go t
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
 from jax import Array
 
-from curvax.adapters.torch.bridge import torchax
+from curvax.adapters.torch.tensor_registry import Register
 
 
-def register(env: Any) -> None:
-    """Give an environment of torchax the functions of this file."""
-    operator = torchax().ops.ops_registry.Operator
+def register_products(take: Register) -> None:
+    """Give the functions of this file.
+
+    Args:
+        take: takes a lowering.
+    """
     for function, ours in (
         (torch.nn.functional.grouped_mm, grouped_mm),
         (torch.ops.aten._grouped_mm, grouped_mm),
         (torch.nn.functional.scaled_dot_product_attention, attention),
         (torch.ops.aten.scaled_dot_product_attention, attention),
     ):
-        env._ops[function] = operator(
-            function,
-            ours,
-            is_jax_function=True,
-            is_user_defined=True,
-            needs_env=False,
-            is_view_op=False,
-        )
+        take(function, ours)
 
 
 def attention(
