@@ -49,13 +49,13 @@ def test_the_cell_of_a_notebook_shows_the_table(name):
 def test_a_plan_and_a_verification_show_what_they_print():
     plan = cx.plan(np.eye(3, dtype=np.float32), 1)
     assert repr(plan) == str(plan) and repr(plan).startswith("1 eigenpairs of 3 parameters")
-    found = Verification(1e-7, 2e-7, None, 3e-5, "torch", {"outputs": 1e-4})
+    found = Verification(1e-7, 2e-7, 4e-7, 8e-7, "w", 3e-5, "torch", {"outputs": 1e-4})
     assert (
         repr(found)
         == str(found)
         == (
-            "relative differences: outputs 1.0e-07, loss 2.0e-07, Hessian-vector product 3.0e-05 "
-            "against torch"
+            "relative differences: outputs 1.0e-07, loss 2.0e-07, gradient 4.0e-07 (of w 8.0e-07), "
+            "Hessian-vector product 3.0e-05 against torch"
         )
     )
 
