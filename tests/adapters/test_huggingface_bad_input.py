@@ -120,6 +120,19 @@ class TestBadInput:
         with refused(module, ValueError, "problem_type='multi_label_classification'"):
             huggingface.image_classification(module)
 
+    def test_columns_that_are_not_numbers(self):
+        module = llama()
+        model = huggingface.causal_lm(module)
+        for text in ("a b c", ["a b c", "d e f", "g h i"]):
+            with refused(module, TypeError, r"batch\['text'\].* got str: leave out"):
+                cx.hessian(model, padded("right") | {"text": text})
+
+    def test_embedded_inputs_without_labels(self):
+        module = llama()
+        model = huggingface.causal_lm(module)
+        with refused(module, KeyError, "must have labels"):
+            cx.hessian(model, {"inputs_embeds": torch.rand(3, 9, 32)})
+
     def test_the_token_with_which_decoders_start(self):
         module = t5()
         del module.config.decoder_start_token_id

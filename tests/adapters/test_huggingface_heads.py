@@ -153,6 +153,13 @@ def test_batches_with_and_without_padding():
     np.testing.assert_allclose(loss, np.average(losses, weights=counts), rtol=2e-6)
 
 
+def test_embedded_inputs():
+    module, batch = llama(), padded("left")
+    embeds = module.get_input_embeddings()(batch.pop("input_ids")).detach()
+    model = huggingface.causal_lm(module, example=batch | {"inputs_embeds": embeds})
+    checked(model, 1e-5)
+
+
 def test_a_loss_that_is_nan_in_the_source_is_refused():
     """transformers' eager attention computes the softmax of a float64 mask in float32."""
     with jax.enable_x64(True):

@@ -13,6 +13,10 @@ IGNORED = -100
 """The label that does not count, of all models of transformers."""
 
 
+EMBEDDED = "inputs_embeds"
+"""What may stand in a batch in place of `input_ids`."""
+
+
 def mapping(batch: Any, main: str) -> dict[str, Any]:
     """A batch as a mapping of arrays; lists of equal samples, as processors make, are stacked.
 
@@ -29,13 +33,22 @@ def mapping(batch: Any, main: str) -> dict[str, Any]:
         raise TypeError(
             f"a batch must be a mapping with {main} and labels, got {type(batch).__name__}"
         )
-    if main not in batch:
+    if main not in batch and not (main == "input_ids" and EMBEDDED in batch):
         raise KeyError(f"a batch must have {main}, got the keys {sorted(batch)}")
-    return {key: batch_to_jax(_stacked(key, value)) for key, value in batch.items()}
+    stacked = {key: _stacked(key, value) for key, value in batch.items()}
+    return dict(batch_to_jax(stacked))
+
+
+def places(arrays: Mapping[str, Any], main: str) -> tuple[int, int]:
+    """The first two lengths of a batch's main input: of tokens, the samples and their places."""
+    samples, length = (arrays[main] if main in arrays else arrays[EMBEDDED]).shape[:2]
+    return samples, length
 
 
 def _stacked(key: str, value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or not value:
+        return value
+    if any(isinstance(x, str) for x in value):
         return value
     samples = [x.numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in value]
     shapes = sorted({x.shape for x in samples})

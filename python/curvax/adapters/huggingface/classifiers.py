@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from curvax.adapters.adapted import AdaptedModel
-from curvax.adapters.huggingface.batches import check_labels, labels_of, mapping
+from curvax.adapters.huggingface.batches import check_labels, labels_of, mapping, places
 from curvax.adapters.huggingface.examples import example_of
 from curvax.adapters.huggingface.loading import load
 from curvax.adapters.huggingface.writing import written
@@ -78,7 +78,7 @@ def _classifier(model: nn.Module, example: Any) -> AdaptedModel:
 
     def convert(batch: Any) -> Mapping[str, Any]:
         arrays = mapping(batch, main)
-        check_labels(arrays, (arrays[main].shape[0],), classes)
+        check_labels(arrays, (places(arrays, main)[0],), classes)
         return arrays
 
     def run(model: nn.Module, batch: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from curvax.adapters.adapted import AdaptedModel
-from curvax.adapters.huggingface.batches import IGNORED, check_labels, mapping
+from curvax.adapters.huggingface.batches import IGNORED, check_labels, mapping, places
 from curvax.adapters.huggingface.examples import example_of, tokens
 from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.torch.bridge import batch_to_jax
@@ -16,7 +16,8 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """A causal language model, with its own loss of the next token.
 
     A batch is an array of tokens `(B, T)`, or a mapping with `input_ids` and, if need be,
-    `attention_mask`, `labels` and other arguments of the model. Labels are by default the tokens,
+    `attention_mask`, `labels` and other arguments of the model; with `labels`, `inputs_embeds` may
+    stand in place of `input_ids`. Labels are by default the tokens,
     without those that the mask leaves out; they are shifted as the model shifts them, and -100 does
     not count. What the model adds to its loss, as a router's term, is added here.
 
@@ -30,6 +31,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
         after them if there is one.
 
     Raises:
+        KeyError: a batch of `inputs_embeds` without labels.
         TypeError: see `adapters.torch.from_module`; or a model of another kind, without a head for
             tokens, or with quantised weights; labels that are not integers.
         ValueError: see there; or labels of another head.
@@ -41,7 +43,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     def convert(batch: Any) -> Any:
         arrays = _with_labels(batch, main)
-        check_labels(arrays, arrays[main].shape, vocabulary)
+        check_labels(arrays, places(arrays, main), vocabulary)
         return arrays
 
     # Decoders of encoder-decoder models do not shift.
@@ -73,7 +75,7 @@ def masked_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     def convert(batch: Any) -> Mapping[str, Any]:
         arrays = mapping(batch, main)
-        check_labels(arrays, arrays[main].shape, vocabulary)
+        check_labels(arrays, places(arrays, main), vocabulary)
         return arrays
 
     example = example_of(model, None) if example is None else example
@@ -91,7 +93,7 @@ def _with_labels(batch: Any, main: str) -> Any:
             )
         batch = {main: arrays}
     arrays = mapping(batch, main)
-    if "labels" in arrays:
+    if "labels" in arrays or main not in arrays:
         return arrays
     ids = arrays[main]
     kept = arrays.get("attention_mask", jnp.ones_like(ids)) != 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from curvax.adapters.adapted import AdaptedModel
-from curvax.adapters.huggingface.batches import check_labels, mapping
+from curvax.adapters.huggingface.batches import check_labels, mapping, places
 from curvax.adapters.huggingface.examples import example_of
 from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.huggingface.writing import written
@@ -40,7 +40,7 @@ def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     def convert(batch: Any) -> Mapping[str, Any]:
         arrays = mapping(batch, main)
-        check_labels(arrays, (arrays[main].shape[0], None), vocabulary)
+        check_labels(arrays, (places(arrays, main)[0], None), vocabulary)
         if "decoder_input_ids" in arrays or "decoder_inputs_embeds" in arrays:
             return arrays
         return {**arrays, "decoder_input_ids": batch_to_jax(_shifted(model, arrays))}

@@ -36,12 +36,13 @@ def load_with_head(model_or_path: Any, kind: str) -> tuple[nn.Module, str, int]:
     """
     model = load(model_or_path, kind)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if not isinstance(head, nn.Linear):
+    # PEFT wraps a head in a layer of its own, which says as much.
+    if not isinstance(getattr(head, "out_features", None), int):
         raise TypeError(
             "model must have a linear head for tokens (get_output_embeddings), as "
             f"AutoModelForCausalLM has, got {type(model).__name__} with {shown(head)}"
         )
-    return model, str(model.main_input_name), head.weight.shape[0]
+    return model, str(model.main_input_name), head.out_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def token_model(
     with torch.no_grad(), preserved(model):
         head = _chosen(model, batch_to_torch(convert(example)), shifts)
     if not head.fused:
-        why = "does more to its hidden states than multiply by its head"
+        why = "does more to its hidden states than multiply by a matrix"
         if head.extra == "rest":
             why = "has a loss that is not the cross entropy of its logits alone"
         warnings.warn(
@@ -157,11 +158,18 @@ def _chosen(model: nn.Module, batch: Any, shifts: tuple[bool, ...]) -> TokenHead
     heads = [TokenHead(shifted, cap=cap) for shifted in shifts]
     with written(model):
         head = _with_own_loss(model, batch, heads)
-        plain = dataclasses.replace(head, extra="none")
-        logits = plain.whole(model, batch)
-        product = _product(plain.hidden(model, batch), cap)
-    same = product.shape == logits.shape and _same(product, logits)
-    return dataclasses.replace(head, fused=same and head.extra != "rest")
+        fused = head.extra != "rest" and _is_product(model, batch, head)
+    return dataclasses.replace(head, fused=fused)
+
+
+def _is_product(model: nn.Module, batch: Any, head: TokenHead) -> bool:
+    """Whether the logits are the product of hidden states and the head's matrix."""
+    # By its type too: the low ranks of PEFT add nothing before training but have a derivative.
+    if type(model.get_output_embeddings()) is not nn.Linear:
+        return False
+    plain = dataclasses.replace(head, extra="none")
+    logits, product = plain.whole(model, batch), _product(plain.hidden(model, batch), head.cap)
+    return product.shape == logits.shape and _same(product, logits)
 
 
 def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> TokenHead:

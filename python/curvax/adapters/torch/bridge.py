@@ -110,22 +110,32 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
         return jnp.array(jnp.from_dlpack(dense), copy=True)
 
 
-def batch_to_jax(batch: Any) -> Any:
-    """A batch of tensors, in tuples, lists and mappings, as a pytree of JAX arrays."""
+def batch_to_jax(batch: Any, name: str = "batch") -> Any:
+    """A batch of tensors, in tuples, lists and mappings, as a pytree of JAX arrays.
+
+    Args:
+        batch: see above.
+        name: for messages.
+
+    Raises:
+        TypeError: something else in it.
+        ValueError: as `to_jax`.
+    """
     if isinstance(batch, torch.Tensor):
-        return to_jax(batch, "a tensor of the batch")
+        return to_jax(batch, name)
     if isinstance(batch, Mapping):  # the classes of tokenizers' outputs are not pytrees
-        return OrderedDict((key, batch_to_jax(value)) for key, value in batch.items())
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(batch_to_jax, batch))
+        parts = {key: batch_to_jax(value, f"{name}[{key!r}]") for key, value in batch.items()}
+        return OrderedDict(parts)
     if isinstance(batch, (tuple, list)):  # a DataLoader makes lists
-        return tuple(map(batch_to_jax, batch))
+        items = [batch_to_jax(value, f"{name}[{i}]") for i, value in enumerate(batch)]
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
     if not isinstance(batch, (np.ndarray, np.generic, jax.Array, bool, int, float)):
         raise TypeError(
-            "a batch must hold tensors, arrays and numbers, in tuples, lists and mappings, got "
-            f"{type(batch).__name__}"
+            f"{name} must be a tensor, an array, a number, or a tuple, list or mapping of such, "
+            f"got {type(batch).__name__}: leave out of the batch what the model does not compute "
+            "with"
         )
-    return to_array(batch, "an array of the batch")
+    return to_array(batch, name)
 
 
 def batch_to_torch(batch: Any) -> Any:
