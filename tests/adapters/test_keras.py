@@ -209,6 +209,9 @@ class TestWeights:
         np.testing.assert_allclose(dense_matrix(ggn), dense_matrix(op), atol=1e-6)
         with pytest.raises(TypeError, match="Fisher matrix is not known of a loss with masks"):
             cx.fisher(adapted(model), (x, y, w))
+        for bad in (-1.0, np.nan):
+            with pytest.raises(ValueError, match=f"finite and not negative, got {bad:g}"):
+                cx.hessian(adapted(model), (x, y, np.where(w == 3, np.float32(bad), w)))
 
     @pytest.mark.parametrize("form", ["labels", pytest.param("column", marks=slow), "one hot"])
     def test_of_classes(self, form):

@@ -81,6 +81,10 @@ def test_batches_and_losses_that_do_not_fit():
         with pytest.raises(error, match=match):
             adapter.from_module(module, loss=loss, example=batch)
         assert same(before, state_of(module))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y))
+    for example in (loader, iter(loader), loader.dataset):
+        with pytest.raises(TypeError, match=r"example must be one batch.*pass next\(iter\("):
+            adapter.from_module(module, loss=F.mse_loss, example=example)
     model = adapter.from_module(module, loss=F.mse_loss)
     with pytest.raises(ValueError, match="batch"):
         cx.hessian(model, [])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -58,6 +59,21 @@ def check_steps(model: Any) -> None:
                 f"the model's class, {type(model).__name__}, has a {name} of its own, which may "
                 "compute another loss than the one compiled: pass loss=, what compile takes or a "
                 "function loss(outputs, batch), or write the loss as compute_loss"
+            )
+
+
+def check_weights(weights: Any) -> None:
+    """Refuse weights of samples under which a loss is no mean, which Keras computes with.
+
+    Raises:
+        ValueError: as said.
+    """
+    for leaf in map(np.asarray, jax.tree.leaves(weights)):
+        good = np.isfinite(leaf) & (leaf >= 0)
+        if not good.all():
+            raise ValueError(
+                "the weights of samples and classes must be finite and not negative, got "
+                f"{leaf[~good].flat[0]:g}"
             )
 
 

@@ -11,7 +11,7 @@ import keras
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.keras import losses
 from curvax.adapters.keras.batches import PARTS, default_weights, inputs_of, targets_of
-from curvax.adapters.keras.checks import check_model, check_state, check_steps
+from curvax.adapters.keras.checks import check_model, check_state, check_steps, check_weights
 from curvax.adapters.keras.network import Network
 from curvax.adapters.keras.saved import load
 from curvax.adapters.native import (
@@ -87,7 +87,7 @@ def from_model(
     Raises:
         TypeError: not a Keras model, or `class_weight` that is no mapping.
         ValueError: a file that is no Keras model, a model that was not built, no loss, a loss that
-            is not a mean, a `train_step` of the model's class, parameters that are NaN or not in 32
+            is not a mean, weights that are negative or not finite, a `train_step` of the model's class, parameters that are NaN or not in 32
             or 64 bits, or a model that does not compute what Keras's computes.
         RuntimeError: Keras runs on another backend.
         ImportError: keras is not installed.
@@ -132,7 +132,7 @@ def _of_function(
         return mean, (network.forward(params, batch), state)
 
     pieces = losses.Pieces()
-    return _adapt(network, value, losses.own_function(network, loss, pieces), pieces, example)
+    return _adapt(network, value, losses.own_function(network, loss, pieces), pieces, example, lambda batch: None)
 
 
 def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> AdaptedModel:
@@ -161,7 +161,7 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> Ad
             )
         return mean, (network.forward(params, batch), state)
 
-    return _adapt(network, value, ours, pieces, example)
+    return _adapt(network, value, ours, pieces, example, get.weights)
 
 
 def _compiled(model: Any, own_rule: bool) -> losses.Compiled:
@@ -181,6 +181,7 @@ def _adapt(
     loss: losses.KerasLoss,
     pieces: losses.Pieces,
     example: Any,
+    weights: Callable[[Any], Any],
 ) -> AdaptedModel:
     def evaluate(batch: Any) -> Any:
         (mean, (outputs, state)), gradient = value_and_gradient(
@@ -191,6 +192,7 @@ def _adapt(
 
     def admit(batch: Any) -> None:
         with noted(batch, PARTS):
+            check_weights(weights(batch))
             pieces.whole.add(losses.count(network.inputs(batch)))
 
     # It normalises, and computes losses, in float32 where all else is float64.

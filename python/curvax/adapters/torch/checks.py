@@ -63,6 +63,18 @@ def check_convertible(module: nn.Module) -> None:
             )
 
 
+def check_example(example: Any) -> None:
+    """Refuse a loader where one batch is wanted.
+
+    Raises:
+        TypeError: as said.
+    """
+    if isinstance(example, (torch.utils.data.DataLoader, torch.utils.data.Dataset, Iterator)):
+        raise TypeError(
+            f"example must be one batch, got {type(example).__name__}: pass next(iter(loader))"
+        )
+
+
 def _check_dense(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that holds other numbers than it seems to."""
     if torch.nn.parameter.is_lazy(tensor):

@@ -9,7 +9,7 @@ from torch import nn
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first, second
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
-from curvax.adapters.torch.checks import check_module, explained
+from curvax.adapters.torch.checks import check_example, check_module, explained
 from curvax.adapters.torch.functional import Run, TorchFunction
 from curvax.adapters.torch.losses import LossThroughTorchax, TorchLoss, loss_on_jax
 from curvax.adapters.torch.modes import differentiable
@@ -108,6 +108,7 @@ def adapt(
             range, and to learn the steps that JAX is to take; so not the source's own way where
             `run` has another. None for `run`.
     """
+    check_example(example)
     traced = run if traced is None else traced
     forward = TorchFunction(module, run)
     if isinstance(loss, LossThroughTorchax):
