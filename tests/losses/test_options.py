@@ -97,6 +97,7 @@ def test_masked_classes(kind, rng):
     assert_close(cut, want, 32 * EPS["float32"])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 10, 11, 12, 1000, "auto"])
 def test_chunks_do_not_change_the_answer(chunk, rng):
     problem = make_problem(rng)

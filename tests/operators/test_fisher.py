@@ -268,7 +268,9 @@ def test_mean_squared_error(params, rng):
     np.testing.assert_array_equal(dense(exact), dense(cx.ggn(logits, loss, params, batch)))
 
 
-@pytest.mark.parametrize("case", ["fused object", "no logits"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("fused object", marks=pytest.mark.slow), "no logits"]
+)
 def test_exact_is_the_gauss_newton_matrix(case, params, rng):
     """Of the likelihood: a penalty is no part of it."""
     forward, loss = CASES[case]
@@ -428,7 +430,10 @@ def product_memory(op):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("case", ["any loss", "fused object", "no logits", "mc"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param("any loss", marks=pytest.mark.slow), "fused object", "no logits", "mc"],
+)
 def test_memory_does_not_grow_with_the_samples(case, rng):
     forward, loss = {**CASES, "mc": (logits, ours)}[case]
     width = 512
