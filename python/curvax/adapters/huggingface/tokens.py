@@ -35,7 +35,7 @@ def load_with_head(model_or_path: Any, kind: str) -> tuple[nn.Module, str, int]:
         TypeError: it has no such head; and as `load`.
     """
     model = load(model_or_path, kind)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # PEFT wraps a head in a layer of its own, which says as much.
     if not isinstance(getattr(head, "out_features", None), int):
         raise TypeError(

@@ -87,8 +87,9 @@ def from_model(
     Raises:
         TypeError: not a Keras model, or `class_weight` that is no mapping.
         ValueError: a file that is no Keras model, a model that was not built, no loss, a loss that
-            is not a mean, weights that are negative or not finite, a `train_step` of the model's class, parameters that are NaN or not in 32
-            or 64 bits, or a model that does not compute what Keras's computes.
+            is not a mean, weights that are negative or not finite, a `train_step` of the model's
+            class, parameters that are NaN or not in 32 or 64 bits, or a model that does not compute
+            what Keras's computes.
         RuntimeError: Keras runs on another backend.
         ImportError: keras is not installed.
     """
@@ -132,7 +133,8 @@ def _of_function(
         return mean, (network.forward(params, batch), state)
 
     pieces = losses.Pieces()
-    return _adapt(network, value, losses.own_function(network, loss, pieces), pieces, example, lambda batch: None)
+    ours = losses.own_function(network, loss, pieces)
+    return _adapt(network, value, ours, pieces, example, lambda batch: None)
 
 
 def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> AdaptedModel:
