@@ -424,7 +424,9 @@ class TestBadInput:
         )
         refused(ValueError, r"'0\.weight' has dtype torch\.float64.*jax_enable_x64", mlp().double())
         batch = (torch.randn(4, 5).double(), torch.randn(4, 3))
-        refused(ValueError, r"batch\[0\] has dtype torch\.float64.*\.float\(\)", mlp(), example=batch)
+        refused(
+            ValueError, r"batch\[0\] has dtype torch\.float64.*\.float\(\)", mlp(), example=batch
+        )
         model = adapter.from_module(mlp(), loss=F.mse_loss)
         with pytest.raises(ValueError, match="integers beyond 32 bits"):
             model.convert(torch.tensor([2**40]))
@@ -461,7 +463,10 @@ class TestBadInput:
             (torch.ones(4, 5), r"tuple \(inputs, targets\), got"),
             ({"x": torch.ones(4, 5)}, r"got a dict with the keys \['x'\]: say by inputs="),
             ((torch.ones(4, 5), torch.ones(4, 3), 1), "got a tuple of 3"),
-            ((torch.ones(4, 5), "abc"), r"batch\[1\] must be a tensor, an array, a number.*got str: leave out"),
+            (
+                (torch.ones(4, 5), "abc"),
+                r"batch\[1\] must be a tensor, an array, a number.*got str: leave out",
+            ),
             (None, "got NoneType"),
         ],
     )
