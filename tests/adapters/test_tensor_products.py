@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 if importlib.util.find_spec("torchax") is None:  # its import fails before it is prepared
     pytest.skip("torchax is not installed", allow_module_level=True)
 
-from curvax.adapters.torch.tensor_products import attention, grouped_mm  # noqa: E402
+from curvax.adapters.torch.tensor_products import attention, grouped_mm, linear  # noqa: E402
 
 pytestmark = pytest.mark.frameworks
 
@@ -201,3 +201,14 @@ def test_dropout_within_attention_is_refused():
     x = jnp.ones((1, 2, 3))
     with pytest.raises(ValueError, match=r"must compute the same in every call.*dropout_p=0\.1"):
         attention(x, x, x, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("shape,outputs", [((4, 3), (2,)), ((2, 4, 3), (5,)), ((3,), (2,))])
+def test_linear_by_the_names_of_torch(shape, outputs):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal(shape), rng.standard_normal((*outputs, 3))
+    for bias in (None, rng.standard_normal(outputs)):
+        given = {"input": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+        want = torch.nn.functional.linear(**{k: torch.as_tensor(v) for k, v in given.items()})
+        got = linear(**{k: jnp.asarray(v) for k, v in given.items()})
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-12)

@@ -20,12 +20,28 @@ def register_products(take: Register) -> None:
         take: takes a lowering.
     """
     for function, ours in (
+        (torch.nn.functional.linear, linear),
         (torch.nn.functional.grouped_mm, grouped_mm),
         (torch.ops.aten._grouped_mm, grouped_mm),
         (torch.nn.functional.scaled_dot_product_attention, attention),
         (torch.ops.aten.scaled_dot_product_attention, attention),
     ):
         take(function, ours)
+
+
+def linear(input: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`torch.nn.functional.linear`, by torch's names of its arguments.
+
+    Args:
+        input: `(..., i)`.
+        weight: `(o, i)`, or `(i,)`.
+        bias: `(o,)`.
+
+    Returns:
+        `(..., o)`.
+    """
+    product = jnp.matmul(input, weight.T)
+    return product if bias is None else product + bias
 
 
 def attention(
