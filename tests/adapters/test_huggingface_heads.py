@@ -153,6 +153,18 @@ def test_batches_with_and_without_padding():
     np.testing.assert_allclose(loss, np.average(losses, weights=counts), rtol=2e-6)
 
 
+def test_a_parametrized_head_is_still_a_product():
+    class Halved(torch.nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    module = llama()
+    torch.nn.utils.parametrize.register_parametrization(module.lm_head, "weight", Halved())
+    model = huggingface.causal_lm(module, example=padded("left"))
+    assert isinstance(model.loss, LinearCrossEntropy)
+    checked(model, 1e-5)
+
+
 def test_embedded_inputs():
     module, batch = llama(), padded("left")
     embeds = module.get_input_embeddings()(batch.pop("input_ids")).detach()

@@ -17,9 +17,9 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
 
     A batch is an array of tokens `(B, T)`, or a mapping with `input_ids` and, if need be,
     `attention_mask`, `labels` and other arguments of the model; with `labels`, `inputs_embeds` may
-    stand in place of `input_ids`. Labels are by default the tokens,
-    without those that the mask leaves out; they are shifted as the model shifts them, and -100 does
-    not count. What the model adds to its loss, as a router's term, is added here.
+    stand in place of `input_ids`. Labels are by default the tokens, without those that the mask
+    leaves out; they are shifted as the model shifts them, and -100 does not count. What the model
+    adds to its loss, as a router's term, is added here.
 
     Args:
         model_or_path: a model of transformers in float32 or float64, or a folder or `.gguf` file on

@@ -164,8 +164,8 @@ def _chosen(model: nn.Module, batch: Any, shifts: tuple[bool, ...]) -> TokenHead
 
 def _is_product(model: nn.Module, batch: Any, head: TokenHead) -> bool:
     """Whether the logits are the product of hidden states and the head's matrix."""
-    # By its type too: the low ranks of PEFT add nothing before training but have a derivative.
-    if type(model.get_output_embeddings()) is not nn.Linear:
+    # By what it calls too: the low ranks of PEFT add nothing before training but have a derivative.
+    if type(model.get_output_embeddings()).forward is not nn.Linear.forward:
         return False
     plain = dataclasses.replace(head, extra="none")
     logits, product = plain.whole(model, batch), _product(plain.hidden(model, batch), head.cap)
