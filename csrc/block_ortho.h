@@ -1,6 +1,6 @@
 // curvax.block_ortho and curvax.rotate_basis, for any platform.
 //
-//   block_ortho:  basis (rows,n), block (b,n), used s32, seed u32 (2)
+//   block_ortho:  basis (rows,stride), block (b,n), used s32, seed u32 (2)
 //                 -> basis, block (scratch), coefficients f64 (rows,b), factor f64 (b,b),
 //                 info f64 (4), workspace
 //   rotate_basis: basis (rows,n), rotation f64 (rows,rows), used s32, kept s32
@@ -54,15 +54,20 @@ xla::ffi::Error BlockOrthoHandler(typename Platform::Context context, xla::ffi::
   const char* op = "curvax.block_ortho";
   BlockOrthoArgs args = {};
   CURVAX_RETURN_IF_ERROR(ReadBasis(op, basis, &args));
-  if (block.dimensions().size() != 2) {
-    return ffi::Error::InvalidArgument(std::string(op) + ": block must have shape (b, n)");
+  args.stride = args.n;
+  const auto shape = block.dimensions();
+  if (shape.size() != 2 || shape[1] < 1 || shape[1] > args.stride) {
+    return ffi::Error::InvalidArgument(
+        std::string(op) + ": block must have shape (b, n), with n from 1 to the basis' " +
+        std::to_string(args.stride) + " columns, got " + ShapeText(shape));
   }
-  const int64_t rows = args.rows, n = args.n, b = block.dimensions()[0];
+  args.n = shape[1];
+  const int64_t rows = args.rows, n = args.n, b = shape[0];
   const ffi::DataType type = basis.element_type(), compute = ComputeType(type);
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "block", block, compute, {b, n}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "used", used, ffi::DataType::S32, {}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "seed", seed, ffi::DataType::U32, {2}));
-  CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "basis result", *basis_out, type, {rows, n}));
+  CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "basis result", *basis_out, type, {rows, args.stride}));
   CURVAX_RETURN_IF_ERROR(CheckBuffer(op, "block result", *block_out, compute, {b, n}));
   CURVAX_RETURN_IF_ERROR(
       CheckBuffer(op, "coefficients", *coefficients, ffi::DataType::F64, {rows, b}));

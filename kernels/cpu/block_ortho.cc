@@ -101,6 +101,7 @@ class BlockOrthoRun {
       sweep_.UpdateAndMeasure(pool_, a, mix, measured);
     }
     sweep_.UpdateAndStore(pool_, a, mix);
+    ClearPadding();
     pass.End();
   }
 
@@ -110,6 +111,16 @@ class BlockOrthoRun {
     return reinterpret_cast<T*>(memory_ + offset);
   }
   C* Column(int64_t c) const { return static_cast<C*>(args_.w) + c * args_.n; }
+
+  S* NewRow(int64_t c) const {
+    return static_cast<S*>(args_.basis) + (args_.used + c) * args_.stride;
+  }
+
+  void ClearPadding() const {
+    for (int64_t c = 0; c < args_.block; ++c) {
+      for (int64_t i = args_.n; i < args_.stride; ++i) NewRow(c)[i] = S{};
+    }
+  }
 
   // Scales each column to a largest element in [1, 2), by a power of two; false if not finite.
   bool Rescale() {
@@ -163,8 +174,10 @@ class BlockOrthoRun {
     pass.Poison(args_.used);
     S bad;
     StorePartial(&bad, 1, Splat(C(__builtin_nan(""))));
-    S* slot = static_cast<S*>(args_.basis) + args_.used * args_.n;
-    for (int64_t i = 0; i < args_.block * args_.n; ++i) slot[i] = bad;
+    for (int64_t c = 0; c < args_.block; ++c) {
+      for (int64_t i = 0; i < args_.n; ++i) NewRow(c)[i] = bad;
+    }
+    ClearPadding();
   }
 
   static constexpr Int<C> kMagnitude = static_cast<Int<C>>(~(uint64_t{1} << (8 * sizeof(C) - 1)));

@@ -80,12 +80,13 @@ class Sweep {
   };
 
   // Whether more rows than a set of an 8-way L2 holds fall on the same sets of 64 KB, as they do
-  // when n is a multiple of a large power of two. Then a panel is copied, or it would not stay.
+  // when the stride is a multiple of a large power of two. Then a panel is copied, or it would not
+  // stay.
   bool RowsClash() const {
     int8_t load[64] = {};
     const int64_t kilobytes = CeilDiv(plan_.panel * int64_t{sizeof(S)}, 1024);
     for (int64_t r = 0; r < m_; ++r) {
-      const int64_t first = r * args_.n * int64_t{sizeof(S)} / 1024;
+      const int64_t first = r * args_.stride * int64_t{sizeof(S)} / 1024;
       for (int64_t k = first; k < first + kilobytes; ++k) {
         if (++load[k % 64] > 6) return m_ * kilobytes <= 256;
       }
@@ -113,16 +114,16 @@ class Sweep {
         LoadBlock(panel, mix);
         if (a != nullptr) {
           Update(panel, a, measure ? 0 : plan_.panel);
-          if (measure) SaveBlock(panel, Block(0), C{1});
+          if (measure) SaveBlock(panel, Block(0), args_.n, C{1});
         }
-        if (store) SaveBlock(panel, Basis(m_), C(args_.scale));
+        if (store) SaveBlock(panel, Basis(m_), args_.stride, C(args_.scale));
         if (measure) Products(panel, a != nullptr, sums);
       }
     });
   }
 
-  const S* Row(int64_t r) const { return static_cast<const S*>(args_.basis) + r * args_.n; }
-  S* Basis(int64_t r) const { return static_cast<S*>(args_.basis) + r * args_.n; }
+  const S* Row(int64_t r) const { return static_cast<const S*>(args_.basis) + r * args_.stride; }
+  S* Basis(int64_t r) const { return static_cast<S*>(args_.basis) + r * args_.stride; }
   C* Block(int64_t c) const { return static_cast<C*>(args_.w) + c * args_.n; }
 
   // The block's panel, times `mix` (b x b, row major) if given, into scratch.
@@ -160,11 +161,11 @@ class Sweep {
   }
 
   template <typename To>
-  void SaveBlock(const Panel& panel, To* base, C scale) const {
+  void SaveBlock(const Panel& panel, To* base, int64_t stride, C scale) const {
     const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
     for (int64_t c = 0; c < b_; ++c) {
       const C* in = panel.w + c * plan_.stride;
-      To* out = base + c * args_.n + panel.begin;
+      To* out = base + c * stride + panel.begin;
       for (int64_t i = 0; i < whole; i += kLanes<C>) StoreAs(out + i, LoadVec(in + i) * scale);
       if (whole < panel.width) {
         StorePartial(out + whole, panel.width - whole, LoadVec(in + whole) * scale);
@@ -185,7 +186,7 @@ class Sweep {
       if (!copy) continue;
       const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
       for (int64_t i = 0; i < whole; i += kLanes<C>) {
-        __builtin_prefetch(row + i + count * args_.n);
+        __builtin_prefetch(row + i + count * args_.stride);
         StoreVec(out + i, LoadAs(row + i));
       }
       for (int64_t i = whole; i < panel.padded; i += kLanes<C>) {
@@ -199,7 +200,7 @@ class Sweep {
   // The odd group comes first, so that no prefetch reaches past the used rows.
   template <typename F>
   void ForRows(const Panel& panel, int64_t group, int64_t wrap, const F& f) const {
-    const int64_t stride = panel.packed ? plan_.stride : args_.n;
+    const int64_t stride = panel.packed ? plan_.stride : args_.stride;
     int64_t count = m_ % group == 0 ? group : m_ % group;
     for (int64_t r = 0; r < m_; r += count, count = group) {
       f(r, count, r + count < m_ ? count * stride : wrap - r * stride);

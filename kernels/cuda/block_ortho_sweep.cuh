@@ -44,7 +44,8 @@ __device__ __forceinline__ int InStrip(int k) {
   return kAligned ? Lane() * kVector<S> + k : Lane() + k * kWarpSize;
 }
 
-// Elements [begin, begin + kStrip) of a row of n, 0 past its end.
+// Elements [begin, begin + kStrip) of a row of n, 0 past its end, where there may be padding to
+// whole vectors.
 template <typename S, bool kAligned>
 __device__ __forceinline__ void LoadStrip(const S* row, int64_t begin, int64_t n,
                                           Compute<S> (&out)[kVector<S>]) {
@@ -52,8 +53,10 @@ __device__ __forceinline__ void LoadStrip(const S* row, int64_t begin, int64_t n
   if constexpr (kAligned) {
     const int64_t i = begin + InStrip<S, true>(0);
     Bytes16 raw = {};
-    if (i < n) raw = *reinterpret_cast<const Bytes16*>(row + i);  // n is a multiple of V
+    if (i < n) raw = *reinterpret_cast<const Bytes16*>(row + i);
     Unpack<S>(raw, out);
+#pragma unroll
+    for (int k = 1; k < V; ++k) out[k] = k < n - i ? out[k] : Compute<S>{0};
   } else {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
@@ -156,6 +159,7 @@ class SweepBlock {
       if (measure) AddProducts(p);
       SyncThreads();
     });
+    if (!measure) ClearPadding();
   }
 
  private:
@@ -168,10 +172,14 @@ class SweepBlock {
 
   __device__ C* Column(int64_t c) const { return static_cast<C*>(launch_.args.w) + c * n_; }
   __device__ const S* Row(int64_t r) const {
-    return static_cast<const S*>(launch_.args.basis) + r * n_;
+    return static_cast<const S*>(launch_.args.basis) + r * launch_.args.stride;
+  }
+  __device__ S* NewRow(int64_t c) const {
+    return static_cast<S*>(launch_.args.basis) + (m_ + c) * launch_.args.stride;
   }
   __device__ bool Aligned() const {
-    return n_ % V == 0 && reinterpret_cast<uintptr_t>(launch_.args.basis) % 16 == 0;
+    return launch_.args.stride % V == 0 &&
+           reinterpret_cast<uintptr_t>(launch_.args.basis) % 16 == 0;
   }
 
   // They are added to after the next barrier.
@@ -289,7 +297,17 @@ class SweepBlock {
         Column(c)[i] = x;
       } else {
         const C stored = launch_.device->poison != 0 ? C(NAN) : x * C(launch_.args.scale);
-        Narrow(stored, static_cast<S*>(launch_.args.basis) + (m_ + c) * n_ + i);
+        Narrow(stored, NewRow(c) + i);
+      }
+    }
+  }
+
+  // Zeros behind the new rows, from the first block.
+  __device__ void ClearPadding() const {
+    if (BlockIndex() != 0) return;
+    for (int64_t c = 0; c < b_; ++c) {
+      for (int64_t i = n_ + ThreadIndex(); i < launch_.args.stride; i += BlockSize()) {
+        NewRow(c)[i] = S{};
       }
     }
   }

@@ -176,7 +176,8 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
   BlockOrthoArgs args = {};
   args.dtype = ParseDType(dtype);
   args.rows = basis.shape(0);
-  args.n = basis.shape(1);
+  args.n = block.shape(1);
+  args.stride = basis.shape(1);
   args.used = used;
   args.block = block.shape(0);
   args.scale = scale;

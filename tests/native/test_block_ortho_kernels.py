@@ -165,6 +165,40 @@ def test_bitwise_equal_for_any_thread_count(level, dtype, name, rng):
             assert same(a, b_)
 
 
+def padded(q, columns, spare, dtype):
+    """`stored`, with padding of NaN: neither that of used rows nor that of others is used."""
+    basis = np.full((len(q) + spare, columns), np.nan)
+    basis[: len(q), : q.shape[1]] = q
+    return basis.astype(STORAGE[dtype])
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize(
+    ("used", "b", "n", "columns"), [(9, 3, 3001, 3008), (21, 8, 2050, 2080), (0, 2, 50, 777)]
+)
+def test_padding_of_rows_changes_nothing(level, dtype, used, b, n, columns, rng):
+    """Widths of vectors depend on the alignment: sums are of the same terms in another order."""
+    q, w = orthonormal(rng, used, n), rng.normal(size=(b, n))
+    plain = run(level, 2, dtype, stored(q, b + 1, dtype, 1.0), w, used)
+    basis, *small = run(level, 2, dtype, padded(q, columns, b + 1, dtype), w, used)
+    check(dtype, np.ascontiguousarray(basis[:, :n]), w, *small, used)
+    assert (basis[used : used + b, n:] == 0).all()
+    assert np.isnan(basis[used + b :]).all() and np.isnan(basis[:used, n:]).all()
+    if level != "gpu":
+        assert same(np.ascontiguousarray(basis[:, :n]), plain[0])
+        assert all(same(a, b_) for a, b_ in zip(small, plain[1:], strict=True))
+    eps = 2.0**-52 if dtype == "float64" else 2.0**-23
+    for got, want in zip(small[:2], plain[1:3], strict=True):
+        np.testing.assert_allclose(got, want, atol=8 * eps * np.linalg.norm(w, axis=1).max())
+
+
+def test_padding_of_a_block_that_is_not_finite(level, rng):
+    w = rng.normal(size=(2, 301))
+    w[0, 300] = np.inf
+    basis = run(level, 1, "float32", padded(orthonormal(rng, 4, 301), 320, 3, "float32"), w, 4)[0]
+    assert np.isnan(basis[4:6, :301]).all() and (basis[4:6, 301:] == 0).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     dtype=st.sampled_from(sorted(STORAGE)),

@@ -46,7 +46,7 @@ class SoftmaxCe(ctypes.Structure):
 class BlockOrtho(ctypes.Structure):
     _fields_ = [
         ("dtype", ctypes.c_int),
-        *[(name, ctypes.c_int64) for name in ("rows", "n", "used", "block")],
+        *[(name, ctypes.c_int64) for name in ("rows", "n", "stride", "used", "block")],
         ("scale", ctypes.c_double),
         ("seed", ctypes.c_uint64),
         *[(name, ctypes.c_void_p) for name in ("basis", "w", "coefficients", "factor", "info")],
@@ -96,7 +96,7 @@ def check_softmax_ce(library, shared_bytes, vocab, softcap):
         np.testing.assert_allclose(loss, lse[:, 0] - cap[range(3), labels], rtol=1e-5)
 
 
-def check_block_ortho(library, used, b, n, scale):
+def check_block_ortho(library, used, b, n, stride, scale):
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.normal(size=(n, used)))[0].T
     w = rng.normal(size=(b, n)) @ np.diag(np.linspace(1, 3, n)) + 5 * rng.normal(size=(b, used)) @ q
@@ -104,19 +104,20 @@ def check_block_ortho(library, used, b, n, scale):
     results = []
     for seed in SEEDS:
         # The second basis does not begin at a multiple of 16 bytes.
-        raw = np.full((used + b + 1) * n + 4, np.nan, np.float32)
+        raw = np.full((used + b + 1) * stride + 4, np.nan, np.float32)
         begin = -raw.ctypes.data // 4 % 4 + (seed == SEEDS[1])
-        basis = raw[begin : begin + (used + b + 1) * n].reshape(-1, n)
-        basis[:used] = q
+        basis = raw[begin : begin + (used + b + 1) * stride].reshape(-1, stride)
+        basis[:used, :n] = q
         block, c, s, info = w.copy(), np.ones((used + b + 1, b)), np.ones((b, b)), np.ones(4)
-        args = BlockOrtho(0, used + b + 1, n, used, b, 1.0, 0)
+        args = BlockOrtho(0, used + b + 1, n, stride, used, b, 1.0, 0)
         args.basis, args.w, args.coefficients, args.factor, args.info = map(
             pointer, (basis, block, c, s, info)
         )
         error = library.block_ortho(seed, ctypes.byref(args))
         assert not error, error
-        new = basis[used : used + b].astype(float)
-        stored = basis[:used].astype(float)
+        new = basis[used : used + b, :n].astype(float)
+        stored = basis[:used, :n].astype(float)
+        assert (basis[used : used + b, n:] == 0).all()
         assert np.abs(new @ new.T - np.eye(b)).max() <= 1e-6
         assert np.abs(new @ stored.T).max() <= 1e-6
         assert np.isnan(basis[used + b :]).all()
@@ -151,8 +152,8 @@ def check(path):
     for softcap in (0.0, 4.0):
         check_softmax_ce(library, 1 << 20, 1001, softcap)
         check_softmax_ce(library, 0, 8300, softcap)
-    check_block_ortho(library, 37, 4, 1800, 1.0)
-    check_block_ortho(library, 9, 6, 1037, 1e-25)
+    check_block_ortho(library, 37, 4, 1800, 1800, 1.0)
+    check_block_ortho(library, 9, 6, 1037, 1040, 1e-25)
     check_rotate_basis(library, 17, 9, 700)
     check_rotate_basis(library, 6, 5, 133)
 
@@ -202,6 +203,8 @@ OFF_BY_ONE = [
     ("block_ortho_sweep.cuh", "% 16 == 0;", "% 4 == 0;"),
     ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
     ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
+    ("block_ortho_sweep.cuh", "k < n - i ?", "k <= n - i ?"),
+    ("block_ortho_sweep.cuh", "i = n_ + Th", "i = n_ + 1 + Th"),
     ("block_ortho_sweep.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
     ("block_ortho_sweep.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),
     ("block_ortho_sweep.cuh", "Lane() / (kWarpSize / N)", "Lane() / (kWarpSize / N) + 1"),

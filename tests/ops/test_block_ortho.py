@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvax import _native
-from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
+from curvax.ops.block_ortho import orthonormalize_block, padded_length, rotate_basis
 
 ORTHOGONALITY = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 1e-3}
 IDENTITY = {"float32": 3e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 1e-3}
@@ -59,6 +59,32 @@ def test_random_block(impl, dtype, used, b, n, rng):
         basis, c, s, info = run(impl, basis_of(q, b + 2, dtype, scale), w, used, scale=scale)
     check(basis, w, c, s, used, dtype, scale)
     assert info[0] <= 3 and info[1] == 0
+
+
+@pytest.mark.parametrize("dtype", ORTHOGONALITY)
+def test_padded_rows(impl, dtype, rng):
+    """The vocabulary of GPT-2: rows of 50257 are not aligned, padded ones are."""
+    used, b, n = 5, 2, 50257
+    columns = padded_length(n, dtype)
+    q, w = orthonormal(rng, used, n), np.float32(rng.normal(size=(b, n)))
+    padded = np.full((used + b + 1, columns), np.nan)
+    padded[:used, :n] = q
+    with jax.enable_x64(True):
+        plain = run(impl, basis_of(q, b + 1, dtype), w, used)
+        basis, c, s, _ = run(impl, jnp.asarray(padded.astype(jnp.dtype(dtype))), w, used)
+    check(basis[:, :n], w, c, s, used, dtype)
+    assert (basis[used : used + b, n:] == 0).all()
+    eps = float(jnp.finfo("float64" if dtype == "float64" else "float32").eps)
+    np.testing.assert_allclose(c, plain[1], atol=8 * eps * np.linalg.norm(w, axis=1).max())
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "columns"),
+    [(50257, "float32", 50272), (50257, "bfloat16", 50304), (33, "float64", 48), (64, "half", 64)],
+)
+def test_padded_length(n, dtype, columns):
+    assert padded_length(n, dtype) == columns
+    assert columns * jnp.dtype(dtype).itemsize % 128 == 0 and 0 <= columns - n < 128
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -182,10 +208,12 @@ def test_runtime_count_out_of_range(native_kernels, rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"basis": jnp.zeros(3)}, r"basis=.*\(rows, n\), got \(3,\)"),
+        ({"basis": jnp.zeros(3)}, r"basis=.*\(rows, columns\), at least 1 each, got \(3,\)"),
         ({"basis": jnp.zeros((5, 40), jnp.int32)}, "basis=.*got dtype int32"),
-        ({"block": jnp.zeros((2, 41))}, r"block=.*\(b, 40\).*got \(2, 41\)"),
+        ({"block": jnp.zeros((2, 41))}, r"block=.*\(b, n\).*n <= 40.*got \(2, 41\)"),
+        ({"block": jnp.zeros((2, 0))}, r"block=.*1 <= n.*got \(2, 0\)"),
         ({"block": jnp.zeros((2, 40), jnp.bfloat16)}, "block=.*float32, got bfloat16"),
+        ({"block": jnp.zeros((2, 3)), "used": 2}, r"used=.*\[0, min\(rows, n\) - b = 1\], got 2"),
         ({"used": 4}, r"used=.*\[0, min\(rows, n\) - b = 3\], got 4"),
         ({"used": jnp.float32(1)}, "used=.*int32 scalar"),
         ({"seed": jnp.zeros(3)}, "seed=.*uint32"),

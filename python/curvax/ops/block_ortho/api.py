@@ -5,15 +5,34 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from curvax.ops.block_ortho import ffi, reference
 from curvax.ops.implementation import resolve
 from curvax.ops.manual_axes import sharded_axes
 
-__all__ = ["MAX_BLOCK", "orthonormalize_block", "rotate_basis"]
+__all__ = ["MAX_BLOCK", "orthonormalize_block", "padded_length", "rotate_basis"]
 
 MAX_BLOCK = 32
+# The width of a transaction with a GPU's memory, a multiple of what its loads and copies align to.
+_ROW_BYTES = 128
+
+
+def padded_length(n: int, dtype: DTypeLike) -> int:
+    """Columns of a basis whose rows all begin at a multiple of 128 bytes.
+
+    Kernels of a GPU read rows that begin at a multiple of 16 bytes four to eight times as wide as
+    others: without padding, only those with a length like 50304, and not 50257.
+
+    Args:
+        n: length of a vector.
+        dtype: of the basis.
+
+    Returns:
+        The least multiple of 128 bytes that holds `n` elements, in elements.
+    """
+    per_line = _ROW_BYTES // jnp.dtype(dtype).itemsize
+    return -(-n // per_line) * per_line
 
 
 def orthonormalize_block(
@@ -35,12 +54,13 @@ def orthonormalize_block(
     ``S`` is zero. All tests are relative: scaling ``W`` scales ``C`` and ``S`` alone.
 
     Args:
-        basis: shape ``(rows, n)``; float32, float64, bfloat16 or float16, rows times ``scale``.
-            Rows from ``used`` on are not read and may hold anything. Donate it: the kernel writes
-            into it.
-        block: shape ``(b, n)``, ``1 <= b <= 32``; float64 for a float64 basis, else float32. The
-            kernel uses it as scratch: computed in the same ``jit`` it costs no memory, an argument
-            of the ``jit`` is copied.
+        basis: shape ``(rows, columns)``; float32, float64, bfloat16 or float16, rows times
+            ``scale``. Rows from ``used`` on are not used and may hold anything. Neither are columns
+            from ``n`` on (see `padded_length`), which become zero in the new rows. Donate it: the
+            kernel writes into it.
+        block: shape ``(b, n)``, ``1 <= b <= 32``, ``1 <= n <= columns``; float64 for a float64
+            basis, else float32. The kernel uses it as scratch: computed in the same ``jit`` it
+            costs no memory, an argument of the ``jit`` is copied.
         used: int32 scalar; ``used + b <= min(rows, n)``.
         seed: an integer, or a uint32 array of shape ``(2,)``: of the random directions.
         scale: factor by which stored rows are larger than the vectors, for 16-bit storage.
@@ -65,10 +85,10 @@ def orthonormalize_block(
     q, w = jnp.asarray(basis), jnp.asarray(block)
     _check_basis(op, q)
     compute = jnp.dtype(jnp.float64 if q.dtype == jnp.float64 else jnp.float32)
-    if w.ndim != 2 or w.shape[1] != q.shape[1] or not 1 <= w.shape[0] <= MAX_BLOCK:
+    if w.ndim != 2 or not 1 <= w.shape[1] <= q.shape[1] or not 1 <= w.shape[0] <= MAX_BLOCK:
         raise ValueError(
-            f"`{op}(block=...)` must have shape (b, {q.shape[1]}) with 1 <= b <= {MAX_BLOCK}, "
-            f"got {w.shape}"
+            f"`{op}(block=...)` must have shape (b, n) with 1 <= b <= {MAX_BLOCK} and 1 <= n <= "
+            f"{q.shape[1]}, the columns of the basis, got {w.shape}"
         )
     if w.dtype != compute:
         raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
@@ -79,7 +99,7 @@ def orthonormalize_block(
             f"`{op}` under `shard_map`, over the mesh axes {sorted(axes)}, would orthonormalise "
             "each shard by itself: call it outside, on whole vectors"
         )
-    most = min(q.shape) - w.shape[0]
+    most = min(q.shape[0], w.shape[1]) - w.shape[0]
     m = _count(op, "used", used, most, "min(rows, n) - b")
     module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference
     return module.orthonormalize_block(q, w, m, _seed(op, seed), float(scale))
@@ -99,8 +119,8 @@ def rotate_basis(
     they are. Rows that are stored scaled stay so.
 
     Args:
-        basis: shape ``(rows, n)``; float32, float64, bfloat16 or float16. Donate it: the kernel
-            needs no second basis.
+        basis: shape ``(rows, columns)``; float32, float64, bfloat16 or float16. Padding is rotated
+            like the rest. Donate it: the kernel needs no second basis.
         rotation: shape ``(rows, rows)``, float64: call this under ``jax.enable_x64(True)``, since
             float32 entries would leave a rotation orthogonal to 1e-7 only.
         used: int32 scalar, at most ``rows``.
@@ -137,7 +157,9 @@ def rotate_basis(
 
 def _check_basis(op: str, basis: jax.Array) -> None:
     if basis.ndim != 2 or 0 in basis.shape:
-        raise ValueError(f"`{op}(basis=...)` must have shape (rows, n), got {basis.shape}")
+        raise ValueError(
+            f"`{op}(basis=...)` must have shape (rows, columns), at least 1 each, got {basis.shape}"
+        )
     if basis.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
         raise ValueError(
             f"`{op}(basis=...)` must be float32, float64, bfloat16 or float16, "

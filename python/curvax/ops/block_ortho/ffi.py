@@ -39,7 +39,7 @@ def call_block_ortho(
             jax.ShapeDtypeStruct((rows, b), small),
             jax.ShapeDtypeStruct((b, b), small),
             jax.ShapeDtypeStruct((4,), small),
-            _workspace("block_ortho", basis.dtype.name, *basis.shape, b),
+            _workspace("block_ortho", basis.dtype.name, rows, block.shape[1], b),
         ),
         vmap_method="sequential",
         input_output_aliases={0: 0, 1: 1},

@@ -163,11 +163,11 @@ def orthonormalize_block(
     basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
-    rows, b = basis.shape[0], block.shape[0]
+    (rows, columns), (b, n) = basis.shape, block.shape
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     small = jnp.dtype(jnp.float64 if x64 else jnp.float32)
     mask = jnp.arange(rows, dtype=used.dtype) < used
-    q = basis.astype(block.dtype) / scale
+    q = basis[:, :n].astype(block.dtype) / scale
     q = jnp.where(mask[:, None], q, jnp.zeros_like(q))
     eps = float(jnp.finfo(block.dtype).eps)
     noise = (8 + jnp.sqrt((used + b).astype(small))) * eps
@@ -196,6 +196,7 @@ def orthonormalize_block(
     column = jnp.ldexp(jnp.ones((b,), small), exponent)[None, :]
     nan = jnp.where(finite, 0.0, jnp.nan)
     new = (end.w * scale + nan.astype(end.w.dtype)).astype(basis.dtype)
+    new = jnp.pad(new, ((0, 0), (0, columns - n)))
     counts = [end.passes, jnp.sum(end.random), end.deviation + nan.astype(small), 0]
     return (
         lax.dynamic_update_slice(basis, new, (used, jnp.zeros_like(used))),
