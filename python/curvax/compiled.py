@@ -169,6 +169,14 @@ def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
     return lambda fun: Program(fun, **options)
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b` in the precision of the operands, whatever JAX's setting for products is.
+
+    Under a preset such as `BF16_BF16_F32_X3`, JAX would narrow even operands in float64.
+    """
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
 def row_sums(x: Array) -> Array:
     """Sums over the last axis, in an order that depends on its length alone.
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Program, over_columns, program, row_sums
+from curvax.compiled import Program, matmul, over_columns, program, row_sums
 from curvax.estimators import probes
 from curvax.operators.base import Operator, checked_product
 from curvax.operators.restriction import RestrictedOperator
@@ -97,7 +97,8 @@ def project_off(basis: Array, block: Array) -> Array:
     inner_products = _inner(basis, block)
 
     def subtract(out: Array, first: Array, width: int) -> Array:
-        piece = _wide(out, first, width) - inner_products.T @ _wide(basis, first, width)
+        along = matmul(inner_products.T, _wide(basis, first, width))
+        piece = _wide(out, first, width) - along
         return lax.dynamic_update_slice_in_dim(out, piece.astype(out.dtype), first, axis=1)
 
     projected: Array = over_columns(subtract, block, block.shape[1])
@@ -112,7 +113,7 @@ def inner(basis: Array, block: Array) -> Array:
 
 def _inner(basis: Array, block: Array) -> Array:
     def add(total: Array, first: Array, width: int) -> Array:
-        return total + _wide(basis, first, width) @ _wide(block, first, width).T
+        return total + matmul(_wide(basis, first, width), _wide(block, first, width).T)
 
     total: Array = over_columns(add, jnp.zeros((basis.shape[0], block.shape[0])), block.shape[1])
     return total
@@ -136,7 +137,8 @@ def _overlaps(distribution: str, basis: Array, like: Array, seed: Array) -> tupl
     def add(total: tuple[Array, Array], first: Array, width: int) -> tuple[Array, Array]:
         piece = probes.columns(seed, rows, first, width, basis.dtype, distribution)
         wide = piece.astype(jnp.float64)
-        return total[0] + _wide(basis, first, width) @ wide.T, total[1] + wide @ wide.T
+        products = matmul(_wide(basis, first, width), wide.T), matmul(wide, wide.T)
+        return total[0] + products[0], total[1] + products[1]
 
     start = jnp.zeros((basis.shape[0], k)), jnp.zeros((k, k))
     totals: tuple[Array, Array] = over_columns(add, start, n)
@@ -255,7 +257,7 @@ def leave_one_out_diagonal(
     def entries(first: Array, width: int) -> tuple[Array, Array]:
         q, z = (_wide(x, first, width) for x in (basis, products))
         signs = probes.columns(seed, rows, first, width, basis.dtype, "rademacher")
-        qs, zs, omega = s.T @ q, s.T @ z, signs.astype(jnp.float64) * d[:, None]
+        qs, zs, omega = matmul(s.T, q), matmul(s.T, z), signs.astype(jnp.float64) * d[:, None]
         single = qs * (omega - zs)
         mean = jnp.mean(single, axis=0)
         spread = jnp.sum((single - mean[None]) ** 2, axis=0) / max(k - 1, 1)

@@ -129,7 +129,7 @@ def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResu
         estimated_errors=residuals,
         converged=np.ones(1, bool),
         complete=None,
-        orthogonality=float(jnp.abs(jnp.vdot(vector, vector) - 1)),
+        orthogonality=float(jnp.abs(jnp.vdot(vector, vector, precision="highest") - 1)),
         noise=0.0,
         tol_effective=np.full(1, tol),
         num_matvecs=Matvecs(0, 1),

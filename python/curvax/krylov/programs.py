@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Clock, over_columns, program, row_sums
+from curvax.compiled import Clock, matmul, over_columns, program, row_sums
 from curvax.krylov import storage
 from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
@@ -100,7 +100,7 @@ def residuals(
         pieces = _pieces(basis, (start, following), b, first, width)
         x, q = (piece.astype(jnp.float64) for piece in pieces)
         residual = w - quotients[:, None] * x
-        error = w - thetas[:, None] * x - jnp.matmul(coupling.T, q, precision="highest")
+        error = w - thetas[:, None] * x - matmul(coupling.T, q)
         return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
 
     norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n)
@@ -114,7 +114,7 @@ def gram(basis: Array, like: Array) -> Array:
 
     def add(total: Array, first: Array, width: int) -> Array:
         x = _piece(basis, jnp.zeros_like(first), k, first, width).astype(jnp.float64)
-        return total + x @ x.T
+        return total + matmul(x, x.T)
 
     return over_columns(add, jnp.zeros((k, k)), n)
 
@@ -126,7 +126,7 @@ def combine(basis: Array, weights: Array) -> Array:
 
     def fill(out: Array, first: Array, width: int) -> Array:
         x = _piece(basis, jnp.zeros_like(first), m, first, width)
-        piece = jnp.matmul(weights, x, precision="highest")
+        piece = matmul(weights, x)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
     return over_columns(fill, jnp.zeros((weights.shape[0], n), weights.dtype), n)
