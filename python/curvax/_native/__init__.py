@@ -12,9 +12,8 @@ import os
 import warnings
 from typing import Any
 
-import jax
-
 from curvax._native import loading
+from curvax.compiled import default_platform
 
 __all__ = ["available", "build_info", "platform", "use_native", "workspace_bytes"]
 
@@ -25,11 +24,7 @@ CPU_ONLY = frozenset({"fence", "matmul_sum"})
 
 def platform() -> str:
     """The platform of JAX's default device: ``"cpu"``, ``"cuda"`` or another's name."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None:
-        name = jax.default_backend()
-    else:
-        name = device if isinstance(device, str) else device.platform
+    name = default_platform()
     return "cuda" if name == "gpu" and "cuda" in loading.present() else name
 
 

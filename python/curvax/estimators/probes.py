@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from curvax.compiled import Clock, Program, over_columns, row_sums
+from curvax.compiled import Clock, Program, over_columns, random_columns, row_sums
 from curvax.operators.base import Operator
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
@@ -31,8 +31,8 @@ def draw(
             sphere of radius √n).
 
     Returns:
-        `(b, n)`, the rows `first` to `first + b − 1`. It and scratch of b · 65536 numbers are all
-        that is allocated.
+        `(b, n)`, the rows `first` to `first + b − 1`. It and scratch of b · 65536 numbers (on a
+        device, of as many as a step of `over_columns` takes) are all that is allocated.
     """
     block = _Block(like.shape[0], op.shape[0], op.dtype)
     return _PROGRAMS[distribution](clock, block, word(seed), np.uint32(first))
@@ -58,16 +58,16 @@ def columns(
 ) -> Array:
     """The columns `first` to `first + width − 1` of some rows, inside a compiled program.
 
-    `first` is a multiple of `CHUNK`, and `width` is at most that. The rows of `"sphere"` are not
-    normalised: they are those of `"gaussian"`.
+    `first` is a multiple of `CHUNK`. The rows of `"sphere"` are not normalised: they are those of
+    `"gaussian"`.
     """
     # The generator is named: under another, a row could depend on those drawn with it.
     key = jax.random.key(seed, impl="threefry2x32")
     fill = _signs if distribution == "rademacher" else jax.random.normal
 
     def one(row: Array) -> Array:
-        own = jax.random.fold_in(jax.random.fold_in(key, row), first)
-        return fill(own, (width,), dtype)
+        own = jax.random.fold_in(key, row)
+        return random_columns(lambda k, w: fill(k, (w,), dtype), own, first, width)
 
     return jax.vmap(one)(rows)
 
@@ -90,7 +90,7 @@ def _fill(distribution: str, block: _Block, seed: Array, first: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(drawn, piece, start, axis=1), squares
 
     empty = jnp.zeros((b, n), dtype), jnp.zeros(b, jnp.float64)
-    drawn, squares = over_columns(fill, empty, n)
+    drawn, squares = over_columns(fill, empty, n, rows=3 * b)
     if distribution != "sphere":
         return drawn
     return drawn * jnp.sqrt(n / squares).astype(dtype)[:, None]

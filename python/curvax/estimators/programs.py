@@ -23,7 +23,7 @@ def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
         return tuple(a + piece for a, piece in zip(total, pieces, strict=True))
 
     zeros = jnp.zeros(b)
-    result: tuple[Array, Array, Array] = over_columns(add, (zeros, zeros, zeros), n)
+    result: tuple[Array, Array, Array] = over_columns(add, (zeros, zeros, zeros), n, rows=4 * b)
     return result
 
 
@@ -84,7 +84,8 @@ def _scatter(mean: Array, block: Array, products: Array, seen: Array) -> tuple[A
         narrow = piece[None].astype(means.dtype)
         return lax.dynamic_update_slice_in_dim(means, narrow, first, axis=1), growth
 
-    folded: tuple[Array, Array] = over_columns(fold, (mean, jnp.zeros(())), mean.shape[1])
+    rows, start = 3 * block.shape[0], (mean, jnp.zeros(()))
+    folded: tuple[Array, Array] = over_columns(fold, start, mean.shape[1], rows=rows)
     return folded
 
 
@@ -101,7 +102,8 @@ def project_off(basis: Array, block: Array) -> Array:
         piece = _wide(out, first, width) - along
         return lax.dynamic_update_slice_in_dim(out, piece.astype(out.dtype), first, axis=1)
 
-    projected: Array = over_columns(subtract, block, block.shape[1])
+    rows = basis.shape[0] + 2 * block.shape[0]
+    projected: Array = over_columns(subtract, block, block.shape[1], rows=rows)
     return projected
 
 
@@ -115,7 +117,8 @@ def _inner(basis: Array, block: Array) -> Array:
     def add(total: Array, first: Array, width: int) -> Array:
         return total + matmul(_wide(basis, first, width), _wide(block, first, width).T)
 
-    total: Array = over_columns(add, jnp.zeros((basis.shape[0], block.shape[0])), block.shape[1])
+    shape = (basis.shape[0], block.shape[0])
+    total: Array = over_columns(add, jnp.zeros(shape), block.shape[1], rows=sum(shape))
     return total
 
 
@@ -141,7 +144,7 @@ def _overlaps(distribution: str, basis: Array, like: Array, seed: Array) -> tupl
         return total[0] + products[0], total[1] + products[1]
 
     start = jnp.zeros((basis.shape[0], k)), jnp.zeros((k, k))
-    totals: tuple[Array, Array] = over_columns(add, start, n)
+    totals: tuple[Array, Array] = over_columns(add, start, n, rows=basis.shape[0] + 2 * k)
     return totals
 
 
@@ -205,7 +208,7 @@ def regress(state: Array, block: Array, products: Array) -> Array:
         piece = jnp.stack([fit, jnp.sqrt(jnp.maximum(squares, 0)), weight]).astype(state.dtype)
         return lax.dynamic_update_slice_in_dim(state, piece, first, axis=1)
 
-    folded: Array = over_columns(fold, state, block.shape[1])
+    folded: Array = over_columns(fold, state, block.shape[1], rows=6 + 2 * block.shape[0])
     return folded
 
 
@@ -224,7 +227,7 @@ def regression_stderr(state: Array, samples: Array, eps: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(out, piece.astype(out.dtype), first, axis=0)
 
     n = state.shape[1]
-    filled: Array = over_columns(fill, jnp.zeros(n, state.dtype), n)
+    filled: Array = over_columns(fill, jnp.zeros(n, state.dtype), n, rows=4)
     return filled
 
 
@@ -286,5 +289,5 @@ def leave_one_out_diagonal(
         return value, stderr
 
     empty = jnp.zeros(n, basis.dtype)
-    filled: tuple[Array, Array] = over_columns(fill, (empty, empty), n)
+    filled: tuple[Array, Array] = over_columns(fill, (empty, empty), n, rows=8 * k)
     return filled

@@ -157,7 +157,7 @@ def subtract(
         w, p, q = (_columns(x, first, width) for x in (product, previous, current))
         return sums[0] + _dot(w, q), sums[1] + _dot(p, q), sums[2] + _dot(w, p)
 
-    along, overlap, back = over_columns(inner, (zeros, zeros, zeros), n)
+    along, overlap, back = over_columns(inner, (zeros, zeros, zeros), n, rows=4 * len(beta))
     # All sums are made before the product is overwritten, or XLA keeps a copy of it for the last.
     alpha = along - beta * overlap + 0 * back
     # In float64 this would cost more than the rest of the step.
@@ -168,7 +168,7 @@ def subtract(
         piece = w - (narrow_beta * p + narrow_alpha * q)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, product, n), alpha, back, overlap
+    return over_columns(fill, product, n, rows=2 * len(beta)), alpha, back, overlap
 
 
 @program(donate=(0,), wide=True)
@@ -200,7 +200,8 @@ def _norms(block: Array) -> Array:
         x = _columns(block, first, width)
         return total + _dot(x, x)
 
-    squares: Array = over_columns(add, jnp.zeros(block.shape[0]), block.shape[1])
+    b, n = block.shape
+    squares: Array = over_columns(add, jnp.zeros(b), n, rows=2 * b)
     return jnp.sqrt(squares)
 
 
@@ -220,4 +221,4 @@ def _scaled(block: Array, factors: Array) -> Array:
         piece = _columns(out, first, width) * narrow
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, block, block.shape[1])
+    return over_columns(fill, block, block.shape[1], rows=block.shape[0])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.compiled import Clock, matmul, over_columns, program, row_sums
+from curvax.compiled import Clock, matmul, over_columns, program, random_columns, row_sums
 from curvax.krylov import storage
 from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
@@ -24,11 +24,14 @@ def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
     b, n = like.shape[0], op.shape[0]
 
+    def normal(own: Array, width: int) -> Array:
+        return jax.random.normal(own, (b, width), op.dtype)
+
     def fill(block: Array, first: Array, width: int) -> Array:
-        piece = jax.random.normal(jax.random.fold_in(key, first), (b, width), op.dtype)
+        piece = random_columns(normal, key, first, width)
         return lax.dynamic_update_slice_in_dim(block, piece, first, axis=1)
 
-    return over_columns(fill, jnp.zeros((b, n), op.dtype), n)
+    return over_columns(fill, jnp.zeros((b, n), op.dtype), n, rows=b)
 
 
 @program()
@@ -92,7 +95,7 @@ def residuals(
         x, w = columns(first, width)
         return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
 
-    squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n)
+    squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n, rows=4 * b)
     quotients = inner / squares
 
     def rest(total: Any, first: Array, width: int) -> Any:
@@ -103,7 +106,7 @@ def residuals(
         error = w - thetas[:, None] * x - matmul(coupling.T, q)
         return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
 
-    norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n)
+    norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n, rows=6 * b)
     return quotients, jnp.sqrt(norms / squares), jnp.sqrt(errors)
 
 
@@ -116,7 +119,7 @@ def gram(basis: Array, like: Array) -> Array:
         x = _piece(basis, jnp.zeros_like(first), k, first, width).astype(jnp.float64)
         return total + matmul(x, x.T)
 
-    return over_columns(add, jnp.zeros((k, k)), n)
+    return over_columns(add, jnp.zeros((k, k)), n, rows=k)
 
 
 @program()
@@ -129,7 +132,7 @@ def combine(basis: Array, weights: Array) -> Array:
         piece = matmul(weights, x)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, jnp.zeros((weights.shape[0], n), weights.dtype), n)
+    return over_columns(fill, jnp.zeros((weights.shape[0], n), weights.dtype), n, rows=m)
 
 
 @program(wide=True)
@@ -141,7 +144,7 @@ def squared_distance(a: Array, b: Array) -> Array:
         wide = [piece.astype(jnp.float64) for piece in pieces]
         return total + row_sums((wide[0] - wide[1]) ** 2)
 
-    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1]))
+    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1], rows=3 * a.shape[0]))
 
 
 @program()

@@ -15,6 +15,9 @@ of samples, groups of rows, takes two sweeps, as a sample's rows may be in sever
 In units of one product of X and W: 8 for a Hessian product with the gradient in X, 7 without,
 `6 + 1/b` per tangent for a block of b; 5 for Gauss-Newton, 3 for the gradient, `3 + 3/b` per
 tangent for outer products. Chunks of rows keep the products large.
+
+These products are those of a layer of the user's model, in the user's precision (on a CPU in that
+of the operands). The sums along the vocabulary that belong to the rule are in full precision.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax import PrecisionLike
 
+from curvax.compiled import default_platform
 from curvax.ops.manual_axes import zeros_beside
 from curvax.ops.matmul_sum import matmul_sum
 from curvax.ops.second_order import ScalarLoss, TwiceDifferentiable
@@ -34,10 +39,14 @@ from curvax.ops.softmax_ce.api import softmax_ce_triple
 from curvax.ops.softmax_ce.loss import Spec, hessian_products, weighted
 from curvax.ops.softmax_ce.sample import draw_labels
 
-# Rows of a chunk: enough for products at full speed, few enough for the bytes of its logits.
-_MAX_ROWS = 256
+# Rows of a chunk, and bytes of its logits and their tangents: enough for products at full speed.
 _MIN_ROWS = 16
-_MAX_BYTES = 1 << 29
+_ON_CPU = (256, 1 << 29)
+_ON_DEVICE = (2048, 1 << 31)
+
+
+def _setting() -> str | None:
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +59,14 @@ class LinearSpec:
         samples: None, or the number of samples, groups of as many rows each: products are then
             those with the sum over samples of the outer product of the gradient with itself, in
             place of the Hessian.
+        precision: of the products with the head, as for `matmul_sum`: JAX's setting where this is
+            made. None is JAX's default.
     """
 
     rows: Spec
     chunk: int | None
     samples: int | None = None
+    precision: PrecisionLike = dataclasses.field(default_factory=_setting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +80,11 @@ class _Problem:
     weights: Array
     chunk: int
     given: int
+    precision: PrecisionLike
+
+    def sum(self, *terms: tuple[Array, Array], **options: Any) -> Array:
+        """Products with the head, added up."""
+        return matmul_sum(*terms, precision=self.precision, **options)
 
     def rows(self, x: Array, i: Array, axis: int = 0) -> Array:
         """Chunk i of an array with the tokens on `axis`."""
@@ -81,7 +98,7 @@ class _Problem:
         return zeros_beside(self.hidden, shape, self.hidden.dtype)
 
     def logits(self, i: Array) -> Array:
-        out = matmul_sum((self.rows(self.hidden, i), self.head), transpose_b=True)
+        out = self.sum((self.rows(self.hidden, i), self.head), transpose_b=True)
         return out if self.bias is None else out + self.bias[None]
 
     def losses(self, spec: LinearSpec, i: Array) -> tuple[Array, Array]:
@@ -119,11 +136,14 @@ def _problem(spec: LinearSpec, slots: Any, data: Any, arrays: int) -> _Problem:
         jnp.pad(weights, (0, padding)),
         chunk,
         given,
+        # Not None, for which the setting where the program is compiled would be taken.
+        lax.Precision.DEFAULT if spec.precision is None else spec.precision,
     )
 
 
 def _automatic_rows(vocab: int, itemsize: int, arrays: int) -> int:
-    return min(_MAX_ROWS, max(_MIN_ROWS, _MAX_BYTES // (arrays * vocab * itemsize)))
+    most, budget = _ON_CPU if default_platform() == "cpu" else _ON_DEVICE
+    return min(most, max(_MIN_ROWS, budget // (arrays * vocab * itemsize)))
 
 
 def _pad(x: Array, rows: int) -> Array:
@@ -144,8 +164,8 @@ def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Arr
         losses, g = p.losses(spec, i)
         return (
             total + weighted(losses, p.rows(p.weights, i)),
-            p.put(d_hidden, matmul_sum((g, p.head)), i),
-            matmul_sum((g, p.rows(p.hidden, i)), add_to=d_head, transpose_a=True),
+            p.put(d_hidden, p.sum((g, p.head)), i),
+            p.sum((g, p.rows(p.hidden, i)), add_to=d_head, transpose_a=True),
             d_bias + jnp.sum(g, axis=0),
         )
 
@@ -185,7 +205,7 @@ def _logit_tangents(p: _Problem, t: _Tangents, i: Array) -> Array:
     if not terms:
         out = p.zeros((t.block, p.chunk, p.head.shape[0]))
     else:
-        out = matmul_sum(*terms, transpose_b=True)
+        out = p.sum(*terms, transpose_b=True)
     return out if t.bias is None else out + t.bias[:, None, :]
 
 
@@ -227,8 +247,8 @@ def _hessian_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
         if g is not None and t.hidden is not None:
             to_head.append((g, p.rows(t.hidden, i, axis=1)))
         return (
-            p.put(d_hidden, matmul_sum(*to_hidden), i, axis=1),
-            matmul_sum(*to_head, add_to=d_head, transpose_a=True),
+            p.put(d_hidden, p.sum(*to_hidden), i, axis=1),
+            p.sum(*to_head, add_to=d_head, transpose_a=True),
             d_bias + jnp.sum(gd, axis=1),
         )
 
@@ -255,8 +275,8 @@ def _outer_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
         g, c = p.losses(spec, i)[1], p.rows(factors, i, axis=1)
         scaled = c[:, :, None] * p.rows(p.hidden, i)[None]
         return (
-            p.put(d_hidden, c[:, :, None] * matmul_sum((g, p.head))[None], i, axis=1),
-            matmul_sum((g, scaled), add_to=d_head, transpose_a=True),
+            p.put(d_hidden, c[:, :, None] * p.sum((g, p.head))[None], i, axis=1),
+            p.sum((g, scaled), add_to=d_head, transpose_a=True),
             d_bias + jnp.matmul(c, g, precision=lax.Precision.HIGHEST),
         )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from jax import Array
+from jax.lax import Precision, PrecisionLike
 
+from curvax.compiled import default_platform
 from curvax.ops.implementation import resolve
 from curvax.ops.matmul_sum import ffi, reference
 
@@ -15,6 +18,7 @@ def matmul_sum(
     add_to: Array | None = None,
     transpose_a: bool = False,
     transpose_b: bool = False,
+    precision: PrecisionLike = Precision.HIGHEST,
     impl: str = "auto",
 ) -> Array:
     """Computes ``add_to + a_1 @ b_1 + a_2 @ b_2``.
@@ -28,6 +32,8 @@ def matmul_sum(
         add_to: of the result's shape, or None; donate it: the kernel adds in place.
         transpose_a: swap the last two axes of every ``a``.
         transpose_b: swap the last two axes of every ``b``.
+        precision: of products of float32 on a device, as for ``jnp.matmul``; a CPU computes in
+            float32, and float64 stays.
         impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
 
     Returns:
@@ -38,5 +44,9 @@ def matmul_sum(
         ValueError: ``impl`` is not a known word.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
-    module = ffi if resolve("matmul_sum", impl, "matmul_sum") == "ffi" else reference
-    return module.matmul_sum(terms, add_to, transpose_a, transpose_b)
+    if resolve("matmul_sum", impl, "matmul_sum") == "ffi":
+        return ffi.matmul_sum(terms, add_to, transpose_a, transpose_b)
+    slices = default_platform() == "cpu"
+    if slices or terms[0][0].dtype != jnp.float32:
+        precision = Precision.HIGHEST
+    return reference.matmul_sum(terms, add_to, transpose_a, transpose_b, precision, slices)

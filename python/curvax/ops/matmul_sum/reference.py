@@ -7,19 +7,31 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax import PrecisionLike
 
-# Elements of a slice of a sum.
+# Elements of a slice of a sum, on a CPU.
 _SLICE = 1 << 20
 
 
 def matmul_sum(
-    terms: Sequence[tuple[Array, Array]], add_to: Array | None, transpose_a: bool, transpose_b: bool
+    terms: Sequence[tuple[Array, Array]],
+    add_to: Array | None,
+    transpose_a: bool,
+    transpose_b: bool,
+    precision: PrecisionLike,
+    slices: bool,
 ) -> Array:
-    """The sum, later terms added to it in slices."""
+    """The sum, later terms added to it, with `slices` one after another.
+
+    XLA:CPU would make an array of a whole product; elsewhere a library's product adds in place.
+    """
     total = add_to
     for a, b in terms:
-        product = _Product(a, b, transpose_a, transpose_b)
-        total = product.whole() if total is None else product.add_to(total)
+        product = _Product(a, b, transpose_a, transpose_b, precision)
+        if total is None:
+            total = product.whole()
+        else:
+            total = product.add_to(total) if slices else total + product.whole()
     assert total is not None
     return total
 
@@ -31,11 +43,12 @@ class _Product(NamedTuple):
     b: Array
     transpose_a: bool
     transpose_b: bool
+    precision: PrecisionLike
 
     def whole(self) -> Array:
         a = self.a.mT if self.transpose_a else self.a
         b = self.b.mT if self.transpose_b else self.b
-        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+        return jnp.matmul(a, b, precision=self.precision)
 
     def part(self, axis: int, start: Array, size: int) -> Array:
         """Rows (axis -2) or columns (axis -1) of the product; cut before any transposition."""
@@ -46,7 +59,7 @@ class _Product(NamedTuple):
         return self._replace(b=_cut(self.b, stored, start, size)).whole()
 
     def add_to(self, total: Array) -> Array:
-        """`total + a @ b`, by slices in place: XLA would make an array of the whole product."""
+        """`total + a @ b`, by slices in place."""
         if total.size == 0:
             return total
         axis = -2 if total.shape[-2] > total.shape[-1] else -1
