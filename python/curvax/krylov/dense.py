@@ -16,6 +16,7 @@ from curvax.krylov.selection import Matrix
 from curvax.krylov.settings import Settings
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
+from curvax.operators.precision import more_accurate
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 
 
@@ -47,7 +48,7 @@ class DenseSolve:
         # By the largest entry first: squares of float64 leave its range, too.
         largest = float(np.abs(rows).max())
         check_range(self.op, largest)
-        noise = _asymmetry(rows[:, :m])
+        noise = _asymmetry(self.op, rows[:, :m])
         with self.clock.part("host"):
             values, vectors = np.linalg.eigh((rows[:, :m] + rows[:, :m].T) / 2)
             chosen = wanted.order(values)[: wanted.k]
@@ -152,15 +153,14 @@ class DenseSolve:
         )
 
     def _warn(self, converged: Any) -> None:
-        self.tolerance.warn_if_raised()
+        self.tolerance.warn_if_raised(self.op)
         if not converged.all():
             total = self.op.shape[0] + len(converged)
-            warn_unconverged(
-                int(converged.sum()), len(converged), total, "the products are too noisy"
-            )
+            reason = f"the products are too noisy{more_accurate(self.op)}"
+            warn_unconverged(int(converged.sum()), len(converged), total, reason)
 
 
-def _asymmetry(square: Matrix) -> float:
+def _asymmetry(op: Operator, square: Matrix) -> float:
     scale = np.abs(square).max()
     if scale == 0:
         return 0.0
@@ -168,6 +168,6 @@ def _asymmetry(square: Matrix) -> float:
     if asymmetry > ASYMMETRY_LIMIT:
         raise ValueError(
             f"A must be symmetric: max |A - Aᵀ| is {asymmetry:.2g} of max |A|, measured by "
-            "multiplying the identity"
+            f"multiplying the identity{more_accurate(op)}"
         )
     return asymmetry

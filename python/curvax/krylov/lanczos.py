@@ -32,6 +32,7 @@ from curvax.krylov.exclusion import Cycle, log_growth
 from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
 from curvax.operators.base import Operator
+from curvax.operators.precision import more_accurate
 
 # Above this relative asymmetry the operator is not symmetric: a 16-bit model's noise stays below.
 ASYMMETRY_LIMIT = 1e-2
@@ -169,6 +170,7 @@ class Lanczos:
                 f"{asymmetry:.2g} of the largest entry of the projected operator, for orthonormal "
                 "u and v; if the operator is symmetric in exact arithmetic, its products are too "
                 "inaccurate (dropout, resampled batches, low precision?)"
+                f"{more_accurate(self.op)}"
             )
         return asymmetry
 

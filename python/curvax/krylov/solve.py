@@ -370,7 +370,7 @@ class Solve:
         if self.interrupted:
             return
         settings = self.settings
-        self.tolerance.warn_if_raised()
+        self.tolerance.warn_if_raised(self.op)
         if not converged.all():
             tol = self.tolerance.of_largest
             remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({tol:.3g})"

@@ -7,6 +7,8 @@ import numpy as np
 from curvax.krylov import storage
 from curvax.krylov.lanczos import ASYMMETRY_LIMIT
 from curvax.krylov.selection import Matrix, Wanted
+from curvax.operators.base import Operator
+from curvax.operators.precision import more_accurate
 from curvax.results import warn
 
 RELATIVE_TO = ("largest", "end", "each")
@@ -72,17 +74,22 @@ class Tolerance:
         """
         self._floor = max(self._floor, min(2 * noise, 2 * ASYMMETRY_LIMIT))
 
-    def warn_if_raised(self) -> None:
-        """Warn if the floor lies above a tolerance, unless that was 0, which asks for just it."""
+    def warn_if_raised(self, op: Operator) -> None:
+        """Warn if the floor lies above a tolerance, unless that was 0, which asks for just it.
+
+        Args:
+            op: whose products they are.
+        """
         if not self.of_largest > self._asked > 0:
             return
         where, remedy = f"the noise of the products in {self._dtype.name}", "tol_effective"
         if storage.floor(self._basis_dtype):
             where = f"a basis stored in {self._basis_dtype.name}"
             remedy = f"tol_effective; basis_dtype={self._dtype.name!r} allows less"
+        noisy = self._floor > attainable(self._dtype, self._basis_dtype)
         warn(
             f"tol = {self._asked:.3g} is below what {where} allows; {self.of_largest:.3g} was "
-            f"applied (see {remedy})"
+            f"applied (see {remedy}){more_accurate(op) if noisy else ''}"
         )
 
 

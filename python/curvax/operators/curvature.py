@@ -27,6 +27,7 @@ from curvax.operators.fences import fence
 from curvax.operators.linear_map import LinearHalf, ModelMap
 from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.operators.precision import Precision
 from curvax.operators.split import check_split
 from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
 
@@ -68,7 +69,8 @@ class Curvature(Operator):
         if not isinstance(self.weight, Array) or isinstance(self.weight, jax.core.Tracer):
             return f"{text})"
         data = f"batches={self.num_batches}, samples={self._samples()}, weight={self.weight:g}"
-        return f"{text}, {data}, loss={self.loss:.6g})"
+        precision = f", precision={self.precision!r}" if self.precision else ""
+        return f"{text}, {data}, loss={self.loss:.6g}{precision})"
 
     def _samples(self) -> str:
         """The lengths of the batches' leading axes, summed up; of several lengths, of each."""
@@ -79,6 +81,11 @@ class Curvature(Operator):
             for i, length in enumerate(lengths or [1]):
                 totals[i] = totals.get(i, 0) + length * stack.weights.shape[0]
         return " and ".join(map(str, totals.values()))
+
+    @property
+    def precision(self) -> Precision | None:
+        """Of the products of matrices in the loss and its derivatives, as for `hessian`."""
+        return self.structure.precision
 
     @property
     def num_batches(self) -> int:
@@ -311,7 +318,9 @@ def assemble(
     warn_of_zeros(weights, [positions for _, positions in stacked])
     if any(stack.half.weight_moves for stack in stacks):
         warn_of_metric()
-    structure = Structure(treedef, constants, microbatch_size, num_batches, numbered)
+    structure = Structure(
+        treedef, constants, microbatch_size, num_batches, numbered, model.precision
+    )
     return kind(leaves, tuple(stacks), loss, weight, space, structure)
 
 

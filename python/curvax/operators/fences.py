@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.interpreters import ad, batching, mlir
 
 from curvax import _native
+from curvax.operators.rewriting import Rewriter, rewritten
 
 # A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
 _MIN_ELEMENTS = 4096
@@ -72,14 +72,7 @@ def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not _native.use_native("fence"):
         return fun
-
-    @functools.wraps(fun)
-    def fenced(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
-        out = core.jaxpr_as_fun(_Rewriter().closed(closed))(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), out)
-
-    return fenced
+    return rewritten(fun, _Fencer)
 
 
 def _define_fence() -> None:
@@ -102,22 +95,11 @@ def _fence_equation(shape: tuple[int, ...], dtype: Any) -> JaxprEqn:
     return jax.make_jaxpr(_FENCE.bind)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns[0]
 
 
-class _Rewriter:
-    """One rewrite. A sub-jaxpr that occurs twice stays one object, so it is lowered once."""
+class _Fencer(Rewriter):
+    def enters(self, eqn: JaxprEqn) -> bool:
+        return eqn.primitive.name in _INLINED | _CONTROL_FLOW
 
-    def __init__(self) -> None:
-        self._done: dict[int, tuple[Jaxpr, Jaxpr]] = {}
-
-    def closed(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
-        return ClosedJaxpr(self._open(jaxpr.jaxpr), jaxpr.consts)
-
-    def _open(self, jaxpr: Jaxpr) -> Jaxpr:
-        if id(jaxpr) not in self._done:
-            # The original is kept beside the result, so that its id is not used again.
-            self._done[id(jaxpr)] = (jaxpr, self._rewrite(jaxpr))
-        return self._done[id(jaxpr)][1]
-
-    def _rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
+    def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
         wanted = _values_to_fence(jaxpr)
         fenced: dict[Var, Var] = {}
 
@@ -126,7 +108,7 @@ class _Rewriter:
 
         equations = []
         for eqn in jaxpr.eqns:
-            equations.append(eqn.replace(invars=current(eqn.invars), params=self._params(eqn)))
+            equations.append(eqn.replace(invars=current(eqn.invars), params=self.params(eqn)))
             for var in eqn.outvars:
                 if var in wanted:
                     aval: Any = var.aval
@@ -134,20 +116,6 @@ class _Rewriter:
                     template = _fence_equation(aval.shape, aval.dtype)
                     equations.append(template.replace(invars=[var], outvars=[fenced[var]]))
         return jaxpr.replace(eqns=equations, outvars=current(jaxpr.outvars))
-
-    def _params(self, eqn: JaxprEqn) -> dict[str, Any]:
-        if eqn.primitive.name not in _INLINED | _CONTROL_FLOW:
-            return eqn.params
-        return {name: self._param(value) for name, value in eqn.params.items()}
-
-    def _param(self, value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return self.closed(value)
-        if isinstance(value, Jaxpr):
-            return self._open(value)
-        if isinstance(value, tuple) and value and isinstance(value[0], ClosedJaxpr):
-            return tuple(self.closed(branch) for branch in value)
-        return value
 
 
 def _values_to_fence(jaxpr: Jaxpr) -> set[Var]:

@@ -23,7 +23,6 @@ from jax import Array
 from curvax.checks import check_number
 from curvax.operators.base import compiled_product
 from curvax.operators.gradient import GradientMap, Hessian
-from curvax.operators.hoist import hoist
 from curvax.operators.linear_map import LinearHalf
 from curvax.results import warn
 
@@ -90,8 +89,8 @@ class DifferenceMap(GradientMap):
         taken = self.taken(leaves)
         narrowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in taken)
         step = jnp.asarray(narrowest ** (1 / 3), jnp.float32)
-        value, value_consts = hoist(self.evaluate, tuple(leaves), batch)
-        traced, consts = hoist(self._difference, tuple(leaves), batch, taken, step)
+        value, value_consts = self.traced(self.evaluate, tuple(leaves), batch)
+        traced, consts = self.traced(self._difference, tuple(leaves), batch, taken, step)
 
         def primal(consts: Any, leaves: Any, batch: Any) -> Any:
             return *value(consts[1], leaves, batch), ()

@@ -14,6 +14,7 @@ from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.model import accepts_model
 from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
+from curvax.operators.precision import Precision, check_precision
 from curvax.operators.twice import check_linear, first_possible, pull_back
 
 
@@ -34,6 +35,7 @@ def ggn(
     num_batches: int | None = None,
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
+    precision: Precision | None = None,
 ) -> GaussNewton:
     """The generalised Gauss-Newton matrix `Jᵀ H J` of a model and a loss, as an operator.
 
@@ -59,6 +61,7 @@ def ggn(
         num_batches: as for `hessian`.
         where: as for `hessian`.
         linearize: as for `hessian`.
+        precision: as for `hessian`.
 
     Returns:
         The operator.
@@ -70,7 +73,8 @@ def ggn(
         FloatingPointError: the loss is not finite.
     """
     check_callables(forward, loss)
-    make_map = functools.partial(GaussNewtonMap, forward=forward, loss=loss)
+    check_precision(precision)
+    make_map = functools.partial(GaussNewtonMap, forward=forward, loss=loss, precision=precision)
     return assemble(
         GaussNewton, make_map, params, batches, microbatch_size, num_batches, where, linearize
     )

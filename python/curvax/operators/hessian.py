@@ -13,6 +13,7 @@ from curvax.operators.curvature import assemble
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
 from curvax.operators.gradient import GradientMap, Hessian
 from curvax.operators.model import accepts_model
+from curvax.operators.precision import Precision, check_precision
 
 
 @accepts_model(lambda model: (model.objective, model.params))
@@ -26,6 +27,7 @@ def hessian(
     where: Filter | None = None,
     linearize: bool | Literal["auto"] = "auto",
     method: Literal["autodiff", "finite_difference"] = "autodiff",
+    precision: Precision | None = None,
 ) -> Hessian:
     """The Hessian of a loss with respect to parameters, as an operator.
 
@@ -67,6 +69,13 @@ def hessian(
             gradient, for a loss that has no second derivative: two gradients per product, and an
             error that is measured (`relative_error` of the operator; about 1e-3 in float32), with
             a warning where it is large, as for parameters of very different sizes.
+        precision: of the products of matrices in the loss and its derivatives: JAX's setting where
+            this is called (None; on recent devices TF32 by default, in which `noise` is about
+            1e-3), `"highest"` for full float32, or `"bf16x3"` for three products in bfloat16 in
+            place of each that has no batch axes, as those with weights have none, and full float32
+            for the others and for convolutions. A product for which the loss names a precision
+            keeps that. `"bf16x3"` is refused on a CPU, where XLA would ignore it. What it costs
+            shows in `noise` and `tol_effective` of a solve.
 
     Returns:
         The operator.
@@ -79,7 +88,8 @@ def hessian(
             would not fit in the dtype that they are narrowed to, a loss that is not a scalar,
             weights that are negative, infinite or all zero, arrays of different leading lengths in
             a batch that is to be split by size, or weighted by its length, or microbatches that do
-            not add up to their batch.
+            not add up to their batch. An unknown `precision`, or `"bf16x3"` on a CPU or for finite
+            differences.
         FloatingPointError: the loss is not finite, or its gradient so small that finite differences
             of it underflow.
     """
@@ -88,13 +98,14 @@ def hessian(
         raise TypeError(f"loss must be callable as loss(params, batch), got {shown(loss)}{order}")
     if method not in ("autodiff", "finite_difference"):
         raise ValueError(f"method must be 'autodiff' or 'finite_difference', got {shown(method)}")
+    check_precision(precision, method)
     data = (params, batches, microbatch_size, num_batches, where)
     if method == "finite_difference":
         if linearize is True:
             raise ValueError("finite differences have no linear half: linearize must not be True")
-        differences = functools.partial(DifferenceMap, loss=loss)
+        differences = functools.partial(DifferenceMap, loss=loss, precision=precision)
         chosen = zip(jax.tree.leaves(params), select(params, where), strict=True)
         leaves = [leaf for leaf, taken in chosen if taken]
         return tuned(assemble(DifferenceHessian, differences, *data, False), leaves)
-    make_map = functools.partial(GradientMap, loss=loss)
+    make_map = functools.partial(GradientMap, loss=loss, precision=precision)
     return assemble(Hessian, make_map, *data, linearize)

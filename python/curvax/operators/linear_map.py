@@ -21,6 +21,7 @@ from curvax.operators.base import is_array
 from curvax.operators.batches import leading_size, leading_sizes
 from curvax.operators.dataflow import reads
 from curvax.operators.hoist import Hoisted, hoist, refuse_pickling
+from curvax.operators.precision import Precision, at_precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,12 +57,14 @@ class ModelMap(abc.ABC):
         constants: the leaves of `params` that are not arrays, by their position.
         chosen: one bool for each of the other leaves.
         several: whether the loss is averaged over more than one batch, so that weights matter.
+        precision: of the products of matrices in what is traced; None is JAX's setting.
     """
 
     treedef: Any
     constants: dict[int, Any]
     chosen: tuple[bool, ...]
     several: bool
+    precision: Precision | None = dataclasses.field(default=None, kw_only=True)
 
     @abc.abstractmethod
     def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
@@ -128,6 +131,10 @@ class ModelMap(abc.ABC):
             )
         return leading_size(batch) or 1
 
+    def traced(self, fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]]:
+        """`hoist`, with the products in the precision."""
+        return hoist(at_precision(fun, self.precision), *args)
+
     def _cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
         """The tangents in the dtypes of the leaves: the operator's is the widest of them."""
         taken = self.taken(leaves)
@@ -143,7 +150,7 @@ class ModelMap(abc.ABC):
             structure[:] = [treedef]
             return aux, residuals
 
-        traced, consts = hoist(primal, tuple(leaves), batch)
+        traced, consts = self.traced(primal, tuple(leaves), batch)
         inputs = [*traced.jaxpr.constvars, *traced.jaxpr.invars]
         position: dict[Any, int] = {var: i for i, var in enumerate(inputs)}
         kept: dict[int, Any] = {}
@@ -166,7 +173,8 @@ class ModelMap(abc.ABC):
         ) -> list[Array]:
             known = [*jax.tree.leaves((consts, tuple(leaves), batch)), *(residuals or ())]
             complete = [known[place] for place in places]
-            return list(jax.tree.unflatten(structure[0], complete)(self._cast(tangents, leaves)))
+            linear = at_precision(jax.tree.unflatten(structure[0], complete), self.precision)
+            return list(linear(self._cast(tangents, leaves)))
 
         size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
         return LinearHalf(reduced, size, apply, self._weight_moves(traced)), consts
@@ -178,8 +186,8 @@ class ModelMap(abc.ABC):
 
     def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
         """The linear half that computes its residuals anew in every product."""
-        traced, consts = hoist(self.product, tuple(leaves), batch, self.taken(leaves))
-        value, value_consts = hoist(self.evaluate, tuple(leaves), batch)
+        traced, consts = self.traced(self.product, tuple(leaves), batch, self.taken(leaves))
+        value, value_consts = self.traced(self.evaluate, tuple(leaves), batch)
 
         def primal(consts: Any, leaves: Any, batch: Any) -> Any:
             return *value(consts[1], leaves, batch), ()

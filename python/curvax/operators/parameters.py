@@ -14,6 +14,7 @@ from curvax.checks import shown
 from curvax.filters import difference, leaf_names
 from curvax.operators.base import VectorSpace, check_float_dtype, is_array
 from curvax.operators.batches import Microbatches
+from curvax.operators.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Structure:
         microbatch_size: as for `hessian`.
         num_batches: as for `hessian`.
         numbered: whether the microbatches are of the class `Numbered`.
+        precision: of the products of matrices, as for `hessian`.
         prepare: what makes batches of a model's framework into those of an operator; None of a
             model that is given by its parts.
     """
@@ -35,6 +37,7 @@ class Structure:
     microbatch_size: Microbatches
     num_batches: int | None
     numbered: bool
+    precision: Precision | None
     prepare: Callable[[Any], Any] | None = None
 
     def leaves(self, params: Any, like: tuple[Array, ...]) -> tuple[Array, ...]:

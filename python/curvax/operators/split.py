@@ -9,7 +9,6 @@ import numpy as np
 from jax import Array
 
 from curvax.operators.batches import Numbered
-from curvax.operators.hoist import hoist
 from curvax.operators.linear_map import ModelMap
 from curvax.operators.weights import weighted_mean
 
@@ -35,7 +34,7 @@ def check_split(
     values = []
     for batch in batches:
         given = Numbered(batch, None) if numbered else batch
-        traced, consts = hoist(whole.evaluate, leaves, given)
+        traced, consts = whole.traced(whole.evaluate, leaves, given)
         values.append(jax.jit(traced)(consts, leaves, given))
     expected, _ = weighted_mean(*([v[i][None] for v in values] for i in (0, 1)))
     scale = max(float(np.abs(v[0])) for v in values)

@@ -4,11 +4,12 @@ Such a function refuses forward mode. Where its backward pass can itself be diff
 order of differentiation gives the same; where it cannot, its name is what the user needs to know.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from curvax.operators.rewriting import equations
 
 Result = TypeVar("Result")
 
@@ -53,8 +54,8 @@ def check_linear(linear: Callable[..., Any], *like: Any) -> None:
     Raises:
         TypeError: it holds the tangent map of a `custom_vjp` function, which is a placeholder.
     """
-    equations = _equations(jax.make_jaxpr(linear)(*like).jaxpr)
-    if any(eqn.primitive.name == "custom_lin" for eqn in equations):
+    found = equations(jax.make_jaxpr(linear)(*like).jaxpr)
+    if any(eqn.primitive.name == "custom_lin" for eqn in found):
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
@@ -69,18 +70,6 @@ def _custom_vjp_functions(fun: Callable[..., Any], args: Sequence[Any]) -> list[
         jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
     except Exception:
         return []
-    calls = (eqn for eqn in _equations(jaxpr) if eqn.primitive.name == "custom_vjp_call")
+    calls = (eqn for eqn in equations(jaxpr) if eqn.primitive.name == "custom_vjp_call")
     infos: list[Any] = [eqn.params["call_jaxpr"].jaxpr.debug_info for eqn in calls]
     return sorted({info.func_src_info or "a function" for info in infos})  # "name at file:line"
-
-
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        if eqn.primitive.name == "custom_vjp_call":
-            continue  # what it calls is not differentiated
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-                if isinstance(inner, Jaxpr):
-                    yield from _equations(inner)
