@@ -34,34 +34,41 @@ def nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
-def compile_kernels(source: str, architecture: str) -> str:
+def compile_cubin(source: str, architecture: str, cubin: pathlib.Path) -> str:
     """Compiles one file for one architecture, warnings as errors; returns what ptxas says."""
     kernels = ROOT / "kernels"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc(), "-cubin", f"-arch={architecture}", *FLAGS, *DEFINES]
-        command += [f"-I{kernels}", f"-I{kernels / 'include'}", str(kernels / f"cuda/{source}.cu")]
-        result = subprocess.run(
-            [*command, "-o", str(pathlib.Path(folder) / "out.cubin")],
-            capture_output=True,
-            text=True,
-        )
+    command = [nvcc(), "-cubin", f"-arch={architecture}", *FLAGS, *DEFINES]
+    command += [f"-I{kernels}", f"-I{kernels / 'include'}", str(kernels / f"cuda/{source}.cu")]
+    result = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"{source}.cu for {architecture}: {result.stderr[-2000:]}")
     return result.stderr
 
 
+def compile_kernels(source: str, architecture: str) -> str:
+    """What ptxas says of one file for one architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_cubin(source, architecture, pathlib.Path(folder) / "out.cubin")
+
+
+def short_names(mangled: list[str]) -> list[str]:
+    """Names of kernels with their template arguments, without namespace and parameters."""
+    plain = subprocess.run(
+        ["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        name.removeprefix("void ").replace("curvax::cuda::", "").split("(")[0] for name in plain
+    ]
+
+
 def resources(report: str) -> dict[str, dict[str, int]]:
     """By kernel: registers, static shared memory and bytes of spills."""
     matches = list(ENTRY.finditer(report))
-    mangled = "\n".join(match["name"] for match in matches)
-    plain = subprocess.run(
-        ["c++filt"], input=mangled, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    names = short_names([match["name"] for match in matches])
     found = {}
-    for match, name in zip(matches, plain, strict=True):
-        short = name.removeprefix("void ").replace("curvax::cuda::", "").split("(")[0]
+    for match, name in zip(matches, names, strict=True):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
-        found[short] = {
+        found[name] = {
             "registers": int(match["registers"]),
             "shared": int(shared[1]) if shared else 0,
             "spills": int(match["stores"]) + int(match["loads"]),
