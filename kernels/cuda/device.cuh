@@ -44,7 +44,8 @@ template <typename T>
 void StoreStreaming(T* p, T v) {
   *p = v;
 }
-inline void Prefetch(const void*) {}
+// Reads, so that an address beyond an array is found where a page that cannot be read follows it.
+inline void Prefetch(const void* p) { (void)*static_cast<const volatile char*>(p); }
 
 #else
 
@@ -91,6 +92,9 @@ __device__ __forceinline__ void Prefetch(const void* p) {
 
 __device__ __forceinline__ float Exp(float x) { return ::expf(x); }
 __device__ __forceinline__ double Exp(double x) { return ::exp(x); }
+// Of two numbers, or the one beside a NaN: one instruction, where Max takes two.
+__device__ __forceinline__ float Largest(float a, float b) { return ::fmaxf(a, b); }
+__device__ __forceinline__ double Largest(double a, double b) { return ::fmax(a, b); }
 __device__ __forceinline__ float Tanh(float x) { return ::tanhf(x); }
 __device__ __forceinline__ double Tanh(double x) { return ::tanh(x); }
 
@@ -143,16 +147,8 @@ __device__ __forceinline__ T WarpMax(T v) {
   return v;
 }
 
-// The sum, or the largest, of `v` over the block's threads, for each of them: always added in the
-// same order. `memory` holds one T per warp, and may be used again after the next barrier.
-template <typename T>
-__device__ __forceinline__ T BlockSum(T v, T* memory) {
-  v = WarpSum(v);
-  SyncThreads();
-  if (Lane() == 0) memory[Warp()] = v;
-  SyncThreads();
-  return WarpSum(Lane() < Warps() ? memory[Lane()] : T{0});
-}
+// The largest of `v` over the block's threads, for each of them. `memory` holds one T per warp, and
+// may be used again after the next barrier.
 template <typename T>
 __device__ __forceinline__ T BlockMax(T v, T* memory) {
   v = WarpMax(v);
@@ -161,6 +157,52 @@ __device__ __forceinline__ T BlockMax(T v, T* memory) {
   SyncThreads();
   return WarpMax(memory[Lane() < Warps() ? Lane() : 0]);
 }
+
+// Reductions over the block's threads, of which each gets the result, always in the same order.
+// They take turns with two halves of `memory`, so that one barrier each is enough: a half is
+// written again only behind the barrier of the reduction in between.
+class BlockReducer {
+ public:
+  static constexpr int kMostSums = 2;
+  static constexpr int64_t kBytes = 2 * kMostSums * kWarpSize * int64_t{sizeof(double)};
+
+  explicit __device__ BlockReducer(char* memory)
+      : memory_(reinterpret_cast<double*>(memory)), other_(memory_ + kMostSums * kWarpSize) {}
+
+  template <int N>
+  __device__ __forceinline__ void Sum(double (&values)[N]) {
+    static_assert(N <= kMostSums, "more memory is needed");
+    double* memory = Turn();
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      values[i] = WarpSum(values[i]);
+      if (Lane() == 0) memory[i * kWarpSize + Warp()] = values[i];
+    }
+    SyncThreads();
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      values[i] = WarpSum(Lane() < Warps() ? memory[i * kWarpSize + Lane()] : 0.0);
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ T Max(T v) {
+    T* memory = reinterpret_cast<T*>(Turn());
+    v = WarpMax(v);
+    if (Lane() == 0) memory[Warp()] = v;
+    SyncThreads();
+    return WarpMax(memory[Lane() < Warps() ? Lane() : 0]);
+  }
+
+ private:
+  __device__ double* Turn() {
+    double* memory = memory_;
+    memory_ = other_;
+    other_ = memory;
+    return memory;
+  }
+  double* memory_;
+  double* other_;
+};
 
 }  // namespace curvax::CURVAX_LEVEL
 

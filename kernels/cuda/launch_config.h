@@ -18,12 +18,20 @@ constexpr int64_t kSharedBytes = 99 << 10;
 
 // softmax_ce.
 
-// At the start of shared memory: one double per warp.
-constexpr int64_t kReduceBytes = 32 * sizeof(double);
-template <typename C>  // as many as leave each 80 registers, or 128 for doubles
-constexpr int kMaxRowThreads = sizeof(C) == 8 ? 512 : 768;
+// At the start of shared memory, for sums and maxima over a block.
+constexpr int64_t kReduceBytes = 1024;
+// As many as leave each the registers that it needs: 96, 128 for 16-bit vectors, 168 for doubles. A
+// quarter of a processor has 16384 for its share of the warps, hence multiples of four warps.
+template <typename S>
+constexpr int kMaxRowThreads = sizeof(S) == 4   ? 640
+                               : sizeof(S) == 2 ? 512
+                                                : 384;
+constexpr int kPartThreads = 256;
+// Blocks that a processor holds at least, so that one reads while another computes.
 template <typename C>
-constexpr int kPartThreads = sizeof(C) == 8 ? 256 : 512;
+constexpr int kPartSumsResidents = sizeof(C) == 8 ? 1 : 3;
+template <typename C>
+constexpr int kPartProductsResidents = sizeof(C) == 8 ? 1 : 2;
 template <typename C>
 constexpr int64_t kPartElements = (32 << 10) / static_cast<int64_t>(sizeof(C));
 
@@ -41,7 +49,7 @@ constexpr int64_t MostRowSharedBytes(int64_t count, int64_t compute_bytes) {
 template <typename S>
 constexpr int RowThreads(int64_t vocab) {
   const int64_t warps = CeilDiv(vocab, 4 * (16 / sizeof(S)) * 32);
-  return static_cast<int>(Min<int64_t>(warps * 32, kMaxRowThreads<Compute<S>>));
+  return static_cast<int>(Min<int64_t>(warps * 32, kMaxRowThreads<S>));
 }
 constexpr int64_t RowParts(int64_t vocab, int64_t compute_bytes) {
   return CeilDiv(vocab, (32 << 10) / compute_bytes);

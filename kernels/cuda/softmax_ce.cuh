@@ -2,20 +2,25 @@
 //
 // The equations are those of common/softmax_ce_terms.h.
 //
-// Algorithm, rows that fit shared memory (SoftmaxCeRow): one block per row. It reads the logits
-// into shared memory while it asks for the first tangent to be brought to L2; reads the tangent
-// there, replaces the logits by e^(z - max) and sums e and e u; reads the tangent again from L2 and
-// writes the product over it. Further tangents find e in place. Device memory: logits read once,
-// each tangent read and written once, 1 + 2b passes over an (N,V) array; a softcap keeps z in place
-// of e and evaluates the exponential again. Longer rows (SoftmaxCePartSums, SoftmaxCePartProducts):
-// several blocks share a row. The first kernel leaves the sums of each part in the workspace, the
-// second adds them up and reads logits and tangents again: 2 + 3b passes.
+// Algorithm, rows that fit shared memory (SoftmaxCeRow): as many blocks as the device holds, each
+// of which takes every so many rows. For a row it reads the logits into shared memory while it asks
+// for the first tangent to be brought to L2; reads the tangent there, replaces the logits by e^(z -
+// max), sums e and e u, and asks for the first half of the next row's logits, so that the memory
+// has work in this phase too (all of it would not fit L2 beside the tangents); reads the tangent
+// again from L2 and writes the product over it. Further tangents find e in place. The next row's
+// label and weight are loaded a row ahead. Device memory: logits read once, each tangent read and
+// written once, 1 + 2b passes over an (N,V) array; a softcap keeps z in place of e and evaluates
+// the exponential again.
+//
+// Longer rows (SoftmaxCePartSums, SoftmaxCePartProducts): several blocks share a row, and a
+// processor holds several blocks, whose phases overlap. The first kernel leaves the sums of each
+// part in the workspace; the second reads logits and tangents again, and each of its warps adds up
+// those sums for itself: 2 + 3b passes.
 //
 // Every phase gives a thread the same elements, so that what it keeps in shared memory is its own
-// and only the sums need barriers; the aligned positions are those of the logits' row, and vectors
-// that the row's borders cut are read element by element.
+// and only the sums need barriers.
 // Accumulation: the compute type within a thread, double across threads and parts. Determinism: all
-// sums are in a fixed order.
+// sums are in an order that the row's length alone decides, whatever block works on it.
 #ifndef CURVAX_CUDA_SOFTMAX_CE_CUH_
 #define CURVAX_CUDA_SOFTMAX_CE_CUH_
 
@@ -23,38 +28,101 @@
 
 namespace curvax::CURVAX_LEVEL {
 
+// Label and weight of a row, as they are in memory: nothing waits for them before they are used.
+template <typename C>
+struct RowInput {
+  int32_t label;
+  C weight;
+
+  __device__ bool Skip(const SoftmaxCeArgs& args) const {  // all results are 0
+    const bool hessian_only = args.grad == nullptr && args.loss == nullptr;
+    return label == args.ignore_index || (weight == 0 && hessian_only);
+  }
+};
+
+// The parts of rows that a block works on: every BlockCount()-th.
+template <typename C>
+class Queue {
+ public:
+  __device__ Queue(const SoftmaxCeArgs& args, int parts)
+      : args_(args),
+        parts_(parts),
+        row_(BlockIndex() / parts),
+        part_(static_cast<int>(BlockIndex() % parts)) {
+    Load();
+  }
+  __device__ bool HasRow() const { return row_ < args_.rows; }
+  __device__ int64_t row() const { return row_; }
+  __device__ int part() const { return part_; }
+  __device__ RowInput<C> input() const { return input_; }
+  __device__ void Advance() {
+    const int blocks = static_cast<int>(BlockCount());
+    row_ += blocks / parts_;
+    part_ += blocks % parts_;
+    if (part_ >= parts_) {
+      part_ -= parts_;
+      ++row_;
+    }
+    Load();
+  }
+
+ private:
+  __device__ void Load() {
+    if (HasRow()) {
+      input_ = {args_.labels[row_], static_cast<const C*>(args_.weights)[row_]};
+    }
+  }
+  const SoftmaxCeArgs& args_;
+  const int parts_;
+  int64_t row_;
+  int part_;
+  RowInput<C> input_ = {};
+};
+
 // What the label, the weight and the log-sum-exp of a row make of it.
 template <typename C>
 struct Row {
-  bool skip;   // all results are 0
   bool valid;  // the label names a class
-  int64_t label;
-  double weight;
-  double lse, kappa;
+  int label;
+  C weight;
+  double lse = 0, kappa = 1;
 
-  __device__ Row(const SoftmaxCeArgs& args, int64_t row) {
-    const int64_t given = args.labels[row];
-    weight = static_cast<const C*>(args.weights)[row];
-    const bool hessian_only = args.grad == nullptr && args.loss == nullptr;
-    skip = given == args.ignore_index || (weight == 0 && hessian_only);
-    valid = given >= 0 && given < args.vocab;
-    label = valid ? given : 0;
-    // A label that names no class poisons its row: a silent zero would look like a masked token.
-    if (!valid) weight = NAN;
-    lse = kappa = 0;
-  }
+  __device__ Row(const SoftmaxCeArgs& args, const RowInput<C>& input)
+      : valid(input.label >= 0 && input.label < args.vocab),
+        label(valid ? input.label : 0),
+        // A label that names no class poisons its row: a silent zero would look like a masked
+        // token.
+        weight(valid ? input.weight : C(NAN)) {}
+
+  // The thread that writes the scalars needs lse; kappa, which all need, depends on it with a
+  // z_loss alone.
   __device__ void SetLogSumExp(const SoftmaxCeArgs& args, double top, double sum) {
+    if (args.z_loss == 0 && ThreadIndex() != 0) return;
     lse = top + ::log(sum);
     kappa = 1 + 2 * args.z_loss * lse;
   }
-  // By one thread of a row.
-  __device__ void WriteScalars(const SoftmaxCeArgs& args, int64_t row, double z_label,
-                               double z_sum) const {
-    const double loss = valid ? SoftmaxCeLoss(args, lse, z_label, z_sum) : NAN;
-    if (args.loss != nullptr) static_cast<C*>(args.loss)[row] = C(skip ? 0.0 : loss);
+  __device__ static void WriteScalars(const SoftmaxCeArgs& args, int64_t row, double loss,
+                                      double lse) {
+    if (args.loss != nullptr) static_cast<C*>(args.loss)[row] = C(loss);
     if (args.lse != nullptr) static_cast<C*>(args.lse)[row] = C(lse);
   }
+  // By the first thread.
+  __device__ void WriteLoss(const SoftmaxCeArgs& args, int64_t row, double z_label,
+                            double z_sum) const {
+    WriteScalars(args, row, valid ? SoftmaxCeLoss(args, lse, z_label, z_sum) : NAN, lse);
+  }
 };
+
+// The label's logit, which is read before the gradient comes over it.
+template <typename S, bool kCap>
+__device__ Compute<S> LabelLogit(const SoftmaxCeArgs& args, int64_t row, int64_t label,
+                                 const RowPart<S, kCap>& part) {
+  return part.Cap(Widen(static_cast<const S*>(args.logits)[row * args.vocab + label]));
+}
+// The sum of all z is a part of the loss then.
+__device__ __forceinline__ bool WantsLogitSum(const SoftmaxCeArgs& args) {
+  return args.loss != nullptr && args.label_smoothing != 0;
+}
 
 // Products and gradient of a part of a row, whose exponentials are relative to the row's maximum:
 // their sum over the row is `sum`, and that of e f u_k is dot(k), asked for once and by all
@@ -64,41 +132,62 @@ __device__ __forceinline__ void WriteResults(const SoftmaxCeArgs& args, const Ro
                                              double sum, RowPart<S, kCap>& part, const Dot& dot) {
   using C = Compute<S>;
   const SoftmaxCeTargets targets(args);
-  const C target_label = C(row.weight * targets.label), target_rest = C(row.weight * targets.rest);
   const C scale = C(row.weight / sum);
-  for (int64_t k = 0; k < args.tangents; ++k) {
-    const SoftmaxCeTerms<C> terms(args, row.kappa, dot(k) / sum);
-    part.Product(k, scale, terms, target_label, target_rest, row.label);
-  }
+  const auto factors = [&](double mu) {
+    RowFactors<C> made = {SoftmaxCeTerms<C>(args, row.kappa, mu), C(row.weight * targets.label),
+                          C(row.weight * targets.rest), part.Place(row.label)};
+    made.terms.kappa *= scale;
+    made.terms.constant *= scale;
+    return made;
+  };
+  for (int64_t k = 0; k < args.tangents; ++k) part.Product(k, factors(dot(k) / sum));
   // Last, since it may lie over the logits.
-  if (args.grad != nullptr) {
-    const SoftmaxCeTerms<C> terms(args, row.kappa, 0);
-    part.Gradient(scale, terms, target_label, target_rest, row.label);
-  }
+  if (args.grad != nullptr) part.Gradient(factors(0));
 }
 
 template <typename S, bool kCap>
-__global__ void __launch_bounds__(kMaxRowThreads<Compute<S>>, 1)
+__global__ void __launch_bounds__(kMaxRowThreads<S>, 1)
     SoftmaxCeRow(const __grid_constant__ SoftmaxCeArgs args) {
   using C = Compute<S>;
-  const int64_t index = BlockIndex();
-  Row<C> row(args, index);
-  RowPart<S, kCap> part(args, index, 0, args.vocab);
-  if (row.skip) {
-    if (ThreadIndex() == 0) row.WriteScalars(args, index, 0, 0);
-    return part.Clear();
+  BlockReducer reducer(SharedMemory());
+  Queue<C> queue(args, 1);
+  while (queue.HasRow()) {
+    const int64_t index = queue.row();
+    const RowInput<C> input = queue.input();
+    queue.Advance();
+    RowPart<S, kCap> part(args, index, 0, args.vocab);
+    if (input.Skip(args)) {
+      if (ThreadIndex() == 0) Row<C>::WriteScalars(args, index, 0, 0);
+      part.Clear();
+      continue;
+    }
+    Row<C> row(args, input);
+    C z_label = 0;
+    if (ThreadIndex() == 0) z_label = LabelLogit(args, index, row.label, part);
+    const C top = reducer.Max(part.ReadLogits());
+    double z_sum[1] = {0}, sums[2];
+    if (WantsLogitSum(args)) {
+      z_sum[0] = part.LogitSum();
+      reducer.Sum(z_sum);
+    }
+    const bool reads_next = queue.HasRow() && !queue.input().Skip(args);
+    const S* next =
+        reads_next ? static_cast<const S*>(args.logits) + queue.row() * args.vocab : nullptr;
+    if (args.tangents > 0) {
+      part.template Exponentials<true>(top, next, sums);
+    } else {
+      part.template Exponentials<false>(top, next, sums);
+    }
+    reducer.Sum(sums);
+    row.SetLogSumExp(args, top, sums[0]);
+    if (ThreadIndex() == 0) row.WriteLoss(args, index, z_label, z_sum[0]);
+    WriteResults(args, row, sums[0], part, [&](int64_t k) {
+      if (k == 0) return sums[1];
+      double dot[1] = {part.Dot(k)};
+      reducer.Sum(dot);
+      return dot[0];
+    });
   }
-  // Read now, since the gradient may come over it.
-  const C z_label =
-      part.Cap(Widen(static_cast<const S*>(args.logits)[index * args.vocab + row.label]));
-  double z_sum = 0, dot = 0;
-  const bool smooth = args.loss != nullptr && args.label_smoothing != 0;
-  const C top = part.ReadLogits(smooth ? &z_sum : nullptr);
-  const double sum = part.Exponentials(top, &dot);
-  row.SetLogSumExp(args, top, sum);
-  if (ThreadIndex() == 0) row.WriteScalars(args, index, z_label, z_sum);
-
-  WriteResults(args, row, sum, part, [&](int64_t k) { return k == 0 ? dot : part.Dot(k); });
 }
 
 // Sums of one part of a row: doubles in the workspace, those of the tangents last.
@@ -111,73 +200,126 @@ struct PartRecord {
 };
 
 template <typename S, bool kCap>
-__global__ void __launch_bounds__(kPartThreads<Compute<S>>, 1)
+__global__ void __launch_bounds__(kPartThreads, kPartSumsResidents<Compute<S>>)
     SoftmaxCePartSums(const __grid_constant__ SoftmaxCeArgs args) {
   using C = Compute<S>;
   constexpr int64_t kPart = kPartElements<C>;
-  const int64_t parts = CeilDiv(args.vocab, kPart);
-  const int64_t index = BlockIndex() / parts, which = BlockIndex() % parts, begin = which * kPart;
-  const Row<C> row(args, index);
-  if (row.skip) return;
-  RowPart<S, kCap> part(args, index, begin, Min(kPart, args.vocab - begin));
-  double z_sum = 0, dot = 0;
-  const C top = part.ReadLogits(&z_sum);
-  const double sum = part.Exponentials(top, &dot);
-  double* record = PartRecord::Of(args, parts, index, which);
-  if (ThreadIndex() == 0) {
-    const bool here = row.label >= begin && row.label < begin + kPart;
-    record[PartRecord::kTop] = top;
-    record[PartRecord::kSum] = sum;
-    record[PartRecord::kLogitSum] = z_sum;
-    record[PartRecord::kLabelLogit] =
-        here ? part.Cap(Widen(static_cast<const S*>(args.logits)[index * args.vocab + row.label]))
-             : C{0};
-  }
-  for (int64_t k = 0; k < args.tangents; ++k) {
-    const double total = k == 0 ? dot : part.Dot(k);
-    if (ThreadIndex() == 0) record[PartRecord::kDots + k] = total;
+  const int parts = static_cast<int>(CeilDiv(args.vocab, kPart));
+  BlockReducer reducer(SharedMemory());
+  Queue<C> queue(args, parts);
+  while (queue.HasRow()) {
+    const int64_t index = queue.row(), begin = queue.part() * kPart;
+    const int which = queue.part();
+    const RowInput<C> input = queue.input();
+    queue.Advance();
+    if (input.Skip(args)) continue;
+    const Row<C> row(args, input);
+    RowPart<S, kCap> part(args, index, begin, Min(kPart, args.vocab - begin));
+    double* record = PartRecord::Of(args, parts, index, which);
+    const C top = reducer.Max(part.ReadLogits());
+    double z_sum[1] = {0}, sums[2];
+    if (WantsLogitSum(args)) {
+      z_sum[0] = part.LogitSum();
+      reducer.Sum(z_sum);
+    }
+    if (args.tangents > 0) {
+      part.template Exponentials<true>(top, nullptr, sums);
+    } else {
+      part.template Exponentials<false>(top, nullptr, sums);
+    }
+    reducer.Sum(sums);
+    if (ThreadIndex() == 0) {
+      const bool here = row.label >= begin && row.label < begin + kPart;
+      record[PartRecord::kTop] = top;
+      record[PartRecord::kSum] = sums[0];
+      record[PartRecord::kLogitSum] = z_sum[0];
+      record[PartRecord::kLabelLogit] = here ? LabelLogit(args, index, row.label, part) : C{0};
+    }
+    for (int64_t k = 0; k < args.tangents; ++k) {
+      double dot[1] = {sums[1]};
+      if (k > 0) {
+        dot[0] = part.Dot(k);
+        reducer.Sum(dot);
+      }
+      if (ThreadIndex() == 0) record[PartRecord::kDots + k] = dot[0];
+    }
   }
 }
 
+// Sums of the records of a row's parts, which each warp forms for itself: a lane those of every
+// 32nd part (there are seldom more), then across the lanes.
+template <typename C>
+class RowRecords {
+ public:
+  __device__ RowRecords(const SoftmaxCeArgs& args, int parts, int64_t row)
+      : first_(PartRecord::Of(args, parts, row, 0)),
+        parts_(parts),
+        stride_(static_cast<int>(PartRecord::kDots + args.tangents)) {
+    double own = -INFINITY;
+    ForOwn([&](const double* record) { own = Max(own, record[PartRecord::kTop]); });
+    top = WarpMax(own);
+  }
+  __device__ double Sum(int64_t field) const {
+    double own = 0;
+    ForOwn([&](const double* record) { own += record[field]; });
+    return WarpSum(own);
+  }
+  // Of a field that is relative to the largest logit of its part: relative to that of the row.
+  __device__ double SumToTop(int64_t field) const {
+    double own = 0;
+    ForOwn([&](const double* record) {
+      const double part_top = record[PartRecord::kTop];
+      const double share = part_top == -INFINITY ? 0.0 : double(Exp(C(part_top - top)));
+      own += record[field] * share;
+    });
+    return WarpSum(own);
+  }
+  double top;
+
+ private:
+  template <typename F>
+  __device__ void ForOwn(const F& f) const {
+#pragma unroll 1
+    for (int p = Lane(); p < parts_; p += kWarpSize) f(first_ + int64_t{stride_} * p);
+  }
+  const double* const first_;
+  const int parts_, stride_;
+};
+
 template <typename S, bool kCap>
-__global__ void __launch_bounds__(kPartThreads<Compute<S>>, 1)
+__global__ void __launch_bounds__(kPartThreads, kPartProductsResidents<Compute<S>>)
     SoftmaxCePartProducts(const __grid_constant__ SoftmaxCeArgs args) {
   using C = Compute<S>;
   constexpr int64_t kPart = kPartElements<C>;
-  const int64_t parts = CeilDiv(args.vocab, kPart);
-  const int64_t index = BlockIndex() / parts, which = BlockIndex() % parts, begin = which * kPart;
-  Row<C> row(args, index);
-  RowPart<S, kCap> part(args, index, begin, Min(kPart, args.vocab - begin));
-  if (row.skip) {
-    if (which == 0 && ThreadIndex() == 0) row.WriteScalars(args, index, 0, 0);
-    return part.Clear();
-  }
-  const auto record = [&](int64_t p) { return PartRecord::Of(args, parts, index, p); };
-  double* sums = reinterpret_cast<double*>(SharedMemory());
-  double largest = -INFINITY;
-  for (int64_t p = ThreadIndex(); p < parts; p += BlockSize()) {
-    largest = Max(largest, record(p)[PartRecord::kTop]);
-  }
-  const double top = BlockMax(largest, sums);
-  // Adds up a field of all parts, each thread some of them, relative to the row's maximum or as is.
-  const auto total = [&](int64_t field, bool relative) {
-    double own = 0;
-    for (int64_t p = ThreadIndex(); p < parts; p += BlockSize()) {
-      const double part_top = record(p)[PartRecord::kTop];
-      const double share = part_top == -INFINITY ? 0.0 : double(Exp(C(part_top - top)));
-      own += record(p)[field] * (relative ? share : 1.0);
+  const int parts = static_cast<int>(CeilDiv(args.vocab, kPart));
+  Queue<C> queue(args, parts);
+  while (queue.HasRow()) {
+    const int64_t index = queue.row(), begin = queue.part() * kPart;
+    const int which = queue.part();
+    const RowInput<C> input = queue.input();
+    queue.Advance();
+    RowPart<S, kCap> part(args, index, begin, Min(kPart, args.vocab - begin));
+    if (input.Skip(args)) {
+      if (which == 0 && ThreadIndex() == 0) Row<C>::WriteScalars(args, index, 0, 0);
+      part.Clear();
+      continue;
     }
-    return BlockSum(own, sums);
-  };
-  const double sum = total(PartRecord::kSum, true);
-  const double z_sum = total(PartRecord::kLogitSum, false);
-  const double z_label = total(PartRecord::kLabelLogit, false);
-  row.SetLogSumExp(args, top, sum);
-  if (which == 0 && ThreadIndex() == 0) row.WriteScalars(args, index, z_label, z_sum);
-
-  part.ReadLogits(nullptr);
-  part.Exponentials(C(top), nullptr);
-  WriteResults(args, row, sum, part, [&](int64_t k) { return total(PartRecord::kDots + k, true); });
+    // Before the records, so that nothing has to come back before the memory has work.
+    part.ReadLogits();
+    const RowRecords<C> records(args, parts, index);
+    const double sum = records.SumToTop(PartRecord::kSum);
+    Row<C> row(args, input);
+    row.SetLogSumExp(args, records.top, sum);
+    if (which == 0 && Warp() == 0) {
+      const double z_label = records.Sum(PartRecord::kLabelLogit);
+      const double z_sum = records.Sum(PartRecord::kLogitSum);
+      if (Lane() == 0) row.WriteLoss(args, index, z_label, z_sum);
+    }
+    double sums[2];
+    part.template Exponentials<false>(C(records.top), nullptr, sums);
+    WriteResults(args, row, sum, part,
+                 [&](int64_t k) { return records.SumToTop(PartRecord::kDots + k); });
+  }
 }
 
 }  // namespace curvax::CURVAX_LEVEL

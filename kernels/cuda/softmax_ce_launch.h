@@ -3,6 +3,7 @@
 // A launcher has
 //   int64_t SharedLimit()                      the most shared memory that a block can have
 //   int64_t MostSweepBlocks()                  kMostSweepBlocks; fewer only in tests
+//   int64_t Residents(kernel, threads, bytes)  blocks that the device holds at once
 //   bool Launch(kernel, LaunchShape, args...)  false if it failed; the launcher knows why
 #ifndef CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
 #define CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
@@ -19,18 +20,26 @@ inline int64_t SoftmaxCeWorkspaceBytes(const SoftmaxCeArgs& args) {
          int64_t{sizeof(double)};
 }
 
+// For a kernel whose blocks go on to further of `items` pieces of work.
+template <typename Launcher>
+bool LaunchResident(void (*kernel)(SoftmaxCeArgs), const SoftmaxCeArgs& args, int64_t items,
+                    int threads, int64_t shared_bytes, Launcher& launcher) {
+  const int64_t blocks = Min(items, launcher.Residents(kernel, threads, shared_bytes));
+  return launcher.Launch(kernel, {blocks, threads, shared_bytes}, args);
+}
+
 template <typename S, bool kCap, typename Launcher>
 bool LaunchSoftmaxCeAs(const SoftmaxCeArgs& args, Launcher& launcher) {
   const int64_t row_bytes = RowSharedBytes<S>(args.vocab);
   if (row_bytes <= launcher.SharedLimit()) {
-    return launcher.Launch(&SoftmaxCeRow<S, kCap>,
-                           {args.rows, RowThreads<S>(args.vocab), row_bytes}, args);
+    return LaunchResident(&SoftmaxCeRow<S, kCap>, args, args.rows, RowThreads<S>(args.vocab),
+                          row_bytes, launcher);
   }
   constexpr int64_t kPart = kPartElements<Compute<S>>;
-  const LaunchShape shape = {args.rows * CeilDiv(args.vocab, kPart), kPartThreads<Compute<S>>,
-                             RowSharedBytes<S>(kPart)};
-  return launcher.Launch(&SoftmaxCePartSums<S, kCap>, shape, args) &&
-         launcher.Launch(&SoftmaxCePartProducts<S, kCap>, shape, args);
+  const int64_t parts = args.rows * CeilDiv(args.vocab, kPart), bytes = RowSharedBytes<S>(kPart);
+  return LaunchResident(&SoftmaxCePartSums<S, kCap>, args, parts, kPartThreads, bytes, launcher) &&
+         LaunchResident(&SoftmaxCePartProducts<S, kCap>, args, parts, kPartThreads, bytes,
+                        launcher);
 }
 
 template <typename S, typename Launcher>

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "cuda/launch_config.h"
 #include "curvax/cuda.h"
 
@@ -16,29 +18,26 @@ class StreamLauncher {
 
   int64_t MostSweepBlocks() const { return kMostSweepBlocks; }
 
-  int64_t SharedLimit() {
-    if (shared_limit_ == 0) {
-      int device = 0;
-      Check(cudaGetDevice(&device));
-      Check(
-          cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    }
-    return shared_limit_;
+  int64_t SharedLimit() { return OfDevice<cudaDevAttrMaxSharedMemoryPerBlockOptin>(); }
+
+  // Blocks of `kernel` that the device holds at once.
+  template <typename Args>
+  int64_t Residents(void (*kernel)(Args), int threads, int64_t shared_bytes) {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    AllowShared(function, shared_bytes);
+    int blocks = 0;
+    Check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads,
+                                                        static_cast<size_t>(shared_bytes)));
+    return blocks * OfDevice<cudaDevAttrMultiProcessorCount>();
   }
 
   template <typename Args>
   bool Launch(void (*kernel)(Args), const LaunchShape& shape, Args args) {
-    constexpr int64_t kUnasked = 48 << 10;  // more shared memory must be asked for
     const void* function = reinterpret_cast<const void*>(kernel);
     if (shape.blocks > INT32_MAX) {
       error_ = "more blocks than a grid can have";
     } else if (shape.blocks > 0 && error_ == nullptr) {
-      if (shape.shared_bytes > kUnasked) {
-        // The most there is, not what this launch needs: another thread may be about to launch the
-        // same kernel with more, and the setting is the function's.
-        Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(SharedLimit())));
-      }
+      AllowShared(function, shape.shared_bytes);
       // Returns its own error, where the last one of the thread might be another's.
       void* parameters[] = {&args};
       Check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(shape.blocks)),
@@ -51,6 +50,58 @@ class StreamLauncher {
   const char* error() const { return error_; }
 
  private:
+  static constexpr int kDevices =
+      64;  // whose attributes are remembered; others are asked each time
+
+  int Device() {
+    int device = 0;
+    Check(cudaGetDevice(&device));
+    return device;
+  }
+  template <cudaDeviceAttr kAttribute>
+  int64_t OfDevice() {
+    static std::atomic<int> known[kDevices];
+    const int device = Device();
+    int value = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+    if (value == 0) {
+      Check(cudaDeviceGetAttribute(&value, kAttribute, device));
+      if (device < kDevices) known[device].store(value, std::memory_order_relaxed);
+    }
+    return value;
+  }
+
+  // More than 48 KB must be asked for, once per kernel and device. The most there is, not what this
+  // launch needs: another thread may be about to launch the same kernel with more, and the setting
+  // is the function's.
+  void AllowShared(const void* function, int64_t bytes) {
+    constexpr int64_t kUnasked = 48 << 10;
+    if (bytes <= kUnasked) return;
+    const int device = Device();
+    std::atomic<uint64_t>* allowed = device < kDevices ? DevicesThatAllow(function) : nullptr;
+    const uint64_t bit = uint64_t{1} << device % kDevices;
+    if (allowed != nullptr && (allowed->load(std::memory_order_relaxed) & bit) != 0) return;
+    Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(SharedLimit())));
+    if (allowed != nullptr && error_ == nullptr) allowed->fetch_or(bit, std::memory_order_relaxed);
+  }
+  // A bit for each device on which the function may have all shared memory; null if there are more
+  // functions than are remembered.
+  static std::atomic<uint64_t>* DevicesThatAllow(const void* function) {
+    struct Entry {
+      std::atomic<const void*> function;
+      std::atomic<uint64_t> devices;
+    };
+    static Entry entries[64];
+    for (Entry& entry : entries) {
+      const void* found = nullptr;
+      // Takes the first free entry, unless another thread has just done so.
+      if (entry.function.compare_exchange_strong(found, function) || found == function) {
+        return &entry.devices;
+      }
+    }
+    return nullptr;
+  }
+
   void Check(cudaError_t status) {
     if (status == cudaSuccess || error_ != nullptr) return;
     error_ = cudaGetErrorString(status);
@@ -58,7 +109,6 @@ class StreamLauncher {
   }
 
   Stream stream_;
-  int shared_limit_ = 0;
   const char* error_ = nullptr;
 };
 

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -71,7 +72,8 @@ py::list Levels() {
 }
 
 // Levels that run on the emulated GPU: the first with the shared memory of an H100, the second with
-// none, so that rows of logits are shared by several blocks.
+// none, so that rows of logits are shared by several blocks. Either may say how many blocks the
+// device holds at once: "gpu/5".
 const char* const kEmulated[] = {"gpu", "gpu-parts"};
 py::list EmulatedLevels() {
   py::list levels;
@@ -80,7 +82,11 @@ py::list EmulatedLevels() {
 }
 bool IsEmulated(const std::string& level) { return level.rfind("gpu", 0) == 0; }
 emulated::Device EmulatedDevice(const std::string& level, int64_t seed) {
-  return {level == kEmulated[0] ? int64_t{227} << 10 : 0, static_cast<uint32_t>(seed)};
+  const size_t slash = std::min(level.find('/'), level.size());
+  const bool whole_rows = level.substr(0, slash) == kEmulated[0];
+  emulated::Device device = {whole_rows ? int64_t{227} << 10 : 0, static_cast<uint32_t>(seed)};
+  if (slash < level.size()) device.residents = std::stoll(level.substr(slash + 1));
+  return device;
 }
 void Check(const std::string& error) {
   if (!error.empty()) throw std::runtime_error(error);
@@ -137,6 +143,7 @@ void RunLastBlocks(const std::string& level, int64_t first_block, const py::arra
   args.ignore_index = -100;
   emulated::Device device = EmulatedDevice(level, 1);
   device.first_block = first_block;
+  device.residents = INT64_MAX;  // a block for each piece of work
   Check(emulated::SoftmaxCe(device, args));
 }
 

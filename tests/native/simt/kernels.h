@@ -14,6 +14,7 @@ struct Device {
   int64_t shared_bytes;     // the most that a block can have
   uint32_t seed;            // of the order of threads
   int64_t first_block = 0;  // of every launch; earlier ones are left out
+  int64_t residents = 2;    // blocks that it holds at once, in all
 };
 
 // Each returns an empty string, or what went wrong. The workspace is theirs.

@@ -17,6 +17,10 @@ class Launcher {
   // Few, so that every block has several panels.
   int64_t MostSweepBlocks() const { return 3; }
   template <typename Args>
+  int64_t Residents(void (*)(Args), int, int64_t) const {
+    return device_.residents;
+  }
+  template <typename Args>
   bool Launch(void (*kernel)(Args), const CURVAX_LEVEL::LaunchShape& shape, const Args& args) {
     if (shape.blocks > device_.first_block) {
       error = simt::Run({shape.blocks, shape.threads, shape.shared_bytes, device_.first_block},
