@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What `benchmarks/gpu.sh all FOLDER` runs: every stage in a process of its own, under a limit of its
+# own, its output in a log. FOLDER/gpu.tgz holds logs, JSON and the summary of all stages that have ended:
+# it is written anew after each, under another name, and renamed, so that a run that is cut leaves it whole.
+#
+# The quickest and the most wanted come first. What follows a failure runs all the same, but for the
+# build's. The limits add up to more than the ten minutes that a run may take, because no stage is expected
+# to reach its own: the last ones get what is left.
+set -uo pipefail
+
+TOTAL=570
+FOLDER=$(mkdir -p "$1" && cd "$1" && pwd)
+export OUT=$PWD/build/gpu-all
+rm -rf "$OUT"
+mkdir -p "$OUT"
+# A second run on the same machine does not compile again.
+export JAX_COMPILATION_CACHE_DIR=$PWD/build/gpu-cache
+SECONDS=0
+failed=0
+
+archive() {
+  tar czf "$FOLDER/gpu.tgz.part" -C "$(dirname "$OUT")" "$(basename "$OUT")"
+  mv -f "$FOLDER/gpu.tgz.part" "$FOLDER/gpu.tgz"
+}
+
+# timed NAME SECONDS COMMAND...
+timed() {
+  local name=$1 limit=$2 begun=$SECONDS status=0 outcome
+  shift 2
+  limit=$((limit < TOTAL - SECONDS ? limit : TOTAL - SECONDS))
+  if ((limit < 5)); then
+    outcome="not run: no time left" status=1
+  else
+    timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 || status=$?
+    case $status in
+      0) outcome=done ;;
+      124 | 137) outcome="cut at its limit of $limit s" ;;
+      *) outcome="FAILED with status $status" ;;
+    esac
+    tail -n 14 "$OUT/$name.log"
+  fi
+  ((status == 0)) || failed=1
+  echo "== $name: $outcome; $((SECONDS - begun)) s, at $SECONDS s" | tee -a "$OUT/summary"
+  archive
+  return "$status"
+}
+
+gpu() { timed "$1" "$2" benchmarks/gpu.sh "${@:3}"; }
+
+# XLA ends the process if it does not know a flag. cuBLAS alone, without Triton's products, needs half of
+# the time to compile, and adds a product to a sum in one call.
+flag=--xla_gpu_enable_triton_gemm=false
+timed flag 40 env XLA_FLAGS="$flag" "${PYTHON:-python3}" -c 'import jax; print(jax.devices())' \
+  && export XLA_FLAGS=$flag
+timed device 15 nvidia-smi
+
+gpu build 150 build || { cat "$OUT/summary"; exit 1; }
+gpu driver 40 driver
+gpu quick 75 test quick
+gpu softmax_ce 40 bench softmax_ce
+gpu block_ortho 60 bench block_ortho
+gpu gpt 140 bench gpt
+gpu gpt-bf16x3 80 bench gpt-bf16x3
+gpu large-bf16x3 130 bench large-bf16x3 || gpu large 130 bench large
+gpu rest 60 test rest
+gpu sanitize 60 sanitize
+gpu peers 60 bench peers
+timed clocks 15 nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv
+
+echo
+cat "$OUT/summary"
+exit "$failed"
