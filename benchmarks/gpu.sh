@@ -30,6 +30,11 @@ export CUDA_MODULE_LOADING=EAGER
 # Two stages on one device, or a peer beside JAX, would otherwise not find memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=${XLA_PYTHON_CLIENT_PREALLOCATE:-false}
 
+usage() {
+  sed -n '2,20s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
 report() { "$PYTHON" -m benchmarks.gpu.report "$@" --out "$OUT"; }
 
 # Headers and compilers of the machine that is here, which may be newer than those curvax is built with.
@@ -115,13 +120,10 @@ stage_all() { exec benchmarks/gpu_all.sh "${1:-$OUT}"; }
 stage=${1:-}
 case $stage in
   all | build | driver | test | sanitize | bench) ;;
-  *) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) usage ;;
 esac
 shift
-if [ "$stage" = test ] && [ $# -gt 0 ] && [[ ! $1 =~ ^(quick|rest)$ ]]; then
-  echo "test takes quick, rest or nothing, got $1" >&2
-  exit 2
-fi
+if [ "$stage" = test ] && [[ ! ${1:-rest} =~ ^(quick|rest)$ ]]; then usage; fi
 mkdir -p "$OUT"
 if [[ ! $stage =~ ^(all|build)$ ]] && stale; then stage_build; fi
 "stage_$stage" "$@"

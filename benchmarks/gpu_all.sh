@@ -28,7 +28,7 @@ timed() {
   local name=$1 limit=$2 begun=$SECONDS status=0 outcome
   shift 2
   limit=$((limit < TOTAL - SECONDS ? limit : TOTAL - SECONDS))
-  if ((limit < 5)); then
+  if ((limit < 1)); then
     outcome="not run: no time left" status=1
   else
     timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 || status=$?

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks.gpu.report import sanitized
+from benchmarks.gpu.report import driver, sanitized
 from benchmarks.gpu.report import tests as counts
 
 from curvax import _native
@@ -39,11 +39,29 @@ def test_a_sanitizers_log(log, text, fine):
     assert text in said and passed is fine
 
 
+def test_a_drivers_log():
+    log = "\n".join(
+        [
+            "NVIDIA H200, 132 processors, compute capability 9.0; kernels for 90-real",
+            "softmax_ce float32 (3, 7) loss: 1.0e-08 of 1.9e-06 ",
+            "softmax_ce float32 (3, 7) products: 1.0e-02 of 1.9e-06 FAILED",
+            "copy: 4300 GB/s by the driver, 4200 by a kernel",
+            "block_ortho m=64 b=8 n=1: 9.0 ms, 3440 GB/s, 80.0 % of copy, target 80 %",
+            "FAILED: rotate_basis: out of memory",
+        ]
+    )
+    assert [name for name, _ in driver(log)] == [
+        "softmax_ce float32 (3, 7) products",
+        "block_ortho m=64 b=8 n=1",
+        "FAILED",
+    ]
+
+
 def test_a_report_that_pytest_did_not_write(tmp_path):
     assert counts(tmp_path / "test.xml")["failed"]
 
 
-@pytest.mark.parametrize("stage", [[], ["all"]])
+@pytest.mark.parametrize("stage", [[], ["everything"], ["test", "slow"]])
 def test_a_stage_that_does_not_exist(stage, tmp_path):
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *stage]
     environment = {**os.environ, "OUT": str(tmp_path / "out")}

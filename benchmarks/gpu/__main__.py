@@ -1,64 +1,81 @@
-"""Run the benchmarks of a CUDA device.
+"""Run a benchmark of a CUDA device.
 
-python -m benchmarks.gpu [copy softmax_ce block_ortho gpt large] [--out out/gpu]
+python -m benchmarks.gpu CASE [--out out/gpu]
 
-With CURVAX_BENCH_SMOKE=1 all run in seconds at small sizes, on any device: their figures mean
+With CURVAX_BENCH_SMOKE=1 it runs in seconds at small sizes, on any device: its figures mean
 nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import block_ortho, gpt, softmax_ce
+from benchmarks.gpu import block_ortho, gpt, peers, softmax_ce
 from benchmarks.gpu.report import SMOKE, write
 from benchmarks.gpu.timing import copy_bandwidth
 
-CASES = ("copy", "softmax_ce", "block_ortho", "gpt", "large")
+Rows = list[tuple[str, str]]
 
 
-def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "copy", f"{results['copy']['best'] / 1e12:.2f} TB/s read and written"
-    for case in ("softmax_ce", "block_ortho"):
-        for size, entry in results.get(case, {}).items():
-            times = ", ".join(f"{k} {v * 1e3:.2f} ms" for k, v in entry["seconds"].items())
-            share = next(v for k, v in entry.items() if k.startswith("share"))
-            yield f"{case} {size}", f"{100 * share:.0f} % of copy; {times}"
-    for case in ("gpt", "large"):
-        if case in results:
-            entry = results[case]
-            yield (
-                case,
-                f"{entry['seconds']:.1f} s, {entry['matvecs']} matvecs, products "
-                f"{100 * entry['share_of_products']:.0f} %, {entry['peak_device_GB']:.1f} GB, "
-                f"converged: {entry['all_converged']}",
-            )
+def _copy() -> tuple[dict[str, Any], Rows]:
+    copy = copy_bandwidth(SMOKE)
+    return copy, [("copy", f"{copy['best'] / 1e12:.2f} TB/s read and written")]
+
+
+def _kernel(run: Callable[[float, bool], dict[str, Any]]) -> tuple[dict[str, Any], Rows]:
+    copy, rows = _copy()
+    results = run(copy["best"], SMOKE)
+    for size, entry in results.items():
+        times = ", ".join(f"{k} {v * 1e3:.2f} ms" for k, v in entry["seconds"].items())
+        share = f"{100 * entry['share_of_copy']:.0f} % of copy"
+        if "target_share" in entry:
+            share += f" (target {100 * entry['target_share']:.0f})"
+        rows.append((size, f"{share}; {times}"))
+    return {"copy": copy, **results}, rows
+
+
+def _solve(shape: gpt.Shape, precision: str) -> tuple[dict[str, Any], Rows]:
+    entry = gpt.run(gpt.SMOKE if SMOKE else shape, precision)
+    target = entry.get("target_seconds_per_product")
+    return entry, [
+        (
+            "solve",
+            f"{entry['seconds']:.1f} s, of it products {100 * entry['share_of_products']:.0f} %",
+        ),
+        (
+            "product",
+            f"{entry['seconds_per_product']:.3f} s, precision {precision}"
+            + (f" (target {target})" if target else ""),
+        ),
+        ("products", "{} and {} to verify".format(*entry["matvecs"])),
+        ("memory", f"{entry['peak_device_GB']:.1f} GB"),
+        ("converged", str(entry["all_converged"])),
+    ]
+
+
+CASES: dict[str, Callable[[], tuple[dict[str, Any], Rows]]] = {
+    "copy": _copy,
+    "softmax_ce": lambda: _kernel(softmax_ce.run),
+    "block_ortho": lambda: _kernel(block_ortho.run),
+    "gpt": lambda: _solve(gpt.SMALL, "highest"),
+    "gpt-bf16x3": lambda: _solve(gpt.SMALL, "bf16x3"),
+    "large": lambda: _solve(gpt.LARGE, "highest"),
+    "large-bf16x3": lambda: _solve(gpt.LARGE, "bf16x3"),
+    "peers": lambda: peers.run(SMOKE),
+}
 
 
 def main() -> None:
-    """Runs the cases in turn, each with a file of its own: nothing is lost when time runs out."""
+    """Runs one case: the device's memory is best when it is a process's alone."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"any of {', '.join(CASES)}; all if none is given")
+    parser.add_argument("case", choices=CASES)
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     args = parser.parse_args()
-    if unknown := set(args.cases) - set(CASES):
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
-    copy = copy_bandwidth(SMOKE)
-    bandwidth = copy["best"]
-    run = {
-        "softmax_ce": lambda: softmax_ce.run(bandwidth, SMOKE),
-        "block_ortho": lambda: block_ortho.run(bandwidth, SMOKE),
-        "gpt": lambda: gpt.run(gpt.SMOKE if SMOKE else gpt.SMALL),
-        "large": lambda: gpt.run(gpt.SMOKE if SMOKE else gpt.LARGE),
-    }
-    for case in args.cases or CASES:
-        results = {"copy": copy}  # what the shares in this very file refer to
-        if case in run:
-            results[case] = run[case]()
-        write(f"bench-{case}", results, list(_rows(results)), args.out)
+    results, rows = CASES[args.case]()
+    write(f"bench-{args.case}", results, rows, args.out)
 
 
 if __name__ == "__main__":

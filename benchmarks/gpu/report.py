@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jax
+import jaxlib
 
 from curvax import _native
 
@@ -25,6 +26,7 @@ def facts() -> dict[str, Any]:
         "commit": os.environ.get("CURVAX_COMMIT", "unknown"),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "kernels": _native.build_info("cuda"),
         "smoke": SMOKE,
     }
@@ -35,7 +37,7 @@ def write(stage: str, results: dict[str, Any], rows: list[tuple[str, str]], out:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"gpu-{stage}.json"
     path.write_text(json.dumps({**facts(), "results": results}, indent=1) + "\n")
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     print(f"\n{facts()['device']}, commit {facts()['commit']}: {path}")
     for name, value in rows:
         print(f"  {name:{width}}  {value}")
@@ -77,10 +79,18 @@ def sanitized(log: str) -> tuple[str, bool]:
     return "no errors", True
 
 
+def driver(log: str) -> list[tuple[str, str]]:
+    """What the driver timed, and what it found wrong: `name: value` in each line."""
+    pairs = re.findall(r"^(.+?): (.+)$", log, re.MULTILINE)
+    return [
+        (name, value) for name, value in pairs if " of copy" in value or "FAILED" in name + value
+    ]
+
+
 def main() -> None:
     """Reads what a stage has left."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["build", "test", "sanitize"])
+    parser.add_argument("stage")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--junit", type=Path)
@@ -90,9 +100,12 @@ def main() -> None:
     if args.stage == "build":
         results: dict[str, Any] = {"seconds": args.seconds}
         rows = [("seconds", f"{args.seconds:.0f}"), ("kernels", str(facts()["kernels"]))]
-    elif args.stage == "test":
+    elif args.junit:
         results = tests(args.junit)
         rows = [(name, str(value)) for name, value in results.items()]
+    elif args.stage == "driver":
+        rows = driver("".join(log.read_text() for log in args.log))
+        results = dict(rows)
     else:
         verdicts = {log.stem: sanitized(log.read_text(errors="replace")) for log in args.log}
         results = {name: text for name, (text, _) in verdicts.items()}

@@ -70,10 +70,10 @@ inline void CheckSoftmaxCe(const Type& type, int64_t rows, int64_t vocab, bool o
 
   const std::string name = std::string("softmax_ce ") + type.name + " (" + std::to_string(rows) +
                            ", " + std::to_string(vocab) + (options ? ") capped" : ")");
-  Expect(name + " products", products.Difference(), 32 * type.eps);
-  Expect(name + " gradient", grad.Difference(), 32 * type.eps);
-  Expect(name + " loss", loss.Difference(), 32 * compute.eps);
-  Expect(name + " lse", lse.Difference(), 32 * compute.eps);
+  Expect(name + " products", products.Difference(), 16 * type.eps);
+  Expect(name + " gradient", grad.Difference(), 16 * type.eps);
+  Expect(name + " loss", loss.Difference(), 16 * compute.eps);
+  Expect(name + " lse", lse.Difference(), 16 * compute.eps);
 }
 
 inline void OrthonormaliseOnCpu(BlockOrthoArgs args) {
@@ -110,9 +110,9 @@ inline void CheckBlockOrtho(const Type& type, int64_t used, int64_t block, int64
   const std::string name = std::string("block_ortho ") + type.name + " m=" + std::to_string(used) +
                            " b=" + std::to_string(block) + " n=" + std::to_string(n);
   // The block is well conditioned: its orthonormal rows are its own to within a few roundings.
-  Expect(name + " rows", basis.Difference(used * n, block * n), 32 * type.eps);
-  Expect(name + " coefficients", c.Difference(0, rows * block), 32 * type.eps);
-  Expect(name + " factor", s.Difference(0, block * block), 32 * type.eps);
+  Expect(name + " rows", basis.Difference(used * n, block * n), 16 * type.eps);
+  Expect(name + " coefficients", c.Difference(0, rows * block), 16 * compute.eps);
+  Expect(name + " factor", s.Difference(0, block * block), 16 * compute.eps);
   Expect(name + " passes", info.Difference(0, 2), 0);
 }
 

@@ -1,0 +1,158 @@
+"""`benchmarks/gpu.sh all` with stand-ins for Python, the device's tools and the driver."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Logs what it is asked for and what the archive then holds; fails or hangs where a file says so.
+STAND_IN = """#!/bin/sh
+echo "$*" >>calls
+{ echo "> $*"; tar tzf results/gpu.tgz 2>/dev/null; } >>seen
+case "$*" in
+  *"pip install"*) mkdir -p build/gpu-site build/gpu/tests/native
+    cp bin/driver build/gpu/tests/native/cuda_driver;;
+esac
+[ -e fail ] && case "$*" in *"$(cat fail)"*) echo "it broke"; exit 3;; esac
+[ -e hang ] && case "$*" in *"$(cat hang)"*) echo "it hangs"; touch hung; sleep 8;; esac
+exit 0
+"""
+# Half an archive, and then nothing, where a file says so.
+TAR = """#!/bin/sh
+[ -e slow-tar ] && [ "$1" = czf ] && { echo half >"$2"; touch half; sleep 8; }
+exec {tar} "$@"
+"""
+STAGES = [
+    "flag", "device", "build", "driver", "quick", "softmax_ce", "block_ortho", "gpt", "gpt-bf16x3",
+    "large-bf16x3", "rest", "sanitize", "peers", "clocks",
+]  # fmt: skip
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A copy of the scripts where all programs that they call are stand-ins."""
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("gpu.sh", "gpu_all.sh"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    for name in ("cmake", "csrc", "kernels", "python", "tests/native", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("CMakeLists.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    programs = {"python": STAND_IN, "tar": TAR.replace("{tar}", shutil.which("tar"))}
+    programs |= dict.fromkeys(["driver", "nvidia-smi", "compute-sanitizer"], "#!/bin/sh\necho $0\n")
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def change(sandbox, old, new):
+    script = sandbox / "benchmarks" / "gpu_all.sh"
+    text, count = re.subn(rf"^{old}$", new, script.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    script.write_text(text)
+
+
+def start(sandbox):
+    path = f"{sandbox / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    with (sandbox / "output").open("w") as output:
+        return subprocess.Popen(
+            ["bash", "benchmarks/gpu.sh", "all", "results"],
+            cwd=sandbox,
+            env={**os.environ, "PATH": path, "PYTHON": str(sandbox / "bin/python"), "OUT": "other"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def run(sandbox):
+    """Exit status and output."""
+    return start(sandbox).wait(timeout=60), (sandbox / "output").read_text()
+
+
+def archived(sandbox):
+    """The archive's files, each read to its end."""
+    with tarfile.open(sandbox / "results" / "gpu.tgz") as archive:
+        files = [member for member in archive if member.isfile()]
+        return {Path(f.name).name: archive.extractfile(f).read().decode() for f in files}
+
+
+def outcomes(files):
+    return dict(re.findall(r"^== (\S+): ([^;]*);", files["summary"], re.MULTILINE))
+
+
+def test_all_stages_and_the_archive_after_each(sandbox):
+    status, output = run(sandbox)
+    assert status == 0, output
+    files = archived(sandbox)
+    assert outcomes(files) == dict.fromkeys(STAGES, "done")
+    assert output.endswith(files["summary"])
+    assert {f"{stage}.log" for stage in STAGES} < set(files)
+    # When a stage began, the archive held all before it.
+    begun = [f"> -m benchmarks.gpu {case} " for case in ("softmax_ce", "gpt", "large-bf16x3")]
+    seen = (sandbox / "seen").read_text()
+    for first, stage in zip(begun, ("quick", "block_ortho", "gpt-bf16x3"), strict=True):
+        then = seen.partition(first)[2].partition("\n>")[0]
+        assert f"gpu-all/{stage}.log" in then
+    assert not (sandbox / "results" / "gpu.tgz.part").exists()
+
+
+def test_a_failure_stops_nothing_but_a_failed_build(sandbox):
+    (sandbox / "fail").write_text("large-bf16x3 ")
+    status, output = run(sandbox)
+    assert status == 1 and "it broke" in output
+    got = outcomes(archived(sandbox))
+    assert got.pop("large-bf16x3") == "FAILED with status 1"
+    # In full precision where the other failed.
+    assert got == dict.fromkeys([s for s in STAGES if s != "large-bf16x3"] + ["large"], "done")
+
+    (sandbox / "fail").write_text("pip install")
+    shutil.rmtree(sandbox / "build")
+    assert run(sandbox)[0] == 1
+    assert list(outcomes(archived(sandbox))) == STAGES[:3]
+
+
+def test_a_stage_over_its_limit(sandbox):
+    (sandbox / "hang").write_text("benchmarks.gpu gpt ")
+    change(sandbox, "gpu gpt [0-9]+ bench gpt", "gpu gpt 1 bench gpt")
+    begun = time.monotonic()
+    status, output = run(sandbox)
+    assert status == 1 and time.monotonic() - begun < 7
+    files = archived(sandbox)
+    assert outcomes(files) == dict.fromkeys(STAGES, "done") | {"gpt": "cut at its limit of 1 s"}
+    assert "it hangs" in files["gpt.log"]
+
+
+def test_the_limit_of_all(sandbox):
+    (sandbox / "hang").write_text("benchmarks.gpu softmax_ce ")
+    change(sandbox, "TOTAL=[0-9]+", "TOTAL=3")
+    begun = time.monotonic()
+    status, output = run(sandbox)
+    assert status == 1 and time.monotonic() - begun < 7
+    got = outcomes(archived(sandbox))
+    assert got["softmax_ce"].startswith("cut at its limit of ")
+    assert got["block_ortho"] == got["clocks"] == "not run: no time left"
+
+
+@pytest.mark.parametrize("moment", ["in a stage", "while the archive is written"])
+def test_a_run_that_is_killed_leaves_what_it_had(sandbox, moment):
+    (sandbox / "hang").write_text("benchmarks.gpu softmax_ce ")
+    if moment != "in a stage":
+        change(sandbox, "gpu softmax_ce [0-9]+ (.*)", r"touch slow-tar; gpu softmax_ce 1 \1")
+    process = start(sandbox)
+    deadline = time.monotonic() + 30
+    while not (sandbox / ("hung" if moment == "in a stage" else "half")).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert outcomes(archived(sandbox)) == dict.fromkeys(STAGES[:5], "done")
