@@ -23,6 +23,18 @@ nb::dict BuildInfo() {
   return info;
 }
 
+nb::dict CheckDevice(int ordinal) {
+  const cuda::DeviceFacts facts = cuda::CheckDevice(ordinal);
+  nb::dict out;
+  out["driver"] = facts.driver;
+  out["capability"] = std::to_string(facts.major) + "." + std::to_string(facts.minor);
+  out["free"] = facts.free;
+  out["total"] = facts.total;
+  out["error"] = facts.error;
+  out["message"] = facts.message;
+  return out;
+}
+
 DType ParseDType(const std::string& name) {
   if (name == "float32") return DType::kF32;
   if (name == "float64") return DType::kF64;
@@ -65,6 +77,8 @@ NB_MODULE(_cuda, m) {
       "registrations", [] { return curvax::Registrations(curvax::kHandlers); },
       "Handlers by target name, as capsules.");
   m.def("build_info", &curvax::BuildInfo, "Facts about this build.");
+  m.def("check_device", &curvax::CheckDevice, nb::arg("ordinal"),
+        "Loads all kernels on a device. Facts about it, and the name and text of the first error.");
   m.def("softmax_ce_workspace", &curvax::SoftmaxCeWorkspace, nb::arg("dtype"), nb::arg("rows"),
         nb::arg("vocab"), nb::arg("tangents"), "Bytes of the workspace of softmax_ce.");
   m.def("block_ortho_workspace", &curvax::BlockOrthoWorkspace, nb::arg("dtype"), nb::arg("rows"),

@@ -1,4 +1,5 @@
 #include "cuda/block_ortho_launch.h"
+#include "cuda/loader.h"
 #include "cuda/stream_launcher.h"
 
 namespace curvax::cuda {
@@ -25,6 +26,25 @@ const char* RotateBasis(const RotateBasisArgs& args, const int32_t* used, const 
   StreamLauncher launcher(stream);
   LaunchRotateBasis(args, used, kept, launcher);
   return launcher.error();
+}
+
+Loaded LoadBlockOrtho() {
+  Loader loader;
+  for (const DType dtype : kStorageTypes) {
+    for (int64_t block = 1; block <= kMaxBlock; ++block) {
+      BlockOrthoArgs args = {};
+      args.dtype = dtype;
+      args.rows = args.n = kMaxBlock;
+      args.block = block;
+      args.scale = 1;
+      LaunchBlockOrtho(args, nullptr, nullptr, loader);
+    }
+    RotateBasisArgs args = {};
+    args.dtype = dtype;
+    args.rows = args.n = 1;
+    LaunchRotateBasis(args, nullptr, nullptr, loader);
+  }
+  return {loader.kernels(), loader.status()};
 }
 
 const char* Copy(void* to, const void* from, int64_t bytes, Stream stream) {

@@ -24,16 +24,13 @@ int Run(int count, char** arguments) {
     std::printf("cuda_driver check | time [softmax_ce] [block_ortho] [rotate_basis]\n");
     return kUsage;
   }
-  int devices = 0;
-  const cudaError_t status = cudaGetDeviceCount(&devices);
-  if (status != cudaSuccess || devices == 0) {
-    std::printf("there is no CUDA device that can run: %s\n", cudaGetErrorString(status));
+  const cuda::DeviceFacts device = cuda::CheckDevice(0);
+  std::printf("compute capability %d.%d, driver %d; %d kernels for %s\n", device.major,
+              device.minor, device.driver, device.kernels, cuda::Architectures());
+  if (device.error[0] != '\0') {
+    std::printf("there is no CUDA device that can run them: %s\n", device.message);
     return kNoDevice;
   }
-  cudaDeviceProp device = {};
-  Require(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  std::printf("%s, %d processors, compute capability %d.%d; kernels for %s\n", device.name,
-              device.multiProcessorCount, device.major, device.minor, cuda::Architectures());
   if (what == "check") return Check();
   if (names.empty()) names = known;
   Time(names.count("softmax_ce") == 1, names.count("block_ortho") == 1,

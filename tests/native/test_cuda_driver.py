@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.native.cuda_resources import ROOT, nvcc
+from tests.native.cuda_resources import BUDGET, ROOT, nvcc
 
 pytestmark = [
     pytest.mark.nvcc,
@@ -51,11 +53,19 @@ def driver(tmp_path_factory):
         ([], 2, "cuda_driver check | time"),
         (["check", "softmax_ce"], 2, "cuda_driver check | time"),
         (["time", "matmul_sum"], 2, "cuda_driver check | time"),
-        (["check"], 3, "there is no CUDA device that can run"),
-        (["time", "block_ortho"], 3, "there is no CUDA device that can run"),
+        (["check"], 3, "there is no CUDA device that can run them"),
+        (["time", "block_ortho"], 3, "there is no CUDA device that can run them"),
     ],
 )
 def test_what_it_says_without_a_device(driver, arguments, status, text):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     outcome = subprocess.run([driver, *arguments], capture_output=True, text=True, env=environment)
     assert (outcome.returncode, text in outcome.stdout) == (status, True), outcome.stdout
+
+
+def test_all_kernels_are_loaded_before_one_is_called(driver):
+    """Those whose registers are counted; without a device each is asked for all the same."""
+    outcome = subprocess.run([driver, "check"], capture_output=True, text=True)
+    assert int(re.search(r"(\d+) kernels for", outcome.stdout)[1]) == len(
+        json.loads(BUDGET.read_text())
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +58,16 @@ def truth(z, u, labels, weights, softcap=None, z_loss=0.0, label_smoothing=0.0, 
         return tuple(np.asarray(x) for x in out)
 
 
-def assert_close(got, want, dtype, names):
+def assert_close(got, want, dtype, names, roundings=16):
     for name, a, b in zip(names, got, want, strict=True):
         compute = "float32" if dtype.endswith("16") and name in ("loss", "lse") else dtype
         error = np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
-        assert error <= 16 * EPS[compute], f"{name}: relative error {error:.1e}"
+        assert error <= roundings * EPS[compute], f"{name}: relative error {error:.1e}"
+
+
+def copied(text, *shapes):
+    """Copies of arrays of one of these shapes in a compiled program."""
+    return re.findall(rf"\w+\[({'|'.join(shapes)})\]\S* copy\(", text)
 
 
 @pytest.mark.thin(3)
@@ -79,8 +85,10 @@ def test_triple_is_the_derivative_of_the_loss(impl, dtype, options, rng):
         for x in (*got, hvp, one):
             x[(..., 0, slice(None)) if x.ndim > 1 else 0] = 0
     want = truth(*args, **options)
-    assert_close(got, want, dtype, ("loss", "lse", "gradient", "products"))
-    assert_close((hvp, one), (want[3], want[3][1]), dtype, ("products", "one product"))
+    # XLA's own tanh, exp and log are approximations on a GPU.
+    roundings = 32 if impl == "reference" and jax.default_backend() == "gpu" else 16
+    assert_close(got, want, dtype, ("loss", "lse", "gradient", "products"), roundings)
+    assert_close((hvp, one), (want[3], want[3][1]), dtype, ("products", "one product"), roundings)
     assert [x.dtype.name for x in got] == [args[3].dtype.name] * 2 + [dtype] * 2
 
 
@@ -125,7 +133,7 @@ def test_products_are_written_over_donated_tangents(native_kernels, rng):
     call = jax.jit(functools.partial(softmax_ce_hvp, impl="ffi"), donate_argnums=1)
     text = call.lower(*args).compile().as_text()
     assert "input_output_alias={ {}: (1" in text
-    assert not [line for line in text.splitlines() if " copy(" in line]
+    assert not copied(text, "6,301", "3,6,301")
     z, u = np.asarray(args[0]), np.asarray(args[1])
     softmax_ce_hvp(*args, impl="ffi")  # not donated: the operands keep their values
     assert (np.asarray(args[0]) == z).all() and (np.asarray(args[1]) == u).all()
@@ -135,7 +143,10 @@ def test_triple_uses_both_donated_operands(native_kernels, rng):
     args = problem(rng, "float32")
     call = jax.jit(lambda *a: softmax_ce_triple(*a, impl="ffi")[2:], donate_argnums=(0, 1))
     text = call.lower(*args).compile().as_text()
-    assert not [line for line in text.splitlines() if " copy(" in line]
+    assert not copied(text, "6,301", "3,6,301")
+    # Nothing donated, both have to be copied.
+    text = jax.jit(call.__wrapped__).lower(*args).compile().as_text()
+    assert set(copied(text, "6,301", "3,6,301")) == {"6,301", "3,6,301"}
 
 
 @pytest.mark.parametrize(

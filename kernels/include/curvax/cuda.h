@@ -32,6 +32,27 @@ const char* RotateBasis(const RotateBasisArgs& args, const int32_t* used, const 
 // Copies between arrays of the device.
 const char* Copy(void* to, const void* from, int64_t bytes, Stream stream);
 
+// The kernels that the current device was asked to load, and the first cudaError_t of that, or 0.
+struct Loaded {
+  int kernels;
+  int error;
+};
+Loaded LoadSoftmaxCe();
+Loaded LoadBlockOrtho();  // and those of RotateBasis
+
+// A device, and whether all kernels of the module are now loaded on it, as they must be before one
+// is captured in a graph.
+struct DeviceFacts {
+  int driver;        // the newest CUDA that the driver supports, as RuntimeVersion(); 0: no driver
+  int major, minor;  // compute capability
+  int64_t free, total;  // bytes of its memory
+  int kernels;          // that the module has
+  const char* error;    // the name of the first error, or ""
+  const char* message;  // what CUDA says of it
+};
+// The thread's current device stays, and no error is left for others to find.
+DeviceFacts CheckDevice(int ordinal);
+
 // Compute capabilities that the module has machine code for, then that of its PTX, by spaces.
 const char* Architectures();
 // The CUDA runtime that the module is linked with, as 1000 major + 10 minor.
