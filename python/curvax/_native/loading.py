@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.extend.backend import backends
 
+from curvax._native import devices
+
 # Platforms of compiled modules, by JAX's name for them when a target is registered.
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
 # How curvax is installed without the module of a platform.
@@ -20,8 +22,23 @@ _WITHOUT = {"cpu": "with CURVAX_NO_NATIVE=1", "cuda": "without CURVAX_CUDA=ON"}
 
 
 def present() -> frozenset[str]:
-    """Platforms that JAX has devices of."""
-    return frozenset(backends())
+    """Platforms that JAX has devices of.
+
+    Raises:
+        ValueError: JAX has none of those that it was told to use.
+    """
+    try:
+        return frozenset(backends())
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            raise
+        raise ValueError(
+            f"JAX_PLATFORMS must name platforms that JAX can start here, got {asked!r}: "
+            f"{str(error) or 'there is no such device'}. For 'cuda' install JAX's plugin, "
+            'pip install "jax[cuda13]", and see that nvidia-smi lists a device; JAX_PLATFORMS=cpu '
+            "uses the CPU, and without the variable JAX chooses"
+        ) from error
 
 
 def _runtime_ffi_minor() -> int | None:
@@ -65,7 +82,8 @@ def load(platform: str) -> Any | None:
     """The module of `platform`, its handlers registered; None where it is not installed.
 
     Raises:
-        ImportError: it is installed but cannot be loaded, or this jaxlib would refuse it.
+        ImportError: it is installed but cannot be loaded, this jaxlib would refuse it, or a device
+            that is present cannot run it.
         ValueError: ``CURVAX_ISA`` names a level that cannot be had.
     """
     if not installed(platform):
@@ -78,6 +96,8 @@ def load(platform: str) -> Any | None:
             f"Reinstall curvax, or install it {_WITHOUT[platform]} to do without them."
         ) from error
     _check_ffi_version(platform, facts(module)["ffi_api_minor"], _runtime_ffi_minor())
+    if platform == "cuda" and platform in present():
+        devices.check(module)
     for name, handler in module.registrations().items():
         jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
     return module

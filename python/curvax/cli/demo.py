@@ -24,7 +24,7 @@ from curvax.cli.app import (
     fail,
     make_directory,
 )
-from curvax.cli.machine import device, kernels
+from curvax.cli.machine import device, kernels, start_jax
 from curvax.cli.report import report
 from curvax.cli.solve import solve
 from curvax.display import open_stdout, print_facts, show_progress
@@ -71,6 +71,10 @@ def demo(
     every eigenpair converged, 3 if not, 2 for bad input and 130 after Ctrl-C, which keeps what the
     solve knows.
     """
+    try:
+        start_jax()
+    except ValueError as error:
+        fail(str(error), BAD_INPUT)
     _check_size(high, low, max_matvecs)
     make_directory(out)
     console = open_stdout(quiet)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from curvax.cli.app import BAD_INPUT, app, fail
-from curvax.cli.machine import cuda_module, kernels
+from curvax.cli.machine import cuda_devices, cuda_module, kernels, start_jax
 from curvax.display import open_stdout, print_facts
 
 
@@ -28,6 +28,7 @@ def _info() -> Iterable[tuple[str, str]]:
     from curvax import _native
     from curvax.operators.fences import fence
 
+    start_jax()
     build = _native.build_info()
     yield "curvax", importlib.metadata.version("curvax")
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -42,6 +43,7 @@ def _info() -> Iterable[tuple[str, str]]:
         yield "compiler", name + build["compiler"]
 
     yield "CUDA module", cuda_module()
+    yield from cuda_devices()
 
     def probe(x: Any) -> Any:
         return x

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
+
+
+def start_jax() -> None:
+    """Starts JAX's platforms; a ValueError where it has none of those that it was told to use."""
+    from curvax._native import loading
+
+    loading.present()
 
 
 def device() -> str:
@@ -33,20 +40,37 @@ def kernels() -> str:
 def cuda_module() -> str:
     """Whether there are kernels for CUDA devices, and for which."""
     from curvax import _native
+    from curvax._native import devices
 
     build = _native.build_info("cuda")
     if not build:
         return f"absent; for a CUDA device, {_native.CUDA_REMEDY}"
-    major, minor = divmod(build["runtime"] // 10, 100)
-    code, ptx = [], []
-    for target in build["architectures"].split():  # CMake's: 80 (code and PTX), 90a-real, native
-        number, _, kind = target.partition("-")
-        match = re.fullmatch(r"(\d+)(\d)([a-z]?)", number)
-        name = f"{match[1]}.{match[2]}{match[3]}" if match else target
-        if kind != "virtual":
-            code.append(name)
-        if match and kind != "real":
-            ptx.append(name)
-    listed = ", ".join(code) or "none"
-    others = f"; PTX of {', '.join(ptx)} for others" if ptx else ""
-    return f"CUDA {major}.{minor}, for compute capability {listed}{others}"
+    listed = devices.architectures(build["architectures"])
+    return f"CUDA {devices.version(build['runtime'])}, for compute {listed}"
+
+
+def cuda_devices() -> Iterator[tuple[str, str]]:
+    """By what JAX reaches CUDA devices, and their memory."""
+    import jax
+
+    from curvax._native import devices, loading
+
+    plugins = ", ".join(f"{name} {number}" for name, number in devices.plugins().items())
+    if "cuda" not in loading.present():
+        if plugins:
+            yield "CUDA plugin", f"{plugins}; JAX finds no device that it can use: see nvidia-smi"
+        return
+    yield "CUDA plugin", plugins or "unknown"
+    module = loading.load("cuda")
+    for device in jax.local_devices(backend="cuda"):
+        stats = device.memory_stats() or {}
+        limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
+        line = f"{(limit - used) / 2**30:.1f} of {limit / 2**30:.1f} GiB free for arrays"
+        if module is not None:
+            facts = module.check_device(device.local_hardware_id)
+            line += f"; driver for CUDA {devices.version(facts['driver'])}"
+            held = facts["total"] - facts["free"] - stats.get("pool_bytes", used)
+            # A process of CUDA has half a gigabyte for itself.
+            if held > 1 << 30:
+                line += f"; {held / 2**30:.1f} GiB are held by other processes: see nvidia-smi"
+        yield str(device), line

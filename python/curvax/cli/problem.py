@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from curvax.cli.app import BAD_INPUT, fail
-from curvax.cli.machine import device, kernels
+from curvax.cli.machine import device, kernels, start_jax
 
 if TYPE_CHECKING:
     from curvax.operators.model import Model
@@ -120,6 +120,7 @@ def make_operator(
     target: str, operator: str, kind: Any, where: list[str] | None, microbatch_size: int | None
 ) -> Any:
     """The operator of the problem that `target` names."""
+    start_jax()
     model, batches = load_problem(target)
     return operator_of(model, batches, operator, kind, where, microbatch_size)
 

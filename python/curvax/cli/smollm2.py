@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from curvax.cli.machine import device, kernels
+from curvax.cli.machine import device, kernels, start_jax
 from curvax.cli.problem import operator_of
 
 ModelName = Annotated[
@@ -57,6 +57,7 @@ def smollm2_operator(
     import curvax as cx
     from curvax.demo import llama, smollm2
 
+    start_jax()
     if text is None:
         batch = smollm2.batch(length)
     else:
