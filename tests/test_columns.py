@@ -82,6 +82,7 @@ def test_a_seed_draws_the_same_vectors_on_a_device(on_device):
         assert np.array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_solve_and_an_estimate_are_those_of_a_cpu(on_device):
     """To rounding: sums over columns are in another order."""
     values = np.append([9.0, -8.0], np.linspace(-2, 2, N - 2)).astype(np.float32)

@@ -154,6 +154,32 @@ def test_products_in_inner_programs_and_rules_and_those_that_name_a_precision(se
                 assert "bf16" in line
 
 
+@pytest.mark.parametrize("half_of", ["linearized", "recomputed"])
+def test_the_setting_is_that_where_the_operator_is_made(half_of, on_device):
+    """Of transposes, too, which are traced with the product."""
+    leaves = (jax.ShapeDtypeStruct((8, 8), np.float32),)
+    args = (jax.tree.structure({"w": 0}), {}, (True,), False)
+    batch = jax.ShapeDtypeStruct((4, 8), np.float32)
+
+    def forward(params, x):
+        return jnp.tanh(x @ params["w"]) @ params["w"], params["w"]
+
+    loss = cx.losses.LinearCrossEntropy(lambda x: jnp.zeros(len(x), jnp.int32))
+    maps = (
+        GradientMap(*args, lambda params, x: loss(forward(params, x), x)),
+        GaussNewtonMap(*args, forward, loss),
+    )
+    for model in maps:
+        with jax.default_matmul_precision("BF16_BF16_F32_X3"):
+            half, consts = getattr(model, half_of)(leaves, batch)
+        kept = jax.eval_shape(half.primal, consts, leaves, batch)[2]
+        with jax.default_matmul_precision("tensorfloat32"):
+            traced = jax.jit(half.apply).trace(consts, leaves, batch, kept, list(leaves))
+            text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        found = products(text)
+        assert found[SPLIT, False] > 8 and {key[0] for key in found} <= {SPLIT, HIGHEST}
+
+
 def test_heads_and_their_own_hessian_products(on_device):
     """The losses' products with a head are products with weights; the sums of the rule are not."""
 

@@ -70,12 +70,12 @@ def hessian(
             error that is measured (`relative_error` of the operator; about 1e-3 in float32), with
             a warning where it is large, as for parameters of very different sizes.
         precision: of the products of matrices in the loss and its derivatives: JAX's setting where
-            this is called (None; on recent devices TF32 by default, in which `noise` is about
-            1e-3), `"highest"` for full float32, or `"bf16x3"` for three products in bfloat16 in
-            place of each that has no batch axes, as those with weights have none, and full float32
-            for the others and for convolutions. A product for which the loss names a precision
-            keeps that. `"bf16x3"` is refused on a CPU, where XLA would ignore it. What it costs
-            shows in `noise` and `tol_effective` of a solve.
+            this is called (None; on recent devices TF32 by default), `"highest"` for full float32,
+            or `"bf16x3"` for three products in bfloat16 in place of each that has no batch axes,
+            as those with weights have none, and full float32 for the others and for convolutions.
+            A product for which the loss names a precision keeps that. `"bf16x3"` is refused on a
+            CPU, where XLA would ignore it. What it costs shows in `noise` and `tol_effective` of a
+            solve.
 
     Returns:
         The operator.

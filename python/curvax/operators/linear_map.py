@@ -143,6 +143,8 @@ class ModelMap(abc.ABC):
     def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
         """The linear half that reads kept residuals, and the arrays that the loss closes over."""
         structure: list[Any] = []
+        # A transpose is traced with the product, maybe under another setting than the loss was.
+        setting = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
         def primal(leaves: Sequence[Array], batch: Any) -> Any:
             aux, linear = self.linear_map(leaves, batch)
@@ -174,7 +176,8 @@ class ModelMap(abc.ABC):
             known = [*jax.tree.leaves((consts, tuple(leaves), batch)), *(residuals or ())]
             complete = [known[place] for place in places]
             linear = at_precision(jax.tree.unflatten(structure[0], complete), self.precision)
-            return list(linear(self._cast(tangents, leaves)))
+            with jax.default_matmul_precision(setting):
+                return list(linear(self._cast(tangents, leaves)))
 
         size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
         return LinearHalf(reduced, size, apply, self._weight_moves(traced)), consts
