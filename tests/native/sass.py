@@ -1,8 +1,8 @@
 """Loops of the CUDA kernels in machine code, and what an iteration of each executes.
 
-python tests/native/sass.py SOURCE [KERNEL]   print the innermost loops of kernels/cuda/SOURCE.cu
+python -m tests.native.sass SOURCE [KERNEL]   print the innermost loops of kernels/cuda/SOURCE.cu
 
-Needs nvcc, and nvdisasm: of the package nvidia-cuda-nvdisasm, or on PATH.
+Needs nvcc, and nvdisasm: of the package nvidia-cuda-nvdisasm (the extra cuda-tests), or on PATH.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def parse(text: str) -> dict[str, list[Instruction]]:
 
 
 def loops(body: list[Instruction]) -> list[Loop]:
-    """Natural loops: of each edge back to a block that dominates its source, and those of a head."""
+    """Natural loops: one for each block that dominates one from which an edge goes back to it."""
     starts = {0} | {each.target for each in body if each.target is not None}
     starts |= {i + 1 for i, each in enumerate(body[:-1]) if each.target is not None or each.ends}
     begin = sorted(starts)
@@ -176,7 +176,7 @@ def loops(body: list[Instruction]) -> list[Loop]:
 
 
 def dominating(following: list[list[int]], before: list[list[int]]) -> list[int | None]:
-    """For each block the set, as bits, of those that every way to it passes; None if there is no way."""
+    """For each block those that every way to it passes, as bits; None if there is no way."""
     dominators: list[int | None] = [None] * len(following)
     dominators[0] = 1
     changed = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.native import test_softmax_ce_kernels as softmax_ce
 from tests.native.test_block_ortho_kernels import orthonormal, run, stored
 
 native = pytest.importorskip("curvax_native_tests")
@@ -91,6 +92,47 @@ def test_rows_in_parts_agree_with_whole_ones(rng):
         results.append((got, grad, loss, lse))
     for whole, parts in zip(*results, strict=True):
         np.testing.assert_allclose(parts, whole, rtol=3e-6, atol=1e-7 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("level", "vocab"), [("gpu", 2051), ("gpu-parts", 16700)])
+def test_the_same_bits_for_any_number_of_resident_blocks(level, vocab, dtype, rng):
+    """A block takes one row, or part of a row, after another: 7 rows, 21 parts."""
+    z, u, labels, weights = softmax_ce.make(rng, dtype, 7, vocab, 2)
+    labels[2:4], weights[5] = -100, 0
+    options = (20.0, 1e-2, 0.1, -100)
+    for full in (True, False):
+        runs = [
+            softmax_ce.run(
+                f"{level}/{residents}", residents, dtype, z, u, labels, weights, options, full
+            )
+            for residents in (1, 2, 4, 5, 100)
+        ]
+        want = softmax_ce.expected(z, u, labels, weights, *options)
+        if full:
+            softmax_ce.check(runs[0], want, dtype)
+        for other in runs[1:]:
+            assert [x.tobytes() for x in other] == [x.tobytes() for x in runs[0]]
+
+
+@pytest.mark.parametrize("level", native.emulated())
+def test_rows_whose_tangents_begin_elsewhere_in_a_vector(level, rng):
+    """Each of logits, tangents, products and gradient at an address of its own."""
+    n, vocab = 3, 2311
+    z, u, labels, weights = softmax_ce.make(rng, "float32", n, vocab, 2)
+    options = (0.0, 1e-2, 0.1, -100)
+    want = softmax_ce.expected(z, u, labels, weights, *options)
+    for shifts in [(0, 0, 0, 0), (1, 1, 1, 1), (1, 1, 2, 3), (0, 3, 0, 1), (2, 0, 2, 2)]:
+        z_at, u_at, products, grad = (
+            softmax_ce.offset(x, shift)
+            for x, shift in zip((z, u, 7 * u, 7 * z), shifts, strict=True)
+        )
+        loss, lse = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        native.softmax_ce(
+            level, 1, "float32", z_at, u_at, labels, weights, products, grad, loss, lse, *options
+        )
+        softmax_ce.check((loss, lse, grad, products), want, "float32")
+        assert z_at.tobytes() == z.tobytes() and u_at.tobytes() == u.tobytes()
 
 
 @pytest.mark.parametrize(("level", "parts"), [("gpu", 1), ("gpu-parts", 7)])

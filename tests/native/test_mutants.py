@@ -7,6 +7,7 @@ as the code that is shipped. Every barrier is removed once.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import pathlib
 import re
 import shutil
@@ -62,12 +63,25 @@ class RotateBasis(ctypes.Structure):
     ]
 
 
-def check_softmax_ce(library, shared_bytes, vocab, softcap):
+def guarded(x):
+    """A copy of an array behind which lies a page that cannot be read."""
+    size = -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(address + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    copy = np.frombuffer(memory, x.dtype, x.size, size - x.nbytes).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def check_softmax_ce(library, shared_bytes, rows, vocab, softcap):
     rng = np.random.default_rng(0)
-    rows, tangents = 3, 2
+    tangents = 2
     z = rng.normal(size=(rows, vocab)).astype(np.float32) * 3
     u = rng.normal(size=(tangents, rows, vocab)).astype(np.float32)
-    labels, weights = np.array([0, vocab - 1, 5], np.int32), np.float32([1, 0.5, 2])
+    labels = guarded(np.array([0, vocab - 1, 5, 7][:rows], np.int32))
+    weights = guarded(np.float32([1, 0.5, 2, 3][:rows]))
     cap = softcap * np.tanh(z.astype(float) / softcap) if softcap else z.astype(float)
     slope = 1 - (cap / softcap) ** 2 if softcap else np.ones_like(cap)
     p = np.exp(cap - cap.max(1, keepdims=True))
@@ -80,7 +94,7 @@ def check_softmax_ce(library, shared_bytes, vocab, softcap):
     if softcap:
         want = slope * want - 2 * cap / softcap**2 * tangent * g
     for seed in SEEDS:
-        products, grad = u.copy(), z.copy()
+        products, grad = guarded(u), guarded(z)
         loss, got_lse = np.full(rows, np.nan, np.float32), np.full(rows, np.nan, np.float32)
         workspace = np.full(rows * 8 * 6, np.nan)
         args = SoftmaxCe(0, rows, vocab, tangents, *map(pointer, (grad, products, labels, weights)))
@@ -88,12 +102,15 @@ def check_softmax_ce(library, shared_bytes, vocab, softcap):
             pointer, (products, grad, loss, got_lse)
         )
         args.softcap, args.ignore_index, args.workspace = softcap, -100, pointer(workspace)
-        error = library.softmax_ce(seed, ctypes.c_int64(shared_bytes), ctypes.byref(args))
+        residents = seed  # from a block that takes all rows to one for each
+        error = library.softmax_ce(
+            seed, ctypes.c_int64(shared_bytes), ctypes.c_int64(residents), ctypes.byref(args)
+        )
         assert not error, error
         np.testing.assert_allclose(products, want, atol=1e-6 * np.abs(want).max())
         np.testing.assert_allclose(grad, slope * g, atol=1e-6)
         np.testing.assert_allclose(got_lse, lse[:, 0], rtol=1e-6)
-        np.testing.assert_allclose(loss, lse[:, 0] - cap[range(3), labels], rtol=1e-5)
+        np.testing.assert_allclose(loss, lse[:, 0] - cap[range(rows), labels], rtol=1e-5)
 
 
 def check_block_ortho(library, used, b, n, stride, scale):
@@ -150,8 +167,9 @@ def check(path):
     for name in ("softmax_ce", "block_ortho", "rotate_basis"):
         getattr(library, name).restype = ctypes.c_char_p
     for softcap in (0.0, 4.0):
-        check_softmax_ce(library, 1 << 20, 1001, softcap)
-        check_softmax_ce(library, 0, 8300, softcap)
+        # Rows that begin everywhere in a vector; then tangents that begin elsewhere in one.
+        check_softmax_ce(library, 1 << 20, 4, 2201, softcap)
+        check_softmax_ce(library, 0, 3, 8301, softcap)
     check_block_ortho(library, 37, 4, 1800, 1800, 1.0)
     check_block_ortho(library, 9, 6, 1037, 1040, 1e-25)
     check_rotate_basis(library, 17, 9, 700)
@@ -195,11 +213,17 @@ OFF_BY_ONE = [
     ("softmax_ce_row.cuh", "return j >= 0 && j < count_;", "return j >= 0 && j <= count_;"),
     ("softmax_ce_row.cuh", "return v * V - shift_;", "return v * V - shift_ + 1;"),
     ("softmax_ce_row.cuh", "CeilDiv(count + shift_, V)", "(count + shift_) / V"),
-    (
-        "softmax_ce.cuh",
-        "own = 0;\n    for (int64_t p = Th",
-        "own = 0;\n    for (int64_t p = 1 + Th",
-    ),
+    ("softmax_ce_row.cuh", "/ (kTile * V) : 0", "/ (kTile * V) + 1 : 0"),
+    ("softmax_ce_row.cuh", "shift_ > 0 ? 1 : 0", "shift_ > 0 ? 0 : 0"),
+    ("softmax_ce_row.cuh", "Warp() < begin ? Warp() + warps", "Warp() < begin ? Warp()"),
+    ("softmax_ce_row.cuh", "tile < begin || tile >= end", "tile < begin || tile > end"),
+    ("softmax_ce.cuh", "row_ += blocks / parts_", "row_ += blocks / parts_ + 1"),
+    ("softmax_ce.cuh", "part_ >= parts_", "part_ > parts_"),
+    ("softmax_ce.cuh", "if (HasRow()) {", "if (row_ <= args_.rows) {"),
+    ("softmax_ce.cuh", "= queue.HasRow() && !queue", "= !queue"),
+    ("softmax_ce.cuh", "int p = Lane(); p <", "int p = Lane() + 1; p <"),
+    ("device.cuh", "Lane() < Warps() ? memory[i", "Lane() < Warps() - 1 ? memory[i"),
+    ("device.cuh", "    memory_ = other_;\n", ""),
     ("block_ortho_sweep.cuh", "% 16 == 0;", "% 4 == 0;"),
     ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
     ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),

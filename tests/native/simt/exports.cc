@@ -21,9 +21,9 @@ const char* Keep(const std::string& error) {
 }  // namespace
 
 // Each returns an empty string, or what went wrong. `workspace`: NaN, and large enough.
-extern "C" const char* softmax_ce(uint32_t seed, int64_t shared_bytes,
+extern "C" const char* softmax_ce(uint32_t seed, int64_t shared_bytes, int64_t residents,
                                   const curvax::SoftmaxCeArgs* args) {
-  Launcher launcher({shared_bytes, seed});
+  Launcher launcher({shared_bytes, seed, 0, residents});
   if (args->softcap > 0) {
     device::LaunchSoftmaxCeAs<float, true>(*args, launcher);
   } else {
