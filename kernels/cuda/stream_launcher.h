@@ -24,10 +24,11 @@ class StreamLauncher {
   template <typename Args>
   int64_t Residents(void (*kernel)(Args), int threads, int64_t shared_bytes) {
     const void* function = reinterpret_cast<const void*>(kernel);
-    AllowShared(function, shared_bytes);
     int blocks = 0;
+    if (!AllowShared(function, shared_bytes)) return 0;
     Check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads,
                                                         static_cast<size_t>(shared_bytes)));
+    if (blocks == 0 && error_ == nullptr) error_ = "a kernel that does not fit the device";
     return blocks * OfDevice<cudaDevAttrMultiProcessorCount>();
   }
 
@@ -36,8 +37,7 @@ class StreamLauncher {
     const void* function = reinterpret_cast<const void*>(kernel);
     if (shape.blocks > INT32_MAX) {
       error_ = "more blocks than a grid can have";
-    } else if (shape.blocks > 0 && error_ == nullptr) {
-      AllowShared(function, shape.shared_bytes);
+    } else if (shape.blocks > 0 && error_ == nullptr && AllowShared(function, shape.shared_bytes)) {
       // Returns its own error, where the last one of the thread might be another's.
       void* parameters[] = {&args};
       Check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(shape.blocks)),
@@ -50,8 +50,7 @@ class StreamLauncher {
   const char* error() const { return error_; }
 
  private:
-  static constexpr int kDevices =
-      64;  // whose attributes are remembered; others are asked each time
+  static constexpr int kDevices = 64;  // that are remembered; others are asked each time
 
   int Device() {
     int device = 0;
@@ -62,10 +61,10 @@ class StreamLauncher {
   int64_t OfDevice() {
     static std::atomic<int> known[kDevices];
     const int device = Device();
-    int value = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+    int value = device < kDevices ? known[device].load() : 0;
     if (value == 0) {
       Check(cudaDeviceGetAttribute(&value, kAttribute, device));
-      if (device < kDevices) known[device].store(value, std::memory_order_relaxed);
+      if (device < kDevices && error_ == nullptr) known[device].store(value);
     }
     return value;
   }
@@ -73,16 +72,17 @@ class StreamLauncher {
   // More than 48 KB must be asked for, once per kernel and device. The most there is, not what this
   // launch needs: another thread may be about to launch the same kernel with more, and the setting
   // is the function's.
-  void AllowShared(const void* function, int64_t bytes) {
+  bool AllowShared(const void* function, int64_t bytes) {
     constexpr int64_t kUnasked = 48 << 10;
-    if (bytes <= kUnasked) return;
+    if (bytes <= kUnasked) return error_ == nullptr;
     const int device = Device();
     std::atomic<uint64_t>* allowed = device < kDevices ? DevicesThatAllow(function) : nullptr;
     const uint64_t bit = uint64_t{1} << device % kDevices;
-    if (allowed != nullptr && (allowed->load(std::memory_order_relaxed) & bit) != 0) return;
+    if (allowed != nullptr && (allowed->load() & bit) != 0) return true;
     Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(SharedLimit())));
-    if (allowed != nullptr && error_ == nullptr) allowed->fetch_or(bit, std::memory_order_relaxed);
+    if (allowed != nullptr && error_ == nullptr) allowed->fetch_or(bit);
+    return error_ == nullptr;
   }
   // A bit for each device on which the function may have all shared memory; null if there are more
   // functions than are remembered.
