@@ -63,8 +63,11 @@ struct SoftmaxCeTerms {
 struct SoftmaxCeTargets {
   double label, rest;
   CURVAX_HOST_DEVICE explicit SoftmaxCeTargets(const SoftmaxCeArgs& args)
-      : label(1 - args.label_smoothing + args.label_smoothing / static_cast<double>(args.vocab)),
-        rest(args.label_smoothing / static_cast<double>(args.vocab)) {}
+      : label(1 - args.label_smoothing), rest(0) {
+    if (args.label_smoothing == 0) return;  // spares every row a division
+    rest = args.label_smoothing / static_cast<double>(args.vocab);
+    label += rest;
+  }
 };
 
 // A row's loss from its log-sum-exp, the label's z and the sum of all z.

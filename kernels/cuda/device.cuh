@@ -184,6 +184,11 @@ class BlockReducer {
       values[i] = WarpSum(Lane() < Warps() ? memory[i * kWarpSize + Lane()] : 0.0);
     }
   }
+  __device__ __forceinline__ double Sum(double v) {
+    double values[1] = {v};
+    Sum(values);
+    return values[0];
+  }
   template <typename T>
   __device__ __forceinline__ T Max(T v) {
     T* memory = reinterpret_cast<T*>(Turn());

@@ -3,14 +3,14 @@
 // The equations are those of common/softmax_ce_terms.h.
 //
 // Algorithm, rows that fit shared memory (SoftmaxCeRow): as many blocks as the device holds, each
-// of which takes every so many rows. For a row it reads the logits into shared memory while it asks
-// for the first tangent to be brought to L2; reads the tangent there, replaces the logits by e^(z -
-// max), sums e and e u, and asks for the first half of the next row's logits, so that the memory
-// has work in this phase too (all of it would not fit L2 beside the tangents); reads the tangent
-// again from L2 and writes the product over it. Further tangents find e in place. The next row's
-// label and weight are loaded a row ahead. Device memory: logits read once, each tangent read and
-// written once, 1 + 2b passes over an (N,V) array; a softcap keeps z in place of e and evaluates
-// the exponential again.
+// of which takes one row after another. It reads the logits into shared memory while it asks for
+// the first tangent to be brought to L2; reads the tangent there, replaces the logits by
+// e^(z - max), sums e and e u, and asks for the first half of the next row's logits, so that the
+// memory has work in this phase too (the whole row would not fit L2 beside the tangents); reads the
+// tangent again from L2 and writes the product over it. Further tangents find e in place. Label and
+// weight are loaded a row ahead. Device memory: logits read once, each tangent read and written
+// once, 1 + 2b passes over an (N,V) array; a softcap keeps z in place of e and evaluates the
+// exponential again.
 //
 // Longer rows (SoftmaxCePartSums, SoftmaxCePartProducts): several blocks share a row, and a
 // processor holds several blocks, whose phases overlap. The first kernel leaves the sums of each
@@ -20,7 +20,8 @@
 // Every phase gives a thread the same elements, so that what it keeps in shared memory is its own
 // and only the sums need barriers.
 // Accumulation: the compute type within a thread, double across threads and parts. Determinism: all
-// sums are in an order that the row's length alone decides, whatever block works on it.
+// sums are in an order that the row's length and the operands' alignment decide, whatever block
+// works on the row.
 #ifndef CURVAX_CUDA_SOFTMAX_CE_CUH_
 #define CURVAX_CUDA_SOFTMAX_CE_CUH_
 
@@ -90,8 +91,7 @@ struct Row {
   __device__ Row(const SoftmaxCeArgs& args, const RowInput<C>& input)
       : valid(input.label >= 0 && input.label < args.vocab),
         label(valid ? input.label : 0),
-        // A label that names no class poisons its row: a silent zero would look like a masked
-        // token.
+        // If not, the row is poisoned: a silent zero would look like a masked token.
         weight(valid ? input.weight : C(NAN)) {}
 
   // The thread that writes the scalars needs lse; kappa, which all need, depends on it with a
@@ -119,9 +119,30 @@ __device__ Compute<S> LabelLogit(const SoftmaxCeArgs& args, int64_t row, int64_t
                                  const RowPart<S, kCap>& part) {
   return part.Cap(Widen(static_cast<const S*>(args.logits)[row * args.vocab + label]));
 }
-// The sum of all z is a part of the loss then.
-__device__ __forceinline__ bool WantsLogitSum(const SoftmaxCeArgs& args) {
-  return args.loss != nullptr && args.label_smoothing != 0;
+
+// Of a row or a part of it: the largest z, and the sums of z, of e and of e f u_0.
+template <typename C>
+struct PartSums {
+  C top;
+  double logits, exponentials, dot;
+};
+// Reads the part, and leaves exponentials relative to its top in place. next() is a row of logits
+// whose first half will be wanted, or null.
+template <typename S, bool kCap, typename Next>
+__device__ __forceinline__ PartSums<Compute<S>> ReadPart(const SoftmaxCeArgs& args,
+                                                         RowPart<S, kCap>& part,
+                                                         BlockReducer& reducer, const Next& next) {
+  const Compute<S> top = reducer.Max(part.ReadLogits());
+  const bool smooth = args.loss != nullptr && args.label_smoothing != 0;
+  const double logits = smooth ? reducer.Sum(part.LogitSum()) : 0;
+  double sums[2];
+  if (args.tangents > 0) {
+    part.template Exponentials<true>(top, next(), sums);
+  } else {
+    part.template Exponentials<false>(top, nullptr, sums);
+  }
+  reducer.Sum(sums);
+  return {top, logits, sums[0], sums[1]};
 }
 
 // Products and gradient of a part of a row, whose exponentials are relative to the row's maximum:
@@ -164,29 +185,14 @@ __global__ void __launch_bounds__(kMaxRowThreads<S>, 1)
     Row<C> row(args, input);
     C z_label = 0;
     if (ThreadIndex() == 0) z_label = LabelLogit(args, index, row.label, part);
-    const C top = reducer.Max(part.ReadLogits());
-    double z_sum[1] = {0}, sums[2];
-    if (WantsLogitSum(args)) {
-      z_sum[0] = part.LogitSum();
-      reducer.Sum(z_sum);
-    }
-    const bool reads_next = queue.HasRow() && !queue.input().Skip(args);
-    const S* next =
-        reads_next ? static_cast<const S*>(args.logits) + queue.row() * args.vocab : nullptr;
-    if (args.tangents > 0) {
-      part.template Exponentials<true>(top, next, sums);
-    } else {
-      part.template Exponentials<false>(top, next, sums);
-    }
-    reducer.Sum(sums);
-    row.SetLogSumExp(args, top, sums[0]);
-    if (ThreadIndex() == 0) row.WriteLoss(args, index, z_label, z_sum[0]);
-    WriteResults(args, row, sums[0], part, [&](int64_t k) {
-      if (k == 0) return sums[1];
-      double dot[1] = {part.Dot(k)};
-      reducer.Sum(dot);
-      return dot[0];
+    const PartSums<C> sums = ReadPart(args, part, reducer, [&]() -> const S* {
+      const bool reads_next = queue.HasRow() && !queue.input().Skip(args);
+      return reads_next ? static_cast<const S*>(args.logits) + queue.row() * args.vocab : nullptr;
     });
+    row.SetLogSumExp(args, sums.top, sums.exponentials);
+    if (ThreadIndex() == 0) row.WriteLoss(args, index, z_label, sums.logits);
+    WriteResults(args, row, sums.exponentials, part,
+                 [&](int64_t k) { return k == 0 ? sums.dot : reducer.Sum(part.Dot(k)); });
   }
 }
 
@@ -215,33 +221,18 @@ __global__ void __launch_bounds__(kPartThreads, kPartSumsResidents<Compute<S>>)
     if (input.Skip(args)) continue;
     const Row<C> row(args, input);
     RowPart<S, kCap> part(args, index, begin, Min(kPart, args.vocab - begin));
+    const PartSums<C> sums = ReadPart(args, part, reducer, []() -> const S* { return nullptr; });
     double* record = PartRecord::Of(args, parts, index, which);
-    const C top = reducer.Max(part.ReadLogits());
-    double z_sum[1] = {0}, sums[2];
-    if (WantsLogitSum(args)) {
-      z_sum[0] = part.LogitSum();
-      reducer.Sum(z_sum);
-    }
-    if (args.tangents > 0) {
-      part.template Exponentials<true>(top, nullptr, sums);
-    } else {
-      part.template Exponentials<false>(top, nullptr, sums);
-    }
-    reducer.Sum(sums);
     if (ThreadIndex() == 0) {
       const bool here = row.label >= begin && row.label < begin + kPart;
-      record[PartRecord::kTop] = top;
-      record[PartRecord::kSum] = sums[0];
-      record[PartRecord::kLogitSum] = z_sum[0];
+      record[PartRecord::kTop] = sums.top;
+      record[PartRecord::kSum] = sums.exponentials;
+      record[PartRecord::kLogitSum] = sums.logits;
       record[PartRecord::kLabelLogit] = here ? LabelLogit(args, index, row.label, part) : C{0};
     }
     for (int64_t k = 0; k < args.tangents; ++k) {
-      double dot[1] = {sums[1]};
-      if (k > 0) {
-        dot[0] = part.Dot(k);
-        reducer.Sum(dot);
-      }
-      if (ThreadIndex() == 0) record[PartRecord::kDots + k] = dot[0];
+      const double dot = k == 0 ? sums.dot : reducer.Sum(part.Dot(k));
+      if (ThreadIndex() == 0) record[PartRecord::kDots + k] = dot;
     }
   }
 }

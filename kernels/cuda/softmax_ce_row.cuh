@@ -78,8 +78,8 @@ class RowPart {
   }
 
   // Replaces what is kept by exponentials relative to `shift`, for the functions below; sums[0] is
-  // this thread's sum of them, and sums[1] that of e f u_0 if that is wanted. Asks for the first
-  // half of the logits at `next`, if that is not null.
+  // this thread's sum of them. With kDot sums[1] is that of e f u_0, and the first half of the
+  // logits at `next` is asked for, if that is not null.
   template <bool kDot>
   __device__ void Exponentials(C shift, const S* next, double (&sums)[2]) {
     // Nothing but -inf would give -inf + inf; any finite reference makes the exponentials 0.

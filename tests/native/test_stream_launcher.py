@@ -15,16 +15,21 @@ COMPILER = shutil.which("g++") or shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
-@pytest.fixture
-def library(tmp_path):
-    """Loaded anew for each test, and with it what the launcher remembers."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
     folder = pathlib.Path(__file__).with_name("fake_cuda")
     kernels = ROOT / "kernels"
     flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     flags += ["-DCURVAX_LEVEL=cuda", f"-I{folder}", f"-I{kernels}", f"-I{kernels / 'include'}"]
-    path = tmp_path / "launcher.so"
+    path = tmp_path_factory.mktemp("launcher") / "launcher.so"
     subprocess.run([COMPILER, *flags, str(folder / "launcher.cc"), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
+    return path
+
+
+@pytest.fixture
+def library(compiled, tmp_path):
+    """Loaded anew for each test, and with it what the launcher remembers."""
+    library = ctypes.CDLL(shutil.copy(compiled, tmp_path))
     for function in (library.launch, library.residents, library.calls):
         function.restype = ctypes.c_char_p
     library.launch.argtypes = [ctypes.c_int, ctypes.c_int, *2 * [ctypes.c_int64], ctypes.c_bool]
