@@ -34,7 +34,7 @@ Loaded LoadBlockOrtho() {
     for (int64_t block = 1; block <= kMaxBlock; ++block) {
       BlockOrthoArgs args = {};
       args.dtype = dtype;
-      args.rows = args.n = kMaxBlock;
+      args.rows = args.n = args.stride = kMaxBlock;
       args.block = block;
       args.scale = 1;
       LaunchBlockOrtho(args, nullptr, nullptr, loader);

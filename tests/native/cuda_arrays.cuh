@@ -168,11 +168,11 @@ class Both {
   std::vector<char> host_;
 };
 
-inline BlockOrthoArgs OrthoArguments(const Type& type, int64_t rows, int64_t n, int64_t used,
-                                     int64_t block, double scale) {
+inline BlockOrthoArgs OrthoArguments(const Type& type, int64_t rows, int64_t n, int64_t stride,
+                                     int64_t used, int64_t block, double scale) {
   BlockOrthoArgs args = {};
   args.dtype = type.dtype;
-  args.rows = rows, args.n = n, args.used = used, args.block = block;
+  args.rows = rows, args.n = n, args.stride = stride, args.used = used, args.block = block;
   args.scale = scale;
   return args;
 }

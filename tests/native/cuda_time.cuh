@@ -132,7 +132,7 @@ inline void TimeBlockOrtho(const Type& type, int64_t block, double copy, double 
   const Array basis(rows * n * type.bytes), w(block * n * compute.bytes), c(rows * block * 8),
       s(block * block * 8), info(4 * 8);
   FillBasis(basis, type, kUsed, n, scale);
-  BlockOrthoArgs args = OrthoArguments(type, rows, n, kUsed, block, scale);
+  BlockOrthoArgs args = OrthoArguments(type, rows, n, n, kUsed, block, scale);
   args.basis = basis.data(), args.w = w.data();
   args.coefficients = static_cast<double*>(c.data()), args.factor = static_cast<double*>(s.data());
   args.info = static_cast<double*>(info.data());
