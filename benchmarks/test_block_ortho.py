@@ -73,7 +73,7 @@ def test_orthonormalise_block(benchmark, b):
     fresh = jax.jit(lambda x: x + 0)
     seed = jnp.zeros(2, jnp.uint32)
     kernel = jax.jit(
-        lambda basis, w: call_block_ortho(basis, w, jnp.int32(USED), seed, 1.0),
+        lambda basis, w: call_block_ortho(basis, w, jnp.int32(USED), seed, 1.0, 0.0),
         donate_argnums=(0, 1),
     )
     state = {"basis": full, "block": block + 0}

@@ -49,7 +49,8 @@ xla::ffi::Error BlockOrthoHandler(typename Platform::Context context, xla::ffi::
                                   xla::ffi::Result<xla::ffi::AnyBuffer> coefficients,
                                   xla::ffi::Result<xla::ffi::AnyBuffer> factor,
                                   xla::ffi::Result<xla::ffi::AnyBuffer> info,
-                                  xla::ffi::Result<xla::ffi::AnyBuffer> workspace, double scale) {
+                                  xla::ffi::Result<xla::ffi::AnyBuffer> workspace, double scale,
+                                  double lazy_below) {
   namespace ffi = xla::ffi;
   const char* op = "curvax.block_ortho";
   BlockOrthoArgs args = {};
@@ -80,6 +81,7 @@ xla::ffi::Error BlockOrthoHandler(typename Platform::Context context, xla::ffi::
   }
   args.block = b;
   args.scale = scale;
+  args.lazy_below = lazy_below;
   args.basis = basis_out->untyped_data();
   args.w = block_out->untyped_data();
   args.coefficients = static_cast<double*>(coefficients->untyped_data());
@@ -129,7 +131,8 @@ auto BindBlockOrtho() {
       .template Ret<xla::ffi::AnyBuffer>()
       .template Ret<xla::ffi::AnyBuffer>()
       .template Ret<xla::ffi::AnyBuffer>()
-      .template Attr<double>("scale");
+      .template Attr<double>("scale")
+      .template Attr<double>("lazy_below");
 }
 template <typename Argument>
 auto BindRotateBasis() {

@@ -2,8 +2,8 @@
 //
 // Algorithm: the passes of common/block_ortho_pass.h. As a pass's update and the next one's
 // measurement share a sweep, the basis is usually read three times: measure, update + measure,
-// update + store.
-// Bytes: 3 m s n for a basis of s-byte elements, and about 6 b n elements of the block.
+// update + store; or twice, where `lazy_below` leaves the last update without it.
+// Bytes: 3 (2) m s n for a basis of s-byte elements, and about 6 b n elements of the block.
 // Accumulation: products in the compute type within a panel, double across panels; everything of
 // size m x b or b x b in double.
 // Determinism: bitwise equal for any thread count (block_ortho_sweep.h).
@@ -100,7 +100,7 @@ class BlockOrthoRun {
       if (last) break;
       sweep_.UpdateAndMeasure(pool_, a, mix, measured);
     }
-    sweep_.UpdateAndStore(pool_, a, mix);
+    sweep_.UpdateAndStore(pool_, state_.mix_alone != 0 ? nullptr : a, mix);
     ClearPadding();
     pass.End();
   }

@@ -67,6 +67,7 @@ class Sweep {
     Run(pool, a, mix, true, false);
     Combine(result);
   }
+  // `a`: null for the update by `mix` alone, which does not read the basis.
   void UpdateAndStore(const ParallelFor& pool, const C* a, const C* mix) const {
     Run(pool, a, mix, false, true);
   }

@@ -5,17 +5,20 @@
 // passes are always made, and those after the last one return at once.
 //   BlockOrthoBegin    checks `used`, clears the results
 //   Measure            K1: C = Q^T W, G = W^T W, and the largest element of each column
-//   UpdateSweep        K2: W <- W mix + Q a, then C and G of the new W;  K3: the new W to the basis
+//   UpdateSweep        K2: W <- W mix + Q a, then C and G of the new W;  K3: the new W to the
+//   basis,
+//                      or W mix alone, where the deviation is small enough to be left
+//                      (`lazy_below`)
 //   CombineSums        adds up what the blocks of a sweep have summed
 //   Decide             one block: the pass; what the next sweep does, in BlockOrthoDevice::next
 // A sweep splits n over blocks, which take panels of kPanel elements of all vectors. K2 reads a
 // panel of Q twice; the second time it comes from L2 or L1, while all panels in flight fit there
-// (launch_config.h). Bytes from device memory: then 3 m s n for a basis of s-byte elements, and
-// about 6 b n elements of the block. Loads are of 128 bits where the
-// rows are aligned, else of one element per thread, neighbours by neighbours.
-// Accumulation: the compute type within a panel, double across panels and blocks; everything of
-// size m x b or b x b in double. Determinism: the division of the work depends on sizes alone and
-// all sums are in a fixed order: bitwise repeatable. Rows that are not used are never read.
+// (launch_config.h). Bytes from device memory: then 3 m s n for a basis of s-byte elements, or 2
+// with `lazy_below`, and about 6 b n elements of the block. Loads are of 128 bits where the rows
+// are aligned, else of one element per thread, neighbours by neighbours. Accumulation: the compute
+// type within a panel, double across panels and blocks; everything of size m x b or b x b in
+// double. Determinism: the division of the work depends on sizes alone and all sums are in a fixed
+// order: bitwise repeatable. Rows that are not used are never read.
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_CUH_
 #define CURVAX_CUDA_BLOCK_ORTHO_CUH_
 
@@ -73,7 +76,7 @@ __device__ __forceinline__ BlockOrthoPass<S, BlockTeam> MakePass(const BlockOrth
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kDecideThreads)
+__global__ void __launch_bounds__(kDecideThreads, 1)
     BlockOrthoBegin(const __grid_constant__ BlockOrthoLaunch launch) {
   const BlockOrthoArgs& args = launch.args;
   const int64_t used = *launch.used;
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepResidents<S, B>)
 static __global__ void __launch_bounds__(kCombineThreads)
     CombineSums(const __grid_constant__ BlockOrthoLaunch launch) {
   const NextSweep what = launch.device->next;
-  if (what == NextSweep::kNothing || what == NextSweep::kStore) return;
+  if (what == NextSweep::kNothing || Stores(what)) return;
   constexpr int kShares = kCombineThreads / kCombineEntries;
   const int64_t b = launch.args.block, sums = (launch.device->state.used + b) * b;
   const int entry = ThreadIndex() % kCombineEntries, share = ThreadIndex() / kCombineEntries;
@@ -152,23 +155,24 @@ inline __device__ bool ScaleColumns(const BlockOrthoLaunch& launch, const BlockT
   return true;
 }
 
-// The pass after a sweep; `kFirst`: the sweep has measured the block as it was given.
+// The pass after a sweep, of which one block alone is launched; `kFirst`: the sweep has measured the block as it was given.
 template <typename S, bool kFirst>
-__global__ void __launch_bounds__(kDecideThreads)
+__global__ void __launch_bounds__(kDecideThreads, 1)
     Decide(const __grid_constant__ BlockOrthoLaunch launch) {
   NextSweep next = launch.device->next;
   if (next == NextSweep::kNothing) return;
   const BlockTeam team;
   const auto pass = MakePass<S>(launch, team);
   bool poison = false;
-  if (next == NextSweep::kStore) {
+  if (Stores(next)) {
     next = NextSweep::kNothing;
   } else if (kFirst && !pass.InRange()) {
     poison = !ScaleColumns(launch, team);
     next = NextSweep::kScale;
   } else if (pass.Finite()) {
     const bool last = pass.Run();
-    next = last ? NextSweep::kStore : NextSweep::kUpdate;
+    const bool mix_alone = launch.device->state.mix_alone != 0;
+    next = !last ? NextSweep::kUpdate : mix_alone ? NextSweep::kStoreMixed : NextSweep::kStore;
     if (last) pass.End();
   } else {
     poison = true;

@@ -10,7 +10,11 @@
 
 namespace curvax::CURVAX_LEVEL {
 
-enum class NextSweep : int32_t { kMeasure, kScale, kUpdate, kStore, kNothing };
+enum class NextSweep : int32_t { kMeasure, kScale, kUpdate, kStore, kStoreMixed, kNothing };
+// Whether a sweep writes the new rows and measures nothing; kStoreMixed does not read the basis.
+CURVAX_HOST_DEVICE constexpr bool Stores(NextSweep what) {
+  return what == NextSweep::kStore || what == NextSweep::kStoreMixed;
+}
 
 // What the kernels of one call pass on, at the start of the workspace.
 struct BlockOrthoDevice {
@@ -143,13 +147,14 @@ class SweepBlock {
   // K2 or K3. The old block times mix, what is left of a column after it has been scaled, or random
   // numbers, plus the basis times a.
   __device__ void Update(NextSweep what) {
-    const bool measure = what != NextSweep::kStore;
+    const bool measure = !Stores(what);
+    const bool add_rows = what == NextSweep::kUpdate || what == NextSweep::kStore;
     if (measure) ClearSums();
     ForPanels([&](int64_t p) {
       for (int64_t first = 0; first < b_; first += B) {
         C mixed[B];
         Mix(p, first, what, mixed);
-        if (what != NextSweep::kScale) AddRows(p, first, mixed);
+        if (add_rows) AddRows(p, first, mixed);
 #pragma unroll
         for (int c = 0; c < B; ++c) w_[(first + c) * kPanel + ThreadIndex()] = mixed[c];
       }

@@ -179,7 +179,7 @@ void RunMatmulSum(const std::string& level, int64_t threads, const py::list& a, 
 void RunBlockOrtho(const std::string& level, int64_t threads, const std::string& dtype,
                    py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
                    py::array_t<double> coefficients, py::array_t<double> factor,
-                   py::array_t<double> info) {
+                   py::array_t<double> info, double lazy_below) {
   BlockOrthoArgs args = {};
   args.dtype = ParseDType(dtype);
   args.rows = basis.shape(0);
@@ -188,6 +188,7 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
   args.used = used;
   args.block = block.shape(0);
   args.scale = scale;
+  args.lazy_below = lazy_below;
   args.seed = seed;
   args.basis = basis.mutable_data();
   args.w = block.mutable_data();
@@ -231,6 +232,9 @@ PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
   m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);
   m.def("matmul_sum", &curvax::RunMatmulSum);
-  m.def("block_ortho", &curvax::RunBlockOrtho);
+  m.def("block_ortho", &curvax::RunBlockOrtho, py::arg("level"), py::arg("threads"),
+        py::arg("dtype"), py::arg("basis"), py::arg("block"), py::arg("used"), py::arg("seed"),
+        py::arg("scale"), py::arg("coefficients"), py::arg("factor"), py::arg("info"),
+        py::arg("lazy_below") = 0.0);
   m.def("rotate_basis", &curvax::RunRotateBasis);
 }

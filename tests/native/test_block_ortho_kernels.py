@@ -40,12 +40,15 @@ def stored(q, spare, dtype, scale):
     return basis.astype(STORAGE[dtype])
 
 
-def run(level, threads, dtype, basis, w, used, seed=3, scale=1.0):
+def run(level, threads, dtype, basis, w, used, seed=3, scale=1.0, lazy_below=0.0):
     basis = basis.copy()
     w = w.astype(np.float64 if dtype == "float64" else np.float32)
     b = len(w)
     c, s, info = np.full((len(basis), b), 7.0), np.full((b, b), 7.0), np.full(4, 7.0)
-    native.block_ortho(level, threads, dtype, bits(basis), w, used, seed, scale, c, s, info)
+    small = c, s, info
+    native.block_ortho(
+        level, threads, dtype, bits(basis), w, used, seed, scale, *small, lazy_below=lazy_below
+    )
     return basis, c, s, info
 
 
@@ -122,6 +125,74 @@ def test_hard_blocks(level, dtype, name, rng):
     if replaced is not None:
         assert info[1] == replaced
         assert (np.abs(s).max(1) == 0).sum() == replaced  # zero coupling
+
+
+LAZY = {"float32": 2.0**-21, "float64": 2.0**-50}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("b", [1, 5])
+def test_lazy_random_blocks_keep_the_measured_deviation(level, dtype, b, rng):
+    """The first update has left nothing but rounding errors: the second only scales."""
+    used, n = 23, 4003
+    basis, w = stored(orthonormal(rng, used, n), b + 1, dtype, 1.0), rng.normal(size=(b, n))
+    full = run(level, 2, dtype, basis, w, used)
+    lazy = run(level, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
+    check(dtype, lazy[0], w, *lazy[1:], used)
+    assert same(lazy[3], full[3]) and 0 < lazy[3][2] < LAZY[dtype]
+    new = lazy[0][used : used + b].astype(np.float64)
+    stays = np.abs(new @ basis[:used].astype(np.float64).T).max()
+    assert stays <= lazy[3][2] + LAZY[dtype] / 4
+    # C is that of the first update alone: what it left is not subtracted.
+    assert not same(lazy[1], full[1])
+    np.testing.assert_allclose(lazy[1], full[1], atol=LAZY[dtype] * n**0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["condition 1e3", "a hundredth outside the span"])
+def test_lazy_nearly_dependent_blocks_are_updated_again(level, dtype, name, rng):
+    """What the first update leaves is then some hundred times larger than its rounding errors."""
+    used, b, n = 23, 6, 4003
+    q = orthonormal(rng, used, n)
+    outside = rng.normal(size=(b, used)) @ q + 1e-2 * orthonormal(rng, b, n)
+    basis = stored(q, b + 1, dtype, 1.0)
+    w = outside if "span" in name else hard_blocks(rng, q, b, n)[name][0]
+    full = run(level, 2, dtype, basis, w, used)
+    lazy = run(level, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
+    assert full[3][2] >= LAZY[dtype]
+    assert all(same(a, b_) for a, b_ in zip(lazy, full, strict=True))
+
+
+@pytest.mark.parametrize("name", ["duplicate", "zero and dependent", "in the span", "zero"])
+def test_lazy_blocks_with_replaced_directions(level, name, rng):
+    used, b, n = 23, 6, 4003
+    q = orthonormal(rng, used, n)
+    w, replaced = hard_blocks(rng, q, b, n)[name]
+    out = run(
+        level, 2, "float32", stored(q, b + 1, "float32", 1.0), w, used, lazy_below=LAZY["float32"]
+    )
+    check("float32", out[0], w, *out[1:], used)
+    assert out[3][1] == replaced
+
+
+def test_lazy_lanczos(level, rng):
+    """30 steps of Lanczos: most updates are left out, and the basis is orthonormal to 1e-6."""
+    n, steps = 1030, 30
+    spectrum = np.concatenate([np.linspace(1, 5, 6), rng.uniform(-1, 1, n - 6)])
+    basis = np.full((steps + 1, n), np.nan, np.float32)
+    w, left_out, projected = rng.normal(size=(1, n)), 0, np.zeros((steps + 1, steps + 1))
+    for used in range(steps + 1):
+        basis, c, s, info = run(level, 2, "float32", basis, w, used, lazy_below=LAZY["float32"])
+        left_out += info[2] < LAZY["float32"]
+        if used:
+            projected[:, used - 1], projected[used, used - 1] = c[:, 0], s[0, 0]
+        w = spectrum * basis[used : used + 1].astype(np.float64)
+    q = basis.astype(np.float64)
+    assert np.abs(q @ q.T - np.eye(steps + 1)).max() <= 1e-6
+    assert left_out >= 0.8 * steps
+    # The rows are orthonormal enough for the recurrence's matrix to be the projected one.
+    want = (q[:steps] * spectrum) @ q[:steps].T
+    np.testing.assert_allclose(projected[:steps, :steps], want, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["condition 1e3", "zero and dependent", "in the span"])

@@ -49,6 +49,7 @@ class BlockOrtho(ctypes.Structure):
         ("dtype", ctypes.c_int),
         *[(name, ctypes.c_int64) for name in ("rows", "n", "stride", "used", "block")],
         ("scale", ctypes.c_double),
+        ("lazy_below", ctypes.c_double),
         ("seed", ctypes.c_uint64),
         *[(name, ctypes.c_void_p) for name in ("basis", "w", "coefficients", "factor", "info")],
         ("workspace", ctypes.c_void_p),
@@ -113,7 +114,7 @@ def check_softmax_ce(library, shared_bytes, rows, vocab, softcap):
         np.testing.assert_allclose(loss, lse[:, 0] - cap[range(rows), labels], rtol=1e-5)
 
 
-def check_block_ortho(library, used, b, n, stride, scale):
+def check_block_ortho(library, used, b, n, stride, scale, lazy_below=0.0):
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.normal(size=(n, used)))[0].T
     w = rng.normal(size=(b, n)) @ np.diag(np.linspace(1, 3, n)) + 5 * rng.normal(size=(b, used)) @ q
@@ -126,7 +127,7 @@ def check_block_ortho(library, used, b, n, stride, scale):
         basis = raw[begin : begin + (used + b + 1) * stride].reshape(-1, stride)
         basis[:used, :n] = q
         block, c, s, info = w.copy(), np.ones((used + b + 1, b)), np.ones((b, b)), np.ones(4)
-        args = BlockOrtho(0, used + b + 1, n, stride, used, b, 1.0, 0)
+        args = BlockOrtho(0, used + b + 1, n, stride, used, b, 1.0, lazy_below, 0)
         args.basis, args.w, args.coefficients, args.factor, args.info = map(
             pointer, (basis, block, c, s, info)
         )
@@ -172,6 +173,7 @@ def check(path):
         check_softmax_ce(library, 0, 3, 8301, softcap)
     check_block_ortho(library, 37, 4, 1800, 1800, 1.0)
     check_block_ortho(library, 9, 6, 1037, 1040, 1e-25)
+    check_block_ortho(library, 9, 4, 300, 300, 1.0, 2.0**-21)
     check_rotate_basis(library, 17, 9, 700)
     check_rotate_basis(library, 6, 5, 133)
 
@@ -228,6 +230,7 @@ OFF_BY_ONE = [
     ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
     ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
     ("block_ortho_sweep.cuh", "k < n - i ?", "k <= n - i ?"),
+    ("block_ortho_sweep.cuh", "|| what == NextSweep::kStoreMixed;", ";"),
     ("block_ortho_sweep.cuh", "i = n_ + Th", "i = n_ + 1 + Th"),
     ("block_ortho_sweep.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
     ("block_ortho_sweep.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),

@@ -61,6 +61,20 @@ def test_random_block(impl, dtype, used, b, n, rng):
     assert info[0] <= 3 and info[1] == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lazy(impl, dtype, rng):
+    used, b, n = 11, 3, 3001
+    q, w = orthonormal(rng, used, n), np.float32(rng.normal(size=(b, n)))
+    with jax.enable_x64(dtype == "float64"):
+        basis = basis_of(q, b + 1, dtype)
+        full = run(impl, basis, w, used)
+        lazy = run(impl, basis, w, used, reorthogonalize="lazy")
+    check(lazy[0], w, *lazy[1:3], used, dtype)
+    assert 0 < lazy[3][2] < 4 * jnp.finfo(dtype).eps
+    assert list(lazy[3][:2]) == list(full[3][:2]) == [2, 0]
+    assert np.abs(lazy[0][used : used + b] - full[0][used : used + b]).max() > 0
+
+
 @pytest.mark.parametrize("dtype", ORTHOGONALITY)
 def test_padded_rows(impl, dtype, rng):
     """The vocabulary of GPT-2: rows of 50257 are not aligned, padded ones are."""
@@ -218,6 +232,7 @@ def test_runtime_count_out_of_range(native_kernels, rng):
         ({"used": jnp.float32(1)}, "used=.*int32 scalar"),
         ({"seed": jnp.zeros(3)}, "seed=.*uint32"),
         ({"scale": 0.0}, "scale=.*positive"),
+        ({"reorthogonalize": "no"}, "reorthogonalize=.*'full' or 'lazy', got 'no'"),
         ({"impl": "fast"}, "impl=.*'fast'"),
     ],
 )

@@ -20,7 +20,8 @@ struct BlockOrthoArgs {
   int64_t used;    // m: rows [0, m) are orthonormal; used + block <= min(rows, n)
   int64_t block;   // b, at most kMaxBlock
   double scale;
-  uint64_t seed;  // of the directions that replace dependent ones
+  double lazy_below;  // the last update leaves the basis out below this deviation; 0: never
+  uint64_t seed;      // of the directions that replace dependent ones
 
   void* basis;  // (rows, stride); rows [used, used + block) are written, later ones not touched
   void* w;      // (b, n) of C: the block on entry, scratch afterwards

@@ -18,15 +18,27 @@ def _workspace(op: str, *sizes: Any) -> jax.ShapeDtypeStruct:
 
 
 def orthonormalize_block(
-    basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
+    basis: jax.Array,
+    block: jax.Array,
+    used: jax.Array,
+    seed: jax.Array,
+    scale: float,
+    lazy_below: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
-    new_basis, _, coefficients, factor, info = call_block_ortho(basis, block, used, seed, scale)
+    new_basis, _, coefficients, factor, info = call_block_ortho(
+        basis, block, used, seed, scale, lazy_below
+    )
     return new_basis, coefficients, factor, info
 
 
 def call_block_ortho(
-    basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
+    basis: jax.Array,
+    block: jax.Array,
+    used: jax.Array,
+    seed: jax.Array,
+    scale: float,
+    lazy_below: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The bare call, whose second result is what the kernel has left over the block: scratch."""
     rows, b = basis.shape[0], block.shape[0]
@@ -45,7 +57,7 @@ def call_block_ortho(
         input_output_aliases={0: 0, 1: 1},
     )
     basis, scratch, coefficients, factor, info, _ = call(
-        basis, block, used, seed, scale=np.float64(scale)
+        basis, block, used, seed, scale=np.float64(scale), lazy_below=np.float64(lazy_below)
     )
     return basis, scratch, coefficients, factor, info
 

@@ -99,7 +99,9 @@ def _deviation(c1: jax.Array, gram: jax.Array, norm: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(norm == 0), jnp.ones_like(cross), jnp.maximum(cross, within))
 
 
-def _one_pass(state: _State, q: jax.Array, floor: float, noise: jax.Array) -> _State:
+def _one_pass(
+    state: _State, q: jax.Array, floor: float, noise: jax.Array, lazy_below: float
+) -> _State:
     w, small = state.w, state.s.dtype
     b = w.shape[0]
     c1 = _inner(q, w, small)
@@ -124,7 +126,8 @@ def _one_pass(state: _State, q: jax.Array, floor: float, noise: jax.Array) -> _S
     reduced = jnp.where(dying[None, :], jnp.eye(b, dtype=small), pivots.r)
     mix = _inverse(reduced).astype(w.dtype)
     r = jnp.where(dying[None, :], pivots.r, _inverse(mix.astype(small)))
-    a = jnp.where(dying[None, :], 0, _dot(c1[:, order], mix.astype(small))).astype(w.dtype)
+    left_out = dying | (pivots.complete & (deviation < lazy_below))
+    a = jnp.where(left_out[None, :], 0, _dot(c1[:, order], mix.astype(small))).astype(w.dtype)
     left = a.astype(small)
     rest = c1[:, order] - _dot(left, pivots.r)
     left = jnp.where(dying[None, :], rest, left)
@@ -160,7 +163,12 @@ def _power_of_two_scale(block: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def orthonormalize_block(
-    basis: jax.Array, block: jax.Array, used: jax.Array, seed: jax.Array, scale: float
+    basis: jax.Array,
+    block: jax.Array,
+    used: jax.Array,
+    seed: jax.Array,
+    scale: float,
+    lazy_below: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
     (rows, columns), (b, n) = basis.shape, block.shape
@@ -189,7 +197,7 @@ def orthonormalize_block(
     )
     end = lax.while_loop(
         lambda state: ~state.done & (state.passes < _MAX_PASSES),
-        lambda state: _one_pass(state, q, floor, noise),
+        lambda state: _one_pass(state, q, floor, noise, lazy_below),
         start,
     )
     finite = finite & jnp.isfinite(end.deviation)
