@@ -64,7 +64,14 @@ def check(places, losses, entries):
         for place in places:
             op = cx.hessian(loss, *PLACES[place])
             for name in entries:
-                got = np.asarray(ENTRIES[name](op), float)
+                try:
+                    got = np.asarray(ENTRIES[name](op), float)
+                except ValueError as error:
+                    # XLA may shard products with parameters in shards, which no basis can hold.
+                    assert place == "sharded parameters", (loss.__name__, place, name, error)
+                    assert "a block of vectors must lie whole" in str(error)
+                    assert name not in ("product", "diagonal", "solve")
+                    continue
                 error = np.abs(got - want[name]).max() / np.abs(want[name]).max()
                 assert error <= 1e-3, (loss.__name__, place, name, got, want[name])
         # And what was compiled for one place does not stand in the way of another.
@@ -75,7 +82,7 @@ def check(places, losses, entries):
 
 REFUSED = """
 import pytest
-from curvax.ops.block_ortho import orthonormalize_block
+from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 
 typed = put(batch, P("d"), AxisType.Explicit)
 with pytest.raises(ValueError, match=r"batch 0, array '0' must be on one device.*device_put"):
@@ -107,6 +114,39 @@ for impl in ("auto", "reference"):
             shard_mapped(P(None, "d"), impl, checked)
 rows = np.asarray(shard_mapped(P(), "auto", True))[:3]
 assert np.abs(rows @ rows.T - np.eye(3)).max() <= 1e-6
+
+def orthonormalize(q, w):
+    return orthonormalize_block(q, w, 1, 0)
+
+def rotate(q):
+    return rotate_basis(q, jnp.eye(4), 3, 2)
+
+# Concrete arrays, tracers whose type is sharded, and what only XLA knows when it compiles.
+columns = P(None, "d")
+with jax.enable_x64(True):
+    for operands in ((put(q, columns), put(w, P())), (put(q, P()), put(w, columns))):
+        with pytest.raises(ValueError, match=r"\\((basis|block)=.* must lie whole on every device"):
+            orthonormalize(*operands)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="must lie whole on every device"):
+            jax.jit(orthonormalize)(*operands)
+    for call in (rotate, jax.jit(rotate)):
+        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="basis=.*lie whole"):
+            call(put(q, columns))
+        with pytest.raises(ValueError, match="basis=.*lie whole"):
+            call(put(q, columns, AxisType.Explicit))
+    whole = orthonormalize(q, w)
+    for call in (orthonormalize, jax.jit(orthonormalize)):
+        for place in (put((q, w), P()), jax.device_put((q, w), second)):
+            got = call(*place)
+            assert all(np.array_equal(a, b) for a, b in zip(got, whole, strict=True))
+    # Replicated, the basis is still written in place.
+    step = jax.jit(orthonormalize, donate_argnums=0)
+    text = step.lower(*put((q, w), P())).compile().as_text()
+    assert "input_output_alias={ {0}: (0" in text and "f32[4,64]{1,0} copy(" not in text
+with pytest.raises(ValueError, match="a block of vectors must lie whole on every device"):
+    cx.eigsh(cx.hessian(materialised, *PLACES["sharded parameters"]), 2, seed=0)
+with pytest.raises(ValueError, match="a block of vectors must lie whole on every device"):
+    cx.eigsh(cx.hessian(materialised, params, batch), 2, seed=0, v0=put(v, P("d")))
 """
 
 

@@ -129,14 +129,18 @@ class Program:
         fun: the function.
         donate: the arguments whose memory the results take over.
         wide: whether it is traced and run under JAX's 64-bit mode, whatever the user has set.
+        check: called with the arguments before a run, to refuse them.
     """
 
     fun: Callable[..., Any]
     donate: tuple[int, ...] = ()
     wide: bool = False
+    check: Callable[..., Any] | None = None
 
     def __call__(self, clock: Clock, *args: Any) -> Any:
         """Run; the arrays of the donated arguments are gone after it."""
+        if self.check is not None:
+            self.check(*args)
         with self._mode():
             return self._compiled(clock, args)(*args)
 

@@ -10,6 +10,7 @@ from curvax.compiled import Clock, matmul, over_columns, program, random_columns
 from curvax.krylov import storage
 from curvax.operators.base import Operator, checked_product
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
+from curvax.ops.shards import whole
 
 
 def solve_clock() -> Clock:
@@ -46,7 +47,13 @@ def multiply(op: Operator, block: Array) -> Array:
     return checked_product(op, block)
 
 
-@program(donate=(0, 1), wide=True)
+def _check_whole(basis: Array, block: Array, *rest: Array) -> None:
+    """Refuses shards before compilation fails of them, with a text that is harder to read."""
+    whole("the basis of the solve", basis)
+    whole("a block of vectors", block)
+
+
+@program(donate=(0, 1), wide=True, check=_check_whole)
 def orthonormalize(basis: Array, block: Array, used: Array, seed: Array) -> Any:
     """Append a block to the basis, both donated.
 

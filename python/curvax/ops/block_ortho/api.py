@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from curvax.ops.block_ortho import ffi, reference
 from curvax.ops.implementation import resolve
 from curvax.ops.manual_axes import sharded_axes
+from curvax.ops.shards import whole
 
 __all__ = ["MAX_BLOCK", "orthonormalize_block", "padded_length", "rotate_basis"]
 
@@ -86,10 +87,11 @@ def orthonormalize_block(
 
     Raises:
         ValueError: a shape or dtype is wrong, ``used`` is a known number and too large, or the
-            arrays are shards under `shard_map`.
+            arrays lie in shards, also under `shard_map`.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
         ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel of the CPU
-            only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN).
+            only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN), or
+            arrays that turn out to be sharded when a `jit` around this is compiled.
     """
     op = "orthonormalize_block"
     q, w = jnp.asarray(basis), jnp.asarray(block)
@@ -113,6 +115,7 @@ def orthonormalize_block(
             f"`{op}` under `shard_map`, over the mesh axes {sorted(axes)}, would orthonormalise "
             "each shard by itself: call it outside, on whole vectors"
         )
+    q, w = whole(f"`{op}(basis=...)`", q), whole(f"`{op}(block=...)`", w)
     most = min(q.shape[0], w.shape[1]) - w.shape[0]
     m = _count(op, "used", used, most, "min(rows, n) - b")
     module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference
@@ -146,10 +149,12 @@ def rotate_basis(
         The basis.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or a known count is out of range.
+        ValueError: a shape or dtype is wrong, a known count is out of range, or the basis lies in
+            shards.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
         jax.errors.JaxRuntimeError: a count is out of range at run time (kernel of the CPU only; on
-            a CUDA device, which cannot raise, every row becomes NaN).
+            a CUDA device, which cannot raise, every row becomes NaN), or the basis turns out to be
+            sharded when a `jit` around this is compiled.
     """
     op = "rotate_basis"
     q = jnp.asarray(basis)
@@ -163,6 +168,7 @@ def rotate_basis(
             f"`{op}(rotation=...)` must have shape ({rows}, {rows}) and dtype float64, "
             f"got {r.shape} and {r.dtype}"
         )
+    q = whole(f"`{op}(basis=...)`", q)
     m = _count(op, "used", used, rows, "rows")
     most = (int(used), "used") if isinstance(used, (int, np.integer)) else (rows, "rows")
     k = _count(op, "kept", kept, *most)
