@@ -116,7 +116,7 @@ bool LaunchRotateBasisAs(const RotateBasisArgs& args, const int32_t* used, const
   const int64_t pack_blocks = CeilDiv(RotateWorkspaceBytes(args.rows) / 8, kRotateThreads);
   const LaunchShape pack = {Min<int64_t>(pack_blocks, 1024), kRotateThreads, 0};
   const LaunchShape rotate = {CeilDiv(args.n, launch.panel), kRotateThreads,
-                              args.rows * launch.panel * int64_t{sizeof(C)}};
+                              args.rows * launch.panel * int64_t{sizeof(S)}};
   return launcher.Launch(&PackRotation<C>, pack, launch) &&
          launcher.Launch(&RotatePanels<S>, rotate, launch);
 }

@@ -53,25 +53,73 @@ __global__ void __launch_bounds__(kRotateThreads)
   }
 }
 
-template <typename S>
-__device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int64_t used,
-                                          int64_t begin, int64_t width, Compute<S>* rows) {
-  constexpr int V = kVector<S>;
-  const int64_t n = launch.args.n, panel = launch.panel;
-  const S* basis = static_cast<const S*>(launch.args.basis) + begin;
-  if (n % V == 0 && panel % V == 0 && reinterpret_cast<uintptr_t>(launch.args.basis) % 16 == 0) {
-    const int64_t vectors = width / V;
-    for (int64_t e = ThreadIndex(); e < used * vectors; e += BlockSize()) {
-      const int64_t r = e / vectors, i = e % vectors * V;
-      Compute<S> x[V];
-      Unpack<S>(LoadStreaming(reinterpret_cast<const Bytes16*>(basis + r * n + i)), x);
+// Copies a panel of the used rows to shared memory, as it is stored: a row by neighbouring threads,
+// and kCopyLoads rows of a thread together, so that as many loads are in flight. The address past
+// the last row is that of the first one: a load that is not asked for would wait for a branch.
+template <typename S, typename Piece>
+__device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int used, int64_t begin,
+                                          int width, S* rows) {
+  constexpr int V = static_cast<int>(sizeof(Piece) / sizeof(S)), kCopyLoads = 8;
+  const int panel = static_cast<int>(launch.panel), across = panel / V;  // powers of two
+  const int shift = 31 - __builtin_clz(static_cast<unsigned>(across));
+  const int i = (ThreadIndex() & (across - 1)) * V, step = BlockSize() >> shift;
+  if (i >= width) return;
+  const int64_t n = launch.args.n;
+  const S* from = static_cast<const S*>(launch.args.basis) + begin + i;
+  for (int r = ThreadIndex() >> shift; r < used; r += kCopyLoads * step) {
+    Piece pieces[kCopyLoads];
 #pragma unroll
-      for (int k = 0; k < V; ++k) rows[r * panel + i + k] = x[k];
+    for (int j = 0; j < kCopyLoads; ++j) {
+      const int row = r + j * step < used ? r + j * step : r;
+      pieces[j] = LoadStreaming(reinterpret_cast<const Piece*>(from + row * n));
     }
-  } else {
-    for (int64_t e = ThreadIndex(); e < used * width; e += BlockSize()) {
-      const int64_t r = e / width, i = e % width;
-      rows[r * panel + i] = Widen(LoadStreaming(basis + r * n + i));
+#pragma unroll
+    for (int j = 0; j < kCopyLoads; ++j) {
+      const int row = r + j * step;
+      if (row < used) *reinterpret_cast<Piece*>(rows + row * panel + i) = pieces[j];
+    }
+  }
+}
+
+// What the threads of RotatePanels share after the copy.
+template <typename S>
+struct RotationPanel {
+  const RotateBasisLaunch& launch;
+  const S* rows;  // shared
+  S* basis;       // at the panel's begin
+  int used, kept, width, panel;
+  bool possible;
+};
+
+// Elements first + e stride, e < kElements, of the new rows of group g.
+template <int kElements, typename S>
+__device__ __forceinline__ void CombineRows(const RotationPanel<S>& p, int g, int first,
+                                            int stride) {
+  using C = Compute<S>;
+  int at[kElements];  // within the panel
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) at[e] = Min(first + e * stride, p.width - 1);
+  const C* entry = static_cast<const C*>(p.launch.args.workspace) + int64_t{g} * p.used * kEntry<C>;
+  const S* row = p.rows;
+  C sum[kRotateRows][kElements] = {};
+  for (int r = 0; r < p.used; ++r, entry += kEntry<C>, row += p.panel) {
+    C factors[kEntry<C>];
+    LoadAligned<kEntry<C>>(entry, factors);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const C q = Widen(row[at[e]]);
+#pragma unroll
+      for (int k = 0; k < kEntry<C>; ++k) sum[k % kRotateRows][e] += factors[k] * q;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kRotateRows; ++k) {
+    const int64_t j = int64_t{g} * kRotateRows + k;
+    if (j >= p.kept) continue;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      if (first + e * stride >= p.width) continue;
+      Narrow(p.possible ? sum[k][e] : C(NAN), p.basis + j * p.launch.args.n + at[e]);
     }
   }
 }
@@ -79,43 +127,39 @@ __device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int64
 template <typename S>
 __global__ void __launch_bounds__(kRotateThreads)
     RotatePanels(const __grid_constant__ RotateBasisLaunch launch) {
-  using C = Compute<S>;
-  const int64_t n = launch.args.n, panel = launch.panel, begin = BlockIndex() * panel;
-  const int64_t width = Min(panel, n - begin);
+  constexpr int V = kVector<S>;
+  const int64_t n = launch.args.n, begin = BlockIndex() * launch.panel;
+  const int panel = static_cast<int>(launch.panel);
+  const int width = static_cast<int>(Min(launch.panel, n - begin));
   const bool possible = Possible(launch);
-  const int64_t used = possible ? *launch.used : 0;
-  const int64_t kept = possible ? *launch.kept : launch.args.rows;
-  C* rows = reinterpret_cast<C*>(SharedMemory());
-  CopyPanel<S>(launch, used, begin, width, rows);
+  const int used = possible ? *launch.used : 0;
+  const int kept = possible ? *launch.kept : static_cast<int>(launch.args.rows);
+  S* rows = reinterpret_cast<S*>(SharedMemory());
+  if (n % V == 0 && panel % V == 0 && reinterpret_cast<uintptr_t>(launch.args.basis) % 16 == 0) {
+    CopyPanel<S, Bytes16>(launch, used, begin, width, rows);
+  } else {
+    CopyPanel<S, S>(launch, used, begin, width, rows);
+  }
   SyncThreads();
 
-  const int64_t stride = Max<int64_t>(panel / kRotateElements, 1), lanes = BlockSize() / stride;
-  const int64_t i = ThreadIndex() % stride;
-  S* basis = static_cast<S*>(launch.args.basis) + begin;
-  if (i >= width) return;
-  for (int64_t g = ThreadIndex() / stride; g * kRotateRows < kept; g += lanes) {
-    const C* entry = static_cast<const C*>(launch.args.workspace) + g * used * kEntry<C>;
-    C sum[kRotateRows][kRotateElements] = {};
-    for (int64_t r = 0; r < used; ++r, entry += kEntry<C>) {
-      C factors[kEntry<C>];
-      LoadAligned<kEntry<C>>(entry, factors);
-#pragma unroll
-      for (int e = 0; e < kRotateElements; ++e) {
-        const C q = rows[r * panel + Min(i + e * stride, width - 1)];
-#pragma unroll
-        for (int k = 0; k < kEntry<C>; ++k) sum[k % kRotateRows][e] += factors[k] * q;
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kRotateRows; ++k) {
-      const int64_t j = g * kRotateRows + k;
-      if (j >= kept) continue;
-#pragma unroll
-      for (int e = 0; e < kRotateElements; ++e) {
-        const int64_t at = i + e * stride;
-        if (at < width) Narrow(possible ? sum[k][e] : C(NAN), basis + j * n + at);
-      }
-    }
+  // `stride` threads go over the panel, `teams` of them over the groups of new rows. What is left
+  // after whole rounds is split by elements too, so that fewer teams are idle.
+  const int stride = Max(panel / kRotateElements, 1), teams = BlockSize() / stride;
+  const int team = ThreadIndex() / stride, i = ThreadIndex() % stride;
+  const RotationPanel<S> p = {
+      launch, rows, static_cast<S*>(launch.args.basis) + begin, used, kept, width, panel, possible};
+  const int groups = (kept + kRotateRows - 1) / kRotateRows, whole = groups / teams * teams;
+  for (int g = team; g < whole; g += teams) CombineRows<kRotateElements>(p, g, i, stride);
+  const int left = groups - whole;
+  const int split = left * 4 <= teams ? 4 : left * 2 <= teams ? 2 : 1;
+  if (team >= left * split) return;
+  const int g = whole + team / split, first = i + team % split * (kRotateElements / split) * stride;
+  if (split == 4) {
+    CombineRows<kRotateElements / 4>(p, g, first, stride);
+  } else if (split == 2) {
+    CombineRows<kRotateElements / 2>(p, g, first, stride);
+  } else {
+    CombineRows<kRotateElements>(p, g, first, stride);
   }
 }
 

@@ -310,7 +310,8 @@ def test_seed_decides_the_replacements(level, rng):
 
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize(
-    ("used", "kept", "n"), [(1, 1, 5), (30, 7, 2049), (33, 33, 1000), (12, 0, 64)]
+    ("used", "kept", "n"),
+    [(1, 1, 5), (30, 7, 2049), (33, 33, 1000), (12, 0, 64), (60, 40, 520), (27, 2, 301)],
 )
 def test_rotation(level, dtype, used, kept, n, rng):
     rows = used + 3

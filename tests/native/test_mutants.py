@@ -176,6 +176,8 @@ def check(path):
     check_block_ortho(library, 9, 4, 300, 300, 1.0, 2.0**-21)
     check_rotate_basis(library, 17, 9, 700)
     check_rotate_basis(library, 6, 5, 133)
+    check_rotate_basis(library, 40, 21, 300)
+    check_rotate_basis(library, 9, 4, 300)
 
 
 def build(folder, change=None):
@@ -238,10 +240,19 @@ OFF_BY_ONE = [
     ("block_ortho.cuh", "k = 1; k < kShares", "k = 2; k < kShares"),
     ("block_ortho_sweep.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
     ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
-    ("rotate_basis.cuh", "e < used * vectors", "e < used * vectors - 1"),
+    ("rotate_basis.cuh", "if (row < used) *", "if (row < used - 1) *"),
+    (
+        "rotate_basis.cuh",
+        "step < used ? r + j * step : r;",
+        "step < used ? r + j * step : r + step;",
+    ),
+    ("rotate_basis.cuh", "if (i >= width) return;", "if (i + 4 >= width) return;"),
+    ("rotate_basis.cuh", "g = whole + team / split", "g = team / split"),
+    ("rotate_basis.cuh", "left * 2 <= teams", "left * 2 <= teams + 2"),
+    ("rotate_basis.cuh", "left * 4 <= teams", "left * 4 <= teams + 4"),
     ("rotate_basis.cuh", "j < kept ? launch", "j < kept - 1 ? launch"),
-    ("rotate_basis.cuh", "if (j >= kept) continue", "if (j > kept) continue"),
-    ("rotate_basis.cuh", "if (at < width)", "if (at <= width)"),
+    ("rotate_basis.cuh", "if (j >= p.kept) continue", "if (j > p.kept) continue"),
+    ("rotate_basis.cuh", "stride >= p.width) continue", "stride > p.width) continue"),
 ]
 
 
