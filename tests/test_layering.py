@@ -14,11 +14,11 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("archives", "checks", "memory", "compiled"),
+    ("archives", "checks", "compiled"),
     ("arrays", "filters"),
     ("results",),
     ("_native", "interrupt"),
-    ("ops",),
+    ("memory", "ops"),
     ("losses",),
     ("operators",),
     ("krylov",),

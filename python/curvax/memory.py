@@ -1,25 +1,110 @@
 """What memory there is, and how much of it a computation may take."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 
-# Fraction of the free memory that one kind of optional storage (a Krylov basis, linearisation
-# residuals) may take without being asked for: the other kinds and the products need the rest.
+from curvax import _native
+
+# Fraction of a host's free memory that one kind of optional storage (a Krylov basis, linearisation
+# residuals) may take without being asked for: the other kinds, the products and other programs need
+# the rest.
 SHARE = 0.4
+# Fraction of a device's free memory that is left alone where the rest is shared by what each part
+# needs: for what no forecast shows, as the workspaces of libraries, their code, and holes.
+RESERVE = 0.05
 
 
-def available_bytes() -> int:
-    """Free memory, in bytes, where the default device keeps its arrays.
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The memory that arrays are kept in.
 
-    On a GPU, what its allocator can still give. On a CPU the smaller of the system's available
-    memory and what the control group still allows; a very large number if neither is known.
+    Attributes:
+        free: bytes that can still be allocated.
+        foreign: bytes of a device that JAX's allocator does not hold but others do: other
+            processes, and the driver for this one (under 1 GB). 0 where that is not known.
+        on_device: whether it is that of a device and not of the host.
     """
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats["bytes_in_use"])
-    free = [_meminfo_available(), _control_group_free()]
-    return min((bytes_ for bytes_ in free if bytes_ is not None), default=1 << 62)
+
+    free: int
+    foreign: int = 0
+    on_device: bool = False
+
+    @property
+    def shareable(self) -> float:
+        """Bytes that one solve may plan with, its products and residuals included.
+
+        The memory of a device serves one computation, which takes what it needs. That of a host
+        serves other programs too.
+        """
+        return (1 - RESERVE if self.on_device else SHARE) * self.free
+
+
+def memory_of(tree: Any = None) -> Memory:
+    """The memory where a computation on these arrays happens.
+
+    Args:
+        tree: a pytree, as an operator. Arrays that are committed to devices decide; without such,
+            as with None, JAX's default device does.
+
+    Raises:
+        RuntimeError: a device does not say how much memory it has.
+    """
+    return min((_memory(device) for device in _devices(tree)), key=lambda memory: memory.free)
+
+
+def available_bytes(tree: Any = None) -> int:
+    """Free memory, in bytes, where a computation on these arrays happens; see `memory_of`."""
+    return memory_of(tree).free
+
+
+def on_device(tree: Any = None) -> bool:
+    """Whether that memory is a device's and not the host's."""
+    return any(device.platform != "cpu" for device in _devices(tree))
+
+
+def _devices(tree: Any) -> set[Any]:
+    bound = [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "committed", False)]
+    return set().union(*(leaf.devices() for leaf in bound)) or {default_device()}
+
+
+def default_device() -> Any:
+    """The device that JAX puts new arrays on."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return chosen
+
+
+def _memory(device: Any) -> Memory:
+    """On a GPU, what the allocator can still give.
+
+    On a CPU the smaller of the system's available memory and what the control group still allows; a
+    very large number if neither is known.
+    """
+    if device.platform == "cpu":
+        known = [_meminfo_available(), _control_group_free()]
+        return Memory(min((bytes_ for bytes_ in known if bytes_ is not None), default=1 << 62))
+    stats = device.memory_stats() or {}
+    driver = _native.device_memory(device.local_hardware_id) if device.platform == "gpu" else None
+    if "bytes_limit" not in stats:
+        if driver is None:
+            raise RuntimeError(
+                f"the free memory of {device} is not known: JAX's allocator keeps no account of it "
+                "(XLA_PYTHON_CLIENT_ALLOCATOR=platform does not), and curvax has no CUDA module to "
+                f"ask the driver with. Unset that variable, or {_native.CUDA_REMEDY}"
+            )
+        return Memory(driver[0], on_device=True)
+    free, foreign = stats["bytes_limit"] - stats["bytes_in_use"], 0
+    if driver is not None and "pool_bytes" in stats:
+        # The allocator's limit is a part of the whole device, whatever others hold of it: it can
+        # give what its pool has and what the driver has.
+        unused, total = driver
+        free = min(free, stats["pool_bytes"] - stats["bytes_in_use"] + unused)
+        foreign = max(total - unused - stats["pool_bytes"], 0)
+    return Memory(int(free), int(foreign), on_device=True)
 
 
 def _meminfo_available() -> int | None:

@@ -16,6 +16,7 @@ import curvax as cx
 from curvax.compiled import _cache as cache
 from curvax.krylov import plan as planning
 from curvax.krylov import programs
+from curvax.memory import Memory
 
 # Nothing so large is allocated: a plan only compiles.
 N = 10_000_000
@@ -99,7 +100,7 @@ class TestChoice:
     def test_what_is_free_is_the_default_limit(self, monkeypatch):
         """40 % of it for a choice, all of it for what is asked for."""
         free = int(1.5 * _peak(71, "float32"))
-        monkeypatch.setattr(planning, "available_bytes", lambda: free)
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(free))
         plan = cx.plan(_operator(), 5)
         assert 15 <= plan.max_basis < 71 and plan.basis_dtype == "float32"
         assert cx.plan(_operator(), 5, max_basis=71, basis_dtype=None).fits
@@ -127,7 +128,7 @@ class TestUse:
     def test_auto_in_eigsh_is_the_plan(self, monkeypatch):
         op, full = network_matrix(1000)
         free = int(cx.plan(full, 5, max_basis=14, basis_dtype=None).bytes.peak / 0.4)
-        monkeypatch.setattr(planning, "available_bytes", lambda: free)
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(free))
         assert cx.plan(full, 5).basis_dtype == "float16"
         stored = {}
         for dtype in (None, "auto"):

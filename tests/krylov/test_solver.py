@@ -16,6 +16,7 @@ from curvax.compiled import Clock
 from curvax.krylov import plan as planning
 from curvax.krylov import programs
 from curvax.krylov.selection import parse_wanted
+from curvax.memory import Memory
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -269,7 +270,7 @@ class TestMemory:
         ],
     )
     def test_what_does_not_fit_is_refused_first(self, monkeypatch, options, remedy):
-        monkeypatch.setattr(planning, "available_bytes", lambda: 8_000)
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(8_000))
         calls, defaults = [], {"basis_dtype": None}
         message = rf"needs [\d.]+ [kM]B, but 8.00 kB are free: {remedy}"
         with pytest.raises(MemoryError, match=message) as caught:
@@ -278,8 +279,8 @@ class TestMemory:
         assert not calls
 
     def test_the_default_basis_shrinks_to_what_is_free(self, monkeypatch):
-        free = 150_000
-        monkeypatch.setattr(planning, "available_bytes", lambda: free)
+        free = 100_000
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(free))
         plan = cx.plan(_operator(), 5, basis_dtype=None)
         assert 9 < plan.max_basis < 71 and 0.2 * free < plan.bytes.peak <= 0.4 * free
         result = cx.eigsh(_operator(), 5, seed=0)

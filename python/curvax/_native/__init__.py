@@ -15,7 +15,7 @@ from typing import Any
 from curvax._native import loading
 from curvax.compiled import default_platform
 
-__all__ = ["available", "build_info", "platform", "use_native", "workspace_bytes"]
+__all__ = ["available", "build_info", "device_memory", "platform", "use_native", "workspace_bytes"]
 
 CUDA_REMEDY = "reinstall curvax with --config-settings=cmake.define.CURVAX_CUDA=ON where nvcc is"
 # Kernels that answer to what XLA does on a CPU, and have no counterpart elsewhere.
@@ -89,6 +89,20 @@ def workspace_bytes(op: str, *sizes: Any) -> int:
     """
     module = loading.load("cuda") if "cuda" in loading.present() else None
     return 0 if module is None else int(getattr(module, f"{op}_workspace")(*sizes))
+
+
+def device_memory(ordinal: int) -> tuple[int, int] | None:
+    """Free and total bytes of a CUDA device by the driver, whatever allocator JAX has.
+
+    Args:
+        ordinal: the device's number for CUDA.
+
+    Returns:
+        None where the module for CUDA is not installed, or the driver does not tell.
+    """
+    module = loading.load("cuda") if "cuda" in loading.present() else None
+    facts = {"total": 0} if module is None else module.check_device(ordinal)
+    return (facts["free"], facts["total"]) if facts["total"] else None
 
 
 def build_info(platform: str = "cpu") -> dict[str, Any]:

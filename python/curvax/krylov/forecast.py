@@ -8,7 +8,8 @@ A solve allocates its large arrays in turns, so its peak is the largest phase an
     hand over        basis + the k wanted rows as they are stored
     results          the k wanted rows as they are stored and as vectors: the basis is gone
 
-beside small float64 matrices on the host, which count where the basis has thousands of rows.
+beside small float64 matrices on the host, which count where the basis has thousands of rows, and
+only where the host's memory is the basis' too.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from curvax.compiled import Clock
 from curvax.krylov import programs
 from curvax.krylov.certificates import SAMPLES
 from curvax.krylov.sizes import block_penalty
+from curvax.memory import on_device
 from curvax.operators.base import Operator
 from curvax.results import Matvecs
 
@@ -88,7 +90,10 @@ def forecast_bytes(
         host=host,
         results=results,
         linearization=getattr(op, "residual_bytes", 0),
-        peak=max(_size(basis) + host + max(product, orthogonalization, taken), taken + results),
+        peak=max(
+            _size(basis) + _beside(op, host) + max(product, orthogonalization, taken),
+            taken + results,
+        ),
     )
 
 
@@ -104,7 +109,7 @@ def forecast_dense_bytes(op: Operator, k: int, block: int, keep: bool, clock: Cl
         host=host,
         results=k * n * op.dtype.itemsize if keep else 0,
         linearization=getattr(op, "residual_bytes", 0),
-        peak=host + product,
+        peak=_beside(op, host) + product,
     )
 
 
@@ -133,6 +138,11 @@ def forecast_matvecs(k: int, block: int, rows: int, certify: str) -> Matvecs:
 
 def _product_bytes(op: Operator, vectors: jax.ShapeDtypeStruct, clock: Clock) -> int:
     return _size(vectors) + programs.multiply.work_bytes(clock, op, vectors)
+
+
+def _beside(op: Operator, host: int) -> int:
+    """What the small matrices on the host take of the memory that the basis is in."""
+    return 0 if on_device(op) else host
 
 
 def _size(array: jax.ShapeDtypeStruct) -> int:

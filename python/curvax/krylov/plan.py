@@ -28,7 +28,7 @@ from curvax.krylov.sizes import (
     fewest_rows,
     matvec_limit,
 )
-from curvax.memory import SHARE, available_bytes
+from curvax.memory import memory_of
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import Matvecs
@@ -126,7 +126,9 @@ def plan(
         certify: see `eigsh`.
         return_eigenvectors: see `eigsh`.
         limit: bytes by which the memory of the process, or of a GPU, may grow. By default what is
-            free; 40 % of it, though, for more than the smallest basis.
+            free; for more than the smallest basis, though, 95 % of that on a GPU, which the product
+            and the basis share by what each needs, and 40 % on a CPU, which serves other programs
+            too.
 
     Returns:
         The plan, whether it fits or not.
@@ -134,6 +136,7 @@ def plan(
     Raises:
         TypeError: an argument of a wrong type.
         ValueError: an argument out of range.
+        RuntimeError: a GPU whose free memory is not known; the message names the remedy.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, jnp.zeros(())))):
         raise TypeError("plan runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
@@ -167,9 +170,7 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
     Raises:
         ValueError: `max_basis` or `max_matvecs` is too small for the block.
     """
-    free = available_bytes() if limit is None else limit
-    # What nobody set aside for the solve is also there for others, and for what comes after it.
-    budget = SHARE * free if limit is None else free
+    free, budget = _room(op) if limit is None else (limit, limit)
     chooser = _Chooser(op, request, clock, free)
     for block in chooser.blocks():
         for dtype, fewest, most in chooser.bases(block):
@@ -177,6 +178,12 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
             if found.bytes.peak <= budget:
                 return found
     return found
+
+
+def _room(op: Operator) -> tuple[int, float]:
+    """What is free, and what of it a choice may take."""
+    memory = memory_of(op)
+    return memory.free, memory.shareable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,13 +238,17 @@ class _Chooser:
         top = self.plan(block, dtype, most)
         if top.bytes.peak <= budget or fewest == most:
             return top
-        bottom = self.plan(block, dtype, fewest)
-        if bottom.bytes.peak > budget:
-            return bottom
-        # As the largest of functions linear in the rows, the peak lies below the chord.
-        slope = (top.bytes.peak - bottom.bytes.peak) / (most - fewest)
-        found = self.plan(block, dtype, fewest + int((budget - bottom.bytes.peak) / slope))
-        return found if found.bytes.peak <= budget else bottom
+        found = self.plan(block, dtype, fewest)
+        # As the largest of functions linear in the rows, the peak lies below its chords.
+        while found.bytes.peak <= budget:
+            slope = (top.bytes.peak - found.bytes.peak) / (most - found.max_basis)
+            more = int((budget - found.bytes.peak) / slope)
+            if not more:
+                break
+            found, before = self.plan(block, dtype, found.max_basis + more), found
+            if found.bytes.peak > budget:
+                return before
+        return found
 
     def plan(self, block: int, dtype: np.dtype[Any], rows: int) -> Plan:
         """What these choices need."""

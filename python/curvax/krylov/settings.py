@@ -64,6 +64,8 @@ def _remedy(plan: Plan) -> str:
     remedies = ["lower k", "lower the number of parameters by a filter (where=)"]
     if plan.basis_dtype == np.float32 and not plan.dense:
         remedies.insert(0, "store the basis in 16 bits (basis_dtype='float16')")
+    if plan.bytes.linearization:
+        remedies.insert(0, "keep no linearisation residuals (linearize=False)")
     if plan.block_size > 1:
         remedies.insert(0, "lower block_size")
     if plan.max_basis > fewest:

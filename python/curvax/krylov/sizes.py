@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from curvax import _native
 from curvax.checks import check_integer
 from curvax.compiled import Clock
 from curvax.krylov import programs
@@ -26,7 +27,7 @@ def default_block(k: int) -> int:
     A block lowers no count of products: it pays where it makes each one cheaper, which on a CPU
     it does not once the primal half is shared.
     """
-    return 1 if jax.default_backend() == "cpu" or k < 32 else 4
+    return 1 if _native.platform() == "cpu" or k < 32 else 4
 
 
 def fastest_block(op: Operator, clock: Clock) -> int:

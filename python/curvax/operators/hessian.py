@@ -64,7 +64,8 @@ def hessian(
             `(name, leaf) -> bool`, or a pytree of bools. The operator is then the diagonal block
             of the Hessian on the selected leaves; in its vectors the others are None.
         linearize: keep the residuals of the primal half: always, never, or (`"auto"`) for as many
-            microbatches as fit in 40 % of the free memory.
+            microbatches as fit in 40 % of the free memory; on a GPU, in what is left after a basis
+            of 20 rows and the scratch of a product.
         method: `"autodiff"` is exact. `"finite_difference"` takes central differences of the
             gradient, for a loss that has no second derivative: two gradients per product, and an
             error that is measured (`relative_error` of the operator; about 1e-3 in float32), with
