@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import os
@@ -55,6 +56,7 @@ class Clock:
         return time.perf_counter() - self._started
 
 
+_users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
 _cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 _CACHED = 32
 
@@ -158,16 +160,20 @@ class Program:
 
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
-        wide = jax.enable_x64(True) if self.wide else contextlib.nullcontext()
-        with jax.disable_jit(False), wide:
-            yield
+        own = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        token = _users_mode.set(own)
+        try:
+            with jax.disable_jit(False), jax.enable_x64(self.wide or own):
+                yield
+        finally:
+            _users_mode.reset(token)
 
     def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
         leaves, treedef = jax.tree.flatten(args)
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
-        key = (self, treedef, types, _placement(leaves), _settings())
+        key = (self, treedef, types, _placement(leaves), _users_mode.get(), _settings())
         if key not in _cache:
             # A function of its own, since JAX would return what it has traced under other settings.
             fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
@@ -178,6 +184,11 @@ class Program:
                 _cache.popitem(last=False)
         _cache.move_to_end(key)
         return _cache[key]
+
+
+def users_mode() -> Any:
+    """Within the trace of a wide program: the 64-bit mode that the user has set, as a context."""
+    return jax.enable_x64(_users_mode.get())
 
 
 def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:

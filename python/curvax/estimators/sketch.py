@@ -129,10 +129,10 @@ class Sketch:
         self._replacements += 1
         seed = np.asarray([probes.word(run.settings.seed), self._replacements], np.uint32)
         used = np.int32(self._known + old)
-        self.basis, rows, *small = krylov.orthonormalize(
+        self.basis, rows, numbers = krylov.orthonormalize(
             run.clock, self.basis, products, used, seed
         )
-        coefficients, own, _ = (np.asarray(x) for x in small)
+        coefficients, own, _ = krylov.unpack(np.asarray(numbers)[0], count)
         new = old + count
         self._factor[:old, old:new] = coefficients[self._known : self._known + old]
         self._factor[old:new, old:new] = own

@@ -16,7 +16,7 @@ from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
-from curvax.krylov.programs import multiply, orthonormalize
+from curvax.krylov.programs import multiply, orthonormalize, unpack
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes
@@ -128,8 +128,8 @@ def _reorthogonalized(
             negligible = beta <= BREAKDOWN * float(jnp.finfo(op.dtype).eps) * scale
             beta = 0.0 if negligible or steps == op.shape[0] else beta
         else:
-            basis, following, *small = orthonormalize(clock, basis, product, np.int32(used), seed)
-            column, factor, info = (np.asarray(x) for x in small)
+            basis, following, numbers = orthonormalize(clock, basis, product, np.int32(used), seed)
+            column, factor, info = unpack(np.asarray(numbers)[0], 1)
             # A direction that was rounding noise has been replaced by a random one.
             alpha, beta = float(column[used - 1, 0]), 0.0 if info[1] else float(factor[0, 0])
             if betas:

@@ -68,7 +68,7 @@ def _residuals(state: Lanczos, start: int, values: Matrix) -> tuple[Matrix, Matr
     known = min(b, len(values) - start)
     thetas[:known] = values[start : start + known]
     coupling[:, :known] = state.coupling[:, start : start + known]
-    products = state.multiply(state.load(start), part="verification")
+    products = state.multiply(state.load(start))
     arguments = np.int32(start), np.int32(used), thetas, coupling
     measured = programs.residuals(state.clock, state.basis, products, *arguments)
     quotients, lengths, errors = (np.asarray(x) for x in measured)
@@ -96,7 +96,7 @@ def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
     pairs[0, :k], recurrence[0, :k] = sign, sign * values
     recurrence[0, used : used + state.block] = state.coupling[:, :k] @ sign
     vector = programs.combine(state.clock, state.basis, pairs)
-    product = state.multiply(vector, part="verification")
+    product = state.multiply(vector)
     expected = programs.combine(state.clock, state.basis, recurrence)
     return float(programs.squared_distance(state.clock, product, expected))
 

@@ -16,9 +16,17 @@ symmetry demands of it beforehand (the column of E) measures the error of the pr
 Rows stored in 16 bits are orthonormal up to their roundoff (2e-4 in float16), or that over √n where
 they are spread over all entries, and so accurate are the eigenvalues of T. What the recurrence
 leaves out is the rounding of Q_new, times E, which shows in measured residuals alone.
+
+Nothing that the next step is computed from comes from the host. So a device is given it before the
+numbers of the one before have been read, and works while the host looks at them; what the host
+finds is then one step late, and steps that are over sooner than that are given several at a time.
+On a CPU, which is the host, each step is read before the next.
 """
 
+import collections
 import math
+import statistics
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +39,12 @@ from curvax.krylov import programs
 from curvax.krylov.exclusion import Cycle, log_growth
 from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
+from curvax.memory import on_device
 from curvax.operators.base import Operator
 from curvax.operators.precision import more_accurate
+
+# Seconds below which a step is over before the host has read the one before and given the next.
+_SHORT = 5e-3
 
 # Above this relative asymmetry the operator is not symmetric: a 16-bit model's noise stays below.
 ASYMMETRY_LIMIT = 1e-2
@@ -55,8 +67,30 @@ class Ritz(NamedTuple):
     scale: float
 
 
+class _Begun(NamedTuple):
+    """Steps that were given to the device together.
+
+    Attributes:
+        first: the row of the block that the first of them multiplies.
+        steps: how many.
+        numbers: `(>= steps, ...)` on the device, a row for each; see `programs.unpack`.
+        moment: when they were given.
+    """
+
+    first: int
+    steps: int
+    numbers: Array
+    moment: float
+
+
 class Lanczos:
-    """The state of a solve: the basis on the device, T and E on the host."""
+    """The state of a solve: the basis on the device, T and E on the host.
+
+    Attributes:
+        used: rows of the basis that are written or will be by steps begun, without the next block.
+        known: of them those that T has a column of; fewer only while steps are unread.
+        matvecs: products, of steps that were read and of others.
+    """
 
     def __init__(
         self, op: Operator, rows: int, block: int, dtype: Any, seed: int, clock: Clock
@@ -68,7 +102,7 @@ class Lanczos:
         self.matvecs = 0
         self.restarts = 0
         self.asymmetry = 0.0
-        self.used = 0
+        self.used = self.known = 0
         self._seed = seed
         self._draws = 0
         self._largest = 0.0
@@ -86,6 +120,13 @@ class Lanczos:
         # Since the start: the cycles that ended, and the first row of the block that began this.
         self._cycles: list[Cycle] = []
         self._begin = 0
+        # Steps begun, and, of those that were read, the blocks' rows and numbers.
+        self._begun: collections.deque[_Begun] = collections.deque()
+        self._read: collections.deque[tuple[int, Matrix]] = collections.deque()
+        self._ahead = int(on_device(op))
+        self._step_seconds, self._last_read = math.inf, 0.0
+        # Of products that were waited for alone, each of its block's vectors.
+        self._product_seconds: list[float] = []
 
     def start(self, block: Array) -> None:
         """Begin with a block, which is consumed, or go on with one not of the recurrence.
@@ -93,7 +134,12 @@ class Lanczos:
         The latter, made orthogonal to the rows in use, and all that follow it couple to those rows
         by their residuals, which E does not hold.
         """
-        self._append(block)
+        with self.clock.part("orthogonalization"):
+            self.basis, self._next, numbers = programs.orthonormalize(
+                self.clock, self.basis, block, np.int32(self.used), self._seeds(1)
+            )
+            _, _, info = programs.unpack(_on_host(numbers)[0], self.block)
+        self._check_info(info, self.used - self.block)
         self.coupling = np.zeros((self.block, self.used))
         self._coupling_known = self.used == 0
         self._cycles, self._begin = [], self.used
@@ -106,53 +152,118 @@ class Lanczos:
 
     @property
     def full(self) -> bool:
-        """Whether a restart must come before the next step."""
+        """Whether a restart must come before another step is begun."""
         return self.used + 2 * self.block > self.rows
 
-    def step(self) -> None:
-        """Multiply the next block and extend the decomposition by it."""
-        b, old = self.block, self.used
-        products = self.multiply(self.load(old) if self._next is None else self._next)
+    @property
+    def unread(self) -> int:
+        """Products of steps that were begun and not yet taken into T."""
+        return self.used - self.known
+
+    def step(self, most: int) -> None:
+        """Multiply the next block and extend the decomposition by it.
+
+        Args:
+            most: how many steps may be begun; 0 only while one is unread.
+        """
+        with self.clock.part("products"):
+            while not self._read and len(self._begun) <= self._ahead and most and not self.full:
+                most -= self._give(most)
+            if not self._read:
+                self._wait()
+        self._take(*self._read.popleft())
+
+    def _give(self, most: int) -> int:
+        """Begin a step, or several in one program where they are short; return how many."""
+        b, first, moment = self.block, self.used, time.perf_counter()
+        block = self.load(first) if self._next is None else self._next
         self._next = None
-        self.used = old + b
-        measured, coupling = self._append(products)
+        count = 1
+        if self._ahead and self._step_seconds < _SHORT:
+            room = (self.rows - self.used) // b - 1
+            count = min(most, room, programs.TOGETHER, math.ceil(_SHORT / self._step_seconds))
+        if count == 1:
+            products = programs.multiply(self.clock, self.op, block)
+            self.basis, self._next, numbers = programs.orthonormalize(
+                self.clock, self.basis, products, np.int32(first + b), self._seeds(1)
+            )
+        else:
+            self.basis, self._next, numbers = programs.steps(
+                self.clock, self.op, self.basis, block, np.int32(first), self._seeds(count),
+                np.int32(count),
+            )  # fmt: skip
+        self.used += b * count
+        self._begun.append(_Begun(first, count, numbers, moment))
+        return count
+
+    def _wait(self) -> None:
+        """Read the oldest of the steps that were given: the one wait for them."""
+        begun = self._begun.popleft()
+        rows = _on_host(begun.numbers)
+        self._read += [(begun.first + i * self.block, rows[i]) for i in range(begun.steps)]
+        now, since = time.perf_counter(), max(begun.moment, self._last_read)
+        self._step_seconds = min(self._step_seconds, (now - since) / begun.steps)
+        self._last_read = now
+
+    def _take(self, old: int, numbers: Matrix) -> None:
+        """Extend T and E by the step that multiplied the block in the rows from `old`."""
+        b = self.block
+        measured, coupling, info = programs.unpack(numbers, b)
+        self.matvecs += b
+        self.known = m = old + b
+        self._check_info(info, old)
         # Whose squares do not leave the range of float64.
         lengths = [math.hypot(*column) for column in np.concatenate([measured, coupling]).T]
         self._longest = max(self._longest, *lengths)
         check_range(self.op, self._longest)
         self.asymmetry = max(self.asymmetry, self._check_symmetry(measured, old))
-        m = self.used
         self._columns[:m, old:m] = measured[:m]
         self.coupling = np.zeros((b, m))
         self.coupling[:, old:] = coupling
+
+    def _seeds(self, count: int) -> np.ndarray[Any, Any]:
+        """The seed of the next orthonormalisation, and of `count` in all."""
+        first = self._draws + 1
+        self._draws += count
+        return np.asarray([self._seed & 0xFFFFFFFF, first], np.uint32)
+
+    def _check_info(self, info: Matrix, multiplied: int) -> None:
+        if not np.isfinite(info).all():
+            self._report_nonfinite(multiplied)
+        self.replaced = bool(info[1] > 0)
 
     def load(self, start: int) -> Array:
         """The block `(b, n)` of vectors that the rows from `start` stand for."""
         return programs.load(self.clock, self.basis, np.int32(start), self._like)
 
-    def multiply(self, block: Array, part: str = "products") -> Array:
-        """The products of a block, which is consumed; finished when this returns."""
-        with self.clock.part(part):
-            self.matvecs += len(block)
-            return jax.block_until_ready(programs.multiply(self.clock, self.op, block))
+    def multiply(self, block: Array) -> Array:
+        """The products of a block of its own, which is consumed; finished when this returns."""
+        seconds = self.clock.seconds
+        before = seconds["verification"]
+        with self.clock.part("verification"):
+            products = jax.block_until_ready(programs.multiply(self.clock, self.op, block))
+        self.matvecs += len(products)
+        self._product_seconds.append((seconds["verification"] - before) / len(products))
+        return products
 
-    def _append(self, block: Array) -> tuple[Matrix, Matrix]:
-        """Orthonormalise a block into the rows after those in use; its coefficients, its factor."""
-        self._draws += 1
-        seed = np.asarray([self._seed & 0xFFFFFFFF, self._draws], np.uint32)
-        with self.clock.part("orthogonalization"):
-            self.basis, self._next, *small = programs.orthonormalize(
-                self.clock, self.basis, block, np.int32(self.used), seed
-            )
-            coefficients, factor, info = (np.asarray(x) for x in small)
-        if not np.isfinite(info).all():
-            self._report_nonfinite()
-        self.replaced = bool(info[1] > 0)
-        return coefficients, factor
+    def share_out_seconds(self, products: int) -> None:
+        """Charge what is not the products' of the time of the steps to the orthogonalisation.
+
+        A step waits for both at once. What a product takes is known from those of the verification,
+        which were waited for alone.
+
+        Args:
+            products: how many the steps did.
+        """
+        if self._product_seconds:
+            own = statistics.median(self._product_seconds) * products
+            rest = max(self.clock.seconds["products"] - own, 0.0)
+            self.clock.seconds["products"] -= rest
+            self.clock.seconds["orthogonalization"] += rest
 
     def _check_symmetry(self, measured: Matrix, old: int) -> float:
         """The relative difference between a measured column of T and what symmetry demands."""
-        m = self.used
+        m = self.known
         scale = max(
             np.abs(self._columns[:old, :old]).max(initial=0),
             np.abs(measured).max(),
@@ -174,12 +285,12 @@ class Lanczos:
             )
         return asymmetry
 
-    def _report_nonfinite(self) -> None:
-        """Multiply once more to name the leaf; the rows of the last block are still intact."""
+    def _report_nonfinite(self, multiplied: int) -> None:
+        """Multiply once more to name the leaf; the rows of that block are still intact."""
         number = self.matvecs
         if number == 0:
             raise FloatingPointError("v0 must be finite, got NaN or infinite entries")
-        products = self.op.unravel(self.multiply(self.load(self.used - self.block)))
+        products = self.op.unravel(self.multiply(self.load(multiplied)))
         counts = [
             (name, int(jnp.sum(~jnp.isfinite(leaf))), leaf.size)
             for name, leaf in zip(self.op.space.names, jax.tree.leaves(products), strict=True)
@@ -193,14 +304,17 @@ class Lanczos:
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present projection."""
         with self.clock.part("host"):
-            m = self.used
+            m = self.known
             values, vectors = np.linalg.eigh(self._columns[:m, :m], UPLO="U")
             self._largest = max(self._largest, float(np.abs(values).max()))
             residuals = np.linalg.norm(self.coupling @ vectors, axis=0)
             return Ritz(values, vectors, residuals, self._largest)
 
     def restart(self, ritz: Ritz, keep: np.ndarray[Any, Any]) -> None:
-        """Keep the Ritz pairs `keep`, in that order, as the first rows, and the next block."""
+        """Keep the Ritz pairs `keep`, in that order, as the first rows, and the next block.
+
+        No step may be unread.
+        """
         m, p, b = self.used, len(keep), self.block
         rotation = np.zeros((self.rows, self.rows))
         rotation[:m, :p] = ritz.vectors[:, keep]
@@ -217,7 +331,7 @@ class Lanczos:
         self._columns[:] = 0
         self._columns[range(p), range(p)] = ritz.values[keep]
         self.coupling = self.coupling @ ritz.vectors[:, keep]
-        self.used = p
+        self.used = self.known = p
         self.restarts += 1
 
     def log_growth(self, mu: float, ritz: Ritz) -> float:
@@ -232,6 +346,11 @@ class Lanczos:
 
     def drop(self, kept: int) -> None:
         """Forget all but the first rows, and the next block: `start` must follow."""
-        self.used = kept
+        self.used = self.known = kept
         self._columns[kept:, :] = 0
         self._columns[:, kept:] = 0
+
+
+def _on_host(numbers: Array) -> Matrix:
+    """Where the host waits for the device in a step, once it has been given the next."""
+    return np.asarray(numbers)

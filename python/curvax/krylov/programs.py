@@ -4,13 +4,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from curvax.compiled import Clock, matmul, over_columns, program, random_columns, row_sums
+from curvax.compiled import (
+    Clock,
+    matmul,
+    over_columns,
+    program,
+    random_columns,
+    row_sums,
+    users_mode,
+)
 from curvax.krylov import storage
+from curvax.krylov.selection import Matrix
 from curvax.operators.base import Operator, checked_product
+from curvax.operators.hoist import hoist
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
+
+# The most steps that one program does.
+TOGETHER = 8
 
 
 def solve_clock() -> Clock:
@@ -60,11 +74,56 @@ def orthonormalize(basis: Array, block: Array, used: Array, seed: Array) -> Any:
     Returns:
         The basis; the vectors that its new rows stand for, which is what can be multiplied next
         (in the memory of the block, which is then the kernel's scratch: it would be copied if no
-        result took its place); and the small results of `orthonormalize_block`.
+        result took its place); and `(1, ...)` numbers, for `unpack`.
     """
+    return _append(basis, block, used, seed)
+
+
+@program(donate=(1, 2), wide=True)
+def steps(
+    op: Operator, basis: Array, block: Array, first: Array, seed: Array, count: Array
+) -> tuple[Array, Array, Array]:
+    """As many times as `count` says, up to `TOGETHER`, `multiply` and `orthonormalize` in turn.
+
+    One program in place of many is for products that are over before the host has begun the next.
+
+    Args:
+        op: the operator.
+        basis: `(rows, n)`, donated.
+        block: `(b, n)`, donated: the vectors that the rows from `first` stand for.
+        first: scalar int32.
+        seed: `(2,)` uint32, of the first; the others follow.
+        count: scalar int32.
+
+    Returns:
+        As `orthonormalize`, with one row of numbers for each time.
+    """
+    b = block.shape[0]
+    with users_mode():
+        product, closed_over = hoist(checked_product, op, block)
+
+    def step(i: Array, carry: Any) -> Any:
+        basis, block, numbers = carry
+        own = seed + jnp.stack([jnp.zeros_like(seed[0]), i.astype(seed.dtype)])
+        used = first + (i + 1) * b
+        basis, block, row = _append(basis, product(closed_over, op, block), used, own)
+        return basis, block, lax.dynamic_update_slice(numbers, row, (i, jnp.zeros_like(i)))
+
+    numbers = jnp.zeros((TOGETHER, 4 + b * (b + basis.shape[0])))
+    return lax.fori_loop(jnp.zeros_like(count), count, step, (basis, block, numbers))
+
+
+def _append(basis: Array, block: Array, used: Array, seed: Array) -> tuple[Array, Array, Array]:
     scale = storage.scale(basis.dtype, basis.shape[1])
-    basis, *small = orthonormalize_block(basis, block, used, seed, scale=scale)
-    return basis, storage.rows(basis, used, block.shape[0]), *small
+    basis, coefficients, factor, info = orthonormalize_block(basis, block, used, seed, scale=scale)
+    numbers = jnp.concatenate([info, factor.ravel(), coefficients.ravel()])
+    return basis, storage.rows(basis, used, block.shape[0]), numbers[None]
+
+
+def unpack(numbers: Matrix, block: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Coefficients, factor and info of `orthonormalize_block`, from a row of numbers."""
+    info, factor, coefficients = np.split(numbers, [4, 4 + block * block])
+    return coefficients.reshape(-1, block), factor.reshape(block, block), info
 
 
 @program(donate=(0,), wide=True)

@@ -117,8 +117,14 @@ class Solve:
         return self.state.matvecs - self.verification
 
     @property
+    def _steps_left(self) -> int:
+        """Steps that may still be begun."""
+        done = self.solve_matvecs + self.state.unread
+        return (self.settings.max_matvecs - done) // self.settings.block
+
+    @property
     def _exhausted(self) -> bool:
-        return self.solve_matvecs + self.settings.block > self.settings.max_matvecs
+        return self._steps_left < 1 and not self.state.unread
 
     @property
     def _beyond(self) -> int:
@@ -174,12 +180,13 @@ class Solve:
             hidden: where eigenvalues that belong among the wanted may not have shown yet.
         """
         state, wanted = self.state, self.settings.wanted
-        ritz, closed = state.ritz() if state.used else None, None
+        ritz, closed, ended = state.ritz() if state.used else None, None, False
         while True:
-            if state.full:
+            if state.full and not state.unread:
                 assert ritz is not None  # a full basis has columns
                 state.restart(ritz, self._kept(ritz, wanted.order(ritz.values)))
-            state.step()
+            # Steps that were begun before the end was seen are read: they are paid for.
+            state.step(0 if ended else self._steps_left)
             ritz = state.ritz()
             order = wanted.order(ritz.values)
             chosen = order[: wanted.k]
@@ -200,7 +207,8 @@ class Solve:
             self._cut_short = np.full(len(chosen), early)
             if enough and (converged or over):
                 self._cut_short |= wanted.displaced(ritz.values[chosen], hidden(ritz, order))
-            if over or (converged and not self._cut_short.any()):
+            ended = over or (converged and not self._cut_short.any())
+            if ended and not state.unread:
                 return ritz, order
 
     def _overtaking(self, start: _Start, ritz: Ritz, order: Indices) -> Matrix:
@@ -336,6 +344,7 @@ class Solve:
         errors = estimate_errors(values, known, pairs.others)
         with self.clock.part("verification"):
             loss = orthogonality(state, len(values))
+        state.share_out_seconds(self.solve_matvecs)
         self._warn(converged)
         down = np.argsort(-values, kind="stable")
         vectors = self._vectors(down) if settings.return_eigenvectors else None

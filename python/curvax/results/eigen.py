@@ -88,7 +88,8 @@ class EigenResult(Stored):
         seed: the seed of every random number of the solve.
         history: one `Progress` per block.
         seconds: wall time by part: `compile`, `products`, `orthogonalization`, `host`,
-            `verification` and `total`.
+            `verification` and `total`. A step waits for its products and their orthogonalisation
+            at once; their parts are told apart by the products of the verification.
         interrupted: whether Ctrl-C ended the solve.
         certified: whether the products were those of one fixed operator; False for a power
             iteration that draws another batch for each, whose residuals mean nothing.
