@@ -41,6 +41,23 @@ class Memory:
         """
         return (1 - RESERVE if self.on_device else SHARE) * self.free
 
+    @property
+    def remedies(self) -> list[str]:
+        """How more of it could be free, other than by needing less."""
+        found = []
+        # A process of CUDA has half a gigabyte for itself.
+        if self.foreign > 1 << 30:
+            found.append(
+                f"end the other process that holds {self.foreign / 1e9:.1f} GB of the device "
+                "(nvidia-smi lists it)"
+            )
+        if self.on_device:
+            found.append(
+                "let JAX have more of the device than the 75 % of its default "
+                "(XLA_CLIENT_MEM_FRACTION=.93)"
+            )
+        return found
+
 
 def memory_of(tree: Any = None) -> Memory:
     """The memory where a computation on these arrays happens.

@@ -95,7 +95,7 @@ class TestChoice:
         with jax.enable_x64(True):
             op = cx.from_matvec(lambda v: 2 * v, np.zeros(1000))
             plan = cx.plan(op, 5, limit=0)
-        assert plan.basis_dtype == np.float64 and plan.bytes.basis == 9 * 8000
+        assert plan.basis_dtype == np.float64 and plan.bytes.basis == 9 * 8064  # of 63 lines
 
     def test_what_is_free_is_the_default_limit(self, monkeypatch):
         """40 % of it for a choice, all of it for what is asked for."""

@@ -14,7 +14,7 @@ import curvax as cx
 from curvax import _native
 from curvax.compiled import Clock
 from curvax.krylov import plan as planning
-from curvax.krylov import programs
+from curvax.krylov import programs, storage
 from curvax.krylov.selection import parse_wanted
 from curvax.memory import Memory
 
@@ -217,10 +217,11 @@ class TestMemory:
     def test_the_basis_is_donated_and_never_copied(self, dtype):
         """Read from the programs that a solve compiles, native or not."""
         rows, block, n = 40, 2, 5000
-        basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
+        basis = jax.ShapeDtypeStruct(storage.shape(rows, n, dtype), jnp.dtype(dtype))
         vectors = jax.ShapeDtypeStruct((block, n), np.float32)
-        zero, size = np.int32(0), rows * n * basis.dtype.itemsize
-        shape = f"{ {'float32': 'f32', 'float16': 'f16', 'bfloat16': 'bf16'}[dtype] }[{rows},{n}]"
+        zero, size = np.int32(0), basis.size * basis.dtype.itemsize
+        name = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+        shape = f"{name}[{rows},{basis.shape[1]}]"
         calls = [
             (programs.orthonormalize, (basis, vectors, zero, np.zeros(2, np.uint32))),
             (programs.rotate, (basis, np.zeros((rows, rows)), zero, zero)),
@@ -240,19 +241,20 @@ class TestMemory:
     def test_no_program_widens_the_basis(self, dtype):
         """Beside their results, programs need a few chunks of columns, and no whole vector."""
         rows, k, n = 20, 3, 3_000_001
-        basis = jax.ShapeDtypeStruct((rows, n), jnp.dtype(dtype))
+        basis = jax.ShapeDtypeStruct(storage.shape(rows, n, dtype), jnp.dtype(dtype))
+        length, columns = storage.Length(n), basis.shape[1]
         vector, like = jax.ShapeDtypeStruct((1, n), np.float32), np.zeros(1, np.int32)
         op, clock, zero = cx.from_matvec(lambda v: 2 * v, n), Clock("products"), np.int32(0)
         leaves = [jax.ShapeDtypeStruct((size,), np.float32) for size in (n // 3, n - n // 3)]
         two_leaves = cx.from_matvec(lambda v: v, leaves)
-        stored = jax.ShapeDtypeStruct((k, n), basis.dtype)
+        stored = jax.ShapeDtypeStruct((k, columns), basis.dtype)
         for expected, program, *arguments in [
-            (4 * n, programs.load, basis, zero, like),
+            (4 * n, programs.load, basis, zero, like, length),
             (0, programs.residuals, basis, vector, zero, zero, np.zeros(1), np.zeros((1, 1))),
-            (0, programs.gram, basis, np.zeros(k, np.int32)),
-            (4 * n, programs.combine, basis, np.zeros((1, rows), np.float32)),
+            (0, programs.gram, basis, np.zeros(k, np.int32), length),
+            (4 * n, programs.combine, basis, np.zeros((1, rows), np.float32), length),
             (0, programs.squared_distance, vector, vector),
-            (k * n * basis.dtype.itemsize, programs.take, basis, np.zeros(k, np.int32)),
+            (k * columns * basis.dtype.itemsize, programs.take, basis, np.zeros(k, np.int32)),
             (4 * k * n, programs.deliver, two_leaves, stored),
             (4 * n, programs.random_block, op, like, np.uint32(0), np.uint32(0)),
             (0, programs.multiply, op, jax.ShapeDtypeStruct((4, n), np.float32)),

@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.krylov.spectra import true_residuals, wanted
 
 import curvax as cx
 from curvax.krylov import storage
+from curvax.krylov.lanczos import Lanczos
 
 OUTLIERS = [30.1, 24.3, 19.2, 15.7, 12.3, 9.6, 7.5, 5.9, 4.8, 4.1, 3.6, 3.2, 2.9, 2.5]
 NEGATIVE = [-17.0, -13.2, -10.1, -7.9, -6.2, -4.5, -3.7, -3.1, -2.2]
@@ -176,8 +178,70 @@ class TestStoredRows:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", np.float32])
 def test_an_operator_in_float64_keeps_its_dtype(dtype):
-    import jax
-
     with jax.enable_x64(True):
         with pytest.raises(ValueError, match="basis_dtype must be one of float64, for an operator"):
             cx.eigsh(np.eye(9), 1, basis_dtype=dtype)
+
+
+class TestPadding:
+    """Rows begin at multiples of 128 bytes, and what fills them up is read by nobody."""
+
+    @pytest.mark.parametrize("dtype", ["float16", jnp.bfloat16, np.float32, np.float64])
+    @pytest.mark.parametrize("n", [1, 31, 64, 301, 50257])
+    def test_shape(self, n, dtype):
+        rows, columns = storage.shape(7, n, dtype)
+        size = jnp.dtype(dtype).itemsize
+        assert rows == 7 and columns * size % 128 == 0 and 0 <= (columns - n) * size < 128
+
+    @pytest.fixture
+    def poison(self, monkeypatch):
+        """NaN in the padding of every row, from the beginning and after every program."""
+
+        def poisoned(fun):
+            def call(state, *args, **options):
+                result = fun(state, *args, **options)
+                assert state.basis.shape[1] > state.n
+                state.basis = state.basis.at[:, state.n :].set(jnp.nan)
+                return result
+
+            return call
+
+        def install():
+            for name in ("__init__", "start", "step", "restart"):
+                monkeypatch.setattr(Lanczos, name, poisoned(getattr(Lanczos, name)))
+
+        return install
+
+    @pytest.mark.parametrize(
+        "dtype, implementation",
+        [
+            *((dtype, "auto") for dtype in ("float16", "bfloat16", "float32", "float64")),
+            ("float16", "reference"),
+            *(
+                pytest.param(dtype, "reference", marks=pytest.mark.slow)
+                for dtype in ("bfloat16", "float32", "float64")
+            ),
+        ],
+    )
+    def test_nothing_reads_it(self, monkeypatch, poison, dtype, implementation):
+        """Nor do its numbers reach the results, to the last bit."""
+        monkeypatch.setenv("CURVAX_IMPL", implementation)
+        full, op = network_matrix(301)
+
+        def solve(certify):
+            result = cx.eigsh(
+                full if dtype == "float64" else op, 3, seed=0, max_basis=13, block_size=2, tol=5e-3,
+                basis_dtype=dtype, certify=certify,
+            )  # fmt: skip
+            assert result.num_restarts > 0
+            return result
+
+        with jax.enable_x64(dtype == "float64"):
+            clean = [solve("sampled"), solve("complete")]
+            poison()
+            for before, after in zip(clean, [solve("sampled"), solve("complete")], strict=True):
+                for name in ("eigenvalues", "residuals", "eigenvectors"):
+                    pair = (np.asarray(getattr(result, name)) for result in (before, after))
+                    np.testing.assert_array_equal(*pair)
+                assert before.orthogonality == after.orthogonality < 0.01
+                assert before.num_matvecs == after.num_matvecs

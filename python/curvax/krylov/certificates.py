@@ -15,6 +15,27 @@ SAMPLES = 3
 
 
 @dataclasses.dataclass
+class Pairs:
+    """Ritz pairs that lie in the first rows of the basis.
+
+    Attributes:
+        values: their Ritz values, the wanted ones first in order of preference.
+        predicted: `(k,)` the residuals that the recurrence estimates.
+        others: Ritz values that were not wanted.
+        doubtful: `(k,)` whether one not wanted, far from converged, could still displace it.
+        scale: |λ|max.
+        unknown: the norm of what the recurrence does not hold of their residuals.
+    """
+
+    values: Matrix
+    predicted: Matrix
+    others: Matrix
+    doubtful: np.ndarray[Any, np.dtype[np.bool_]]
+    scale: float
+    unknown: float
+
+
+@dataclasses.dataclass
 class Certificate:
     """Of the first k rows of the basis.
 
@@ -27,6 +48,11 @@ class Certificate:
     values: Matrix
     residuals: Matrix
     noise: float
+
+
+def unmeasured(pairs: Pairs) -> tuple[Pairs, Certificate]:
+    """The pairs, and that nothing was measured of them."""
+    return pairs, Certificate(pairs.values.copy(), np.full(len(pairs.values), np.nan), 0.0)
 
 
 def measure(
@@ -95,15 +121,15 @@ def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
     pairs, recurrence = np.zeros((2, 1, state.rows), state.op.dtype)
     pairs[0, :k], recurrence[0, :k] = sign, sign * values
     recurrence[0, used : used + state.block] = state.coupling[:, :k] @ sign
-    vector = programs.combine(state.clock, state.basis, pairs)
+    vector = programs.combine(state.clock, state.basis, pairs, state.n)
     product = state.multiply(vector)
-    expected = programs.combine(state.clock, state.basis, recurrence)
+    expected = programs.combine(state.clock, state.basis, recurrence, state.n)
     return float(programs.squared_distance(state.clock, product, expected))
 
 
 def orthogonality(state: Lanczos, k: int) -> float:
     """`max |XᵀX − I|` over the first k rows of the basis."""
-    gram = np.asarray(programs.gram(state.clock, state.basis, np.zeros(k, np.int32)))
+    gram = np.asarray(programs.gram(state.clock, state.basis, np.zeros(k, np.int32), state.n))
     return float(np.abs(gram - np.eye(k)).max())
 
 

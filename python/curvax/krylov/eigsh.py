@@ -10,6 +10,7 @@ import numpy as np
 
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
+from curvax.krylov.failures import Explained
 from curvax.krylov.programs import solve_clock
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.selection import Wanted
@@ -132,7 +133,9 @@ def eigsh(  # type: ignore[misc]
         ValueError: an argument out of range, or an operator that is measured not to be symmetric.
         FloatingPointError: a product is not finite, or A holds numbers so small that they are read
             as zero.
-        MemoryError: the solve would not fit in the free memory; the message holds the forecast.
+        MemoryError: the solve would not fit in the free memory, or memory ran out on the way; the
+            message holds the forecast. What was known by then is the error's attribute `result`.
+        RuntimeError: a compiled kernel could not be run; likewise with `result`.
 
     References:
         K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
@@ -206,8 +209,9 @@ def solve_pairs(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
         raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
     op, clock = as_operator(A), solve_clock()
-    with original_errors(op):
+    with Explained(op) as explained, original_errors(op):
         settings = settle(op, k, which, options, clock)
+        explained.plan = settings.plan
         with InterruptFlag() as interrupted:
 
             def attempt(scaled: Operator) -> EigenResult:
@@ -216,7 +220,12 @@ def solve_pairs(
                 start = starting_block(scaled, v0, own)
                 if own.dense:
                     return DenseSolve(scaled, own, interrupted, clock).run()
-                return Solve(scaled, own, interrupted, clock).run(start, warm=v0 is not None)
+                solve = Solve(scaled, own, interrupted, clock)
+                try:
+                    return solve.run(start, warm=v0 is not None)
+                except jax.errors.JaxRuntimeError:
+                    explained.solve = solve
+                    raise
 
             result = in_range(op, attempt)
         indices = _places(settings.wanted, result.eigenvalues)

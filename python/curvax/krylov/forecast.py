@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from curvax.compiled import Clock
-from curvax.krylov import programs
+from curvax.krylov import programs, storage
 from curvax.krylov.certificates import SAMPLES
 from curvax.krylov.sizes import block_penalty
 from curvax.memory import on_device
@@ -70,8 +70,8 @@ def forecast_bytes(
         keep: whether eigenvectors are returned.
         clock: charged for the compilation.
     """
-    n, stored = op.shape[0], np.dtype(dtype).itemsize
-    basis = jax.ShapeDtypeStruct((rows, n), dtype)
+    n = op.shape[0]
+    basis = jax.ShapeDtypeStruct(storage.shape(rows, n, dtype), dtype)
     vectors = jax.ShapeDtypeStruct((block, n), op.dtype)
     zero, seed = np.int32(0), np.zeros(2, np.uint32)
     work = programs.orthonormalize.work_bytes(clock, basis, vectors, zero, seed)
@@ -81,7 +81,7 @@ def forecast_bytes(
     )
     product = _product_bytes(op, vectors, clock)
     results = k * n * op.dtype.itemsize if keep else 0
-    taken = k * n * stored if keep else 0
+    taken = k * _size(basis) // rows if keep else 0
     host = _HOST_MATRICES * 8 * rows**2
     return Bytes(
         basis=_size(basis),

@@ -35,7 +35,7 @@ import numpy as np
 from jax import Array
 
 from curvax.compiled import Clock
-from curvax.krylov import programs
+from curvax.krylov import programs, storage
 from curvax.krylov.exclusion import Cycle, log_growth
 from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
@@ -87,6 +87,8 @@ class Lanczos:
     """The state of a solve: the basis on the device, T and E on the host.
 
     Attributes:
+        basis: `(rows, columns)`, see `storage`.
+        n: the length of its vectors.
         used: rows of the basis that are written or will be by steps begun, without the next block.
         known: of them those that T has a column of; fewer only while steps are unread.
         matvecs: products, of steps that were read and of others.
@@ -114,7 +116,8 @@ class Lanczos:
         self._coupling_known = True
         self.replaced = False
         self._like = jnp.zeros(block, jnp.int32)
-        self.basis = jnp.zeros((rows, op.shape[0]), dtype)
+        self.n = storage.Length(op.shape[0])
+        self.basis = jnp.zeros(storage.shape(rows, self.n, dtype), dtype)
         # The next block, as it will be multiplied, if it need not be read from the basis.
         self._next: Array | None = None
         # Since the start: the cycles that ended, and the first row of the block that began this.
@@ -221,6 +224,13 @@ class Lanczos:
         self.coupling = np.zeros((b, m))
         self.coupling[:, old:] = coupling
 
+    def forget_unread(self) -> None:
+        """Leave out steps that were begun and not read; the rows before them are as they were."""
+        self._begun.clear()
+        self._read.clear()
+        self._next = None
+        self.used = self.known
+
     def _seeds(self, count: int) -> np.ndarray[Any, Any]:
         """The seed of the next orthonormalisation, and of `count` in all."""
         first = self._draws + 1
@@ -234,7 +244,7 @@ class Lanczos:
 
     def load(self, start: int) -> Array:
         """The block `(b, n)` of vectors that the rows from `start` stand for."""
-        return programs.load(self.clock, self.basis, np.int32(start), self._like)
+        return programs.load(self.clock, self.basis, np.int32(start), self._like, self.n)
 
     def multiply(self, block: Array) -> Array:
         """The products of a block of its own, which is consumed; finished when this returns."""

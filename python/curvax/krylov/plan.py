@@ -28,7 +28,7 @@ from curvax.krylov.sizes import (
     fewest_rows,
     matvec_limit,
 )
-from curvax.memory import memory_of
+from curvax.memory import Memory, memory_of
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import Matvecs
@@ -278,3 +278,19 @@ def readable(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count / 1e3:.2f} kB"
+
+
+def remedy(plan: Plan, memory: Memory) -> str:
+    """What to do where a plan does not fit."""
+    fewest = fewest_rows(plan.k, plan.block_size)
+    remedies = ["lower k", "lower the number of parameters by a filter (where=)"]
+    if plan.basis_dtype == np.float32 and not plan.dense:
+        remedies.insert(0, "store the basis in 16 bits (basis_dtype='float16')")
+    if plan.bytes.linearization:
+        remedies.insert(0, "keep no linearisation residuals (linearize=False)")
+    if plan.block_size > 1:
+        remedies.insert(0, "lower block_size")
+    if plan.max_basis > fewest:
+        remedies.insert(0, f"lower max_basis (at least {fewest})")
+    remedies += memory.remedies
+    return ", ".join(remedies[:-1]) + f", or {remedies[-1]}"

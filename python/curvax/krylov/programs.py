@@ -18,6 +18,7 @@ from curvax.compiled import (
 )
 from curvax.krylov import storage
 from curvax.krylov.selection import Matrix
+from curvax.krylov.storage import Length
 from curvax.operators.base import Operator, checked_product
 from curvax.operators.hoist import hoist
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
@@ -50,9 +51,9 @@ def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
 
 
 @program()
-def load(basis: Array, start: Array, like: Array) -> Array:
+def load(basis: Array, start: Array, like: Array, n: Length | None = None) -> Array:
     """The vectors that the rows from `start` stand for, as many as `like` is long."""
-    return storage.rows(basis, start, like.shape[0])
+    return storage.rows(basis, start, like.shape[0], storage.length(basis, n))
 
 
 @program(donate=(1,))
@@ -89,7 +90,7 @@ def steps(
 
     Args:
         op: the operator.
-        basis: `(rows, n)`, donated.
+        basis: `(rows, columns)`, donated.
         block: `(b, n)`, donated: the vectors that the rows from `first` stand for.
         first: scalar int32.
         seed: `(2,)` uint32, of the first; the others follow.
@@ -114,10 +115,11 @@ def steps(
 
 
 def _append(basis: Array, block: Array, used: Array, seed: Array) -> tuple[Array, Array, Array]:
-    scale = storage.scale(basis.dtype, basis.shape[1])
+    b, n = block.shape
+    scale = storage.scale(basis.dtype, n)
     basis, coefficients, factor, info = orthonormalize_block(basis, block, used, seed, scale=scale)
     numbers = jnp.concatenate([info, factor.ravel(), coefficients.ravel()])
-    return basis, storage.rows(basis, used, block.shape[0]), numbers[None]
+    return basis, storage.rows(basis, used, b, n), numbers[None]
 
 
 def unpack(numbers: Matrix, block: int) -> tuple[Matrix, Matrix, Matrix]:
@@ -139,7 +141,7 @@ def residuals(
     """Of rows of the basis, in float64: what their products say, and what the recurrence did not.
 
     Args:
-        basis: `(rows, n)`.
+        basis: `(rows, columns)`.
         products: `(b, n)`, the products `w` of the vectors `x` that the rows from `start` are.
         start: scalar int32.
         following: scalar int32, the first row of the next block `q`, of b vectors.
@@ -153,7 +155,7 @@ def residuals(
     b, n = products.shape
 
     def columns(first: Array, width: int) -> tuple[Array, Array]:
-        x = _piece(basis, start, b, first, width)
+        x = _piece(basis, start, b, first, width, n)
         w = lax.dynamic_slice_in_dim(products, first, width, axis=1)
         return x.astype(jnp.float64), w.astype(jnp.float64)
 
@@ -166,7 +168,7 @@ def residuals(
 
     def rest(total: Any, first: Array, width: int) -> Any:
         w = lax.dynamic_slice_in_dim(products, first, width, axis=1).astype(jnp.float64)
-        pieces = _pieces(basis, (start, following), b, first, width)
+        pieces = _pieces(basis, (start, following), b, first, width, n)
         x, q = (piece.astype(jnp.float64) for piece in pieces)
         residual = w - quotients[:, None] * x
         error = w - thetas[:, None] * x - matmul(coupling.T, q)
@@ -177,28 +179,29 @@ def residuals(
 
 
 @program(wide=True)
-def gram(basis: Array, like: Array) -> Array:
+def gram(basis: Array, like: Array, n: Length | None = None) -> Array:
     """`X Xᵀ` in float64 of the vectors that the first rows stand for, as many as `like` is long."""
-    k, n = like.shape[0], basis.shape[1]
+    k, length = like.shape[0], storage.length(basis, n)
 
     def add(total: Array, first: Array, width: int) -> Array:
-        x = _piece(basis, jnp.zeros_like(first), k, first, width).astype(jnp.float64)
+        x = _piece(basis, jnp.zeros_like(first), k, first, width, length).astype(jnp.float64)
         return total + matmul(x, x.T)
 
-    return over_columns(add, jnp.zeros((k, k)), n, rows=k)
+    return over_columns(add, jnp.zeros((k, k)), length, rows=k)
 
 
 @program()
-def combine(basis: Array, weights: Array) -> Array:
+def combine(basis: Array, weights: Array, n: Length | None = None) -> Array:
     """`weights @ vectors`, `(b, n)`; rows of weight zero may hold any finite numbers."""
-    m, n = basis.shape
+    m, length = basis.shape[0], storage.length(basis, n)
 
     def fill(out: Array, first: Array, width: int) -> Array:
-        x = _piece(basis, jnp.zeros_like(first), m, first, width)
+        x = _piece(basis, jnp.zeros_like(first), m, first, width, length)
         piece = matmul(weights, x)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, jnp.zeros((weights.shape[0], n), weights.dtype), n, rows=m)
+    out = jnp.zeros((weights.shape[0], length), weights.dtype)
+    return over_columns(fill, out, length, rows=m)
 
 
 @program(wide=True)
@@ -215,23 +218,24 @@ def squared_distance(a: Array, b: Array) -> Array:
 
 @program()
 def take(basis: Array, rows: Array) -> Array:
-    """A copy of the given rows, as they are stored."""
+    """A copy of the given rows, as they are stored, padding included."""
     return basis[rows]
 
 
 @program()
 def deliver(op: Operator, stored: Array) -> Any:
     """Stored rows as vectors of the operator."""
-    return op.unravel(storage.vectors(stored, stored.shape[1]))
+    n = op.shape[0]
+    return op.unravel(storage.vectors(stored[:, :n], n))
 
 
-def _piece(basis: Array, start: Array, count: int, first: Array, width: int) -> Array:
-    """Some columns of the vectors that the `count` rows from `start` stand for."""
-    return _pieces(basis, (start,), count, first, width)[0]
+def _piece(basis: Array, start: Array, count: int, first: Array, width: int, n: int) -> Array:
+    """Some columns of the vectors of length n that the `count` rows from `start` stand for."""
+    return _pieces(basis, (start,), count, first, width, n)[0]
 
 
 def _pieces(
-    basis: Array, starts: tuple[Array, ...], count: int, first: Array, width: int
+    basis: Array, starts: tuple[Array, ...], count: int, first: Array, width: int, n: int
 ) -> list[Array]:
     """As `_piece`, of several blocks of rows."""
     pieces = []
@@ -241,5 +245,5 @@ def _pieces(
         basis, first = lax.optimization_barrier((basis, first))
         piece = lax.dynamic_slice(basis, (start.astype(first.dtype), first), (count, width))
         piece, basis = lax.optimization_barrier((piece, basis))
-        pieces.append(storage.vectors(piece, basis.shape[1]))
+        pieces.append(storage.vectors(piece, n))
     return pieces

@@ -9,9 +9,10 @@ import numpy as np
 
 from curvax.compiled import Clock
 from curvax.krylov.arguments import check_arguments
-from curvax.krylov.plan import Plan, choose, readable
+from curvax.krylov.plan import Plan, choose, readable, remedy
 from curvax.krylov.selection import Wanted
-from curvax.krylov.sizes import fewest_rows, matvec_limit
+from curvax.krylov.sizes import matvec_limit
+from curvax.memory import memory_of
 from curvax.operators.base import Operator
 from curvax.results import Progress
 
@@ -20,6 +21,7 @@ from curvax.results import Progress
 class Settings:
     """Everything that steers a solve."""
 
+    plan: Plan
     wanted: Wanted
     tol: float
     relative_to: str
@@ -41,9 +43,10 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
     if not plan.fits:
         raise MemoryError(
             f"the solve needs {readable(plan.bytes.peak)}, but {readable(plan.limit)} are free: "
-            f"{_remedy(plan)}. The forecast:\n{plan}"
+            f"{remedy(plan, memory_of(op))}. The forecast:\n{plan}"
         )
     return Settings(
+        plan=plan,
         wanted=request.wanted,
         tol=request.tol,
         relative_to=request.relative_to,
@@ -57,17 +60,3 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
         callback=request.callback,
         return_eigenvectors=request.return_eigenvectors,
     )
-
-
-def _remedy(plan: Plan) -> str:
-    fewest = fewest_rows(plan.k, plan.block_size)
-    remedies = ["lower k", "lower the number of parameters by a filter (where=)"]
-    if plan.basis_dtype == np.float32 and not plan.dense:
-        remedies.insert(0, "store the basis in 16 bits (basis_dtype='float16')")
-    if plan.bytes.linearization:
-        remedies.insert(0, "keep no linearisation residuals (linearize=False)")
-    if plan.block_size > 1:
-        remedies.insert(0, "lower block_size")
-    if plan.max_basis > fewest:
-        remedies.insert(0, f"lower max_basis (at least {fewest})")
-    return ", ".join(remedies[:-1]) + f", or {remedies[-1]}"

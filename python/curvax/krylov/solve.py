@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs, storage
 from curvax.krylov.certificates import (
     Certificate,
+    Pairs,
     estimate_errors,
     measure,
     measure_sampled,
     orthogonality,
+    unmeasured,
 )
 from curvax.krylov.exclusion import needed_growth
 from curvax.krylov.lanczos import Lanczos, Ritz
@@ -58,27 +61,6 @@ _WARM = _Start(MIXED, 0.3, 3e-2)
 _RARE = 1e-3
 
 
-@dataclasses.dataclass
-class _Pairs:
-    """Ritz pairs that lie in the first rows of the basis.
-
-    Attributes:
-        values: their Ritz values, the wanted ones first in order of preference.
-        predicted: `(k,)` the residuals that the recurrence estimates.
-        others: Ritz values that were not wanted.
-        doubtful: `(k,)` whether one not wanted, far from converged, could still displace it.
-        scale: |λ|max.
-        unknown: the norm of what the recurrence does not hold of their residuals.
-    """
-
-    values: Matrix
-    predicted: Matrix
-    others: Matrix
-    doubtful: np.ndarray[Any, np.dtype[np.bool_]]
-    scale: float
-    unknown: float
-
-
 class Solve:
     """The driver of a `Lanczos` state."""
 
@@ -98,6 +80,10 @@ class Solve:
         # Which pairs something may displace that had no time to show before products ran out.
         self._cut_short: Any = False
         self._searching = False
+        # The pairs in the first rows of the basis and what was measured of them; whether they have
+        # gone from there; and whether a failure ended the solve.
+        self._found: tuple[Pairs, Certificate] | None = None
+        self._lost = self._failed = False
         self.state = Lanczos(
             op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
         )
@@ -110,6 +96,26 @@ class Solve:
         if self.settings.certify == "complete" and not self.interrupted:
             pairs, certificate, complete = self._search(pairs, certificate)
         return self._report(pairs, certificate, complete)
+
+    def salvage(self) -> EigenResult | None:
+        """What is known after a failure, without another product; None if that is nothing.
+
+        With the vectors, if the basis is still there and memory for them.
+        """
+        if not self.state.known:
+            return None
+        self._failed = True
+        self.state.forget_unread()
+        ritz = self.state.ritz()
+        order = self.settings.wanted.order(ritz.values)
+        try:
+            if self._found is None:
+                self._settle(ritz, order, 0.0)
+            assert self._found is not None
+            return self._report(*self._found, None)
+        except RuntimeError:  # no memory, or a basis that was given away
+            self._lost = True
+            return self._report(*self._found or unmeasured(self._pairs(ritz, order, 0.0)), None)
 
     @property
     def solve_matvecs(self) -> int:
@@ -131,7 +137,7 @@ class Solve:
         """Products that random directions get to show an eigenvalue that stands out."""
         return max(_BEYOND_CLOSURE, 4 * self.settings.block)
 
-    def _converge(self, warm: bool) -> tuple[_Pairs, Certificate]:
+    def _converge(self, warm: bool) -> tuple[Pairs, Certificate]:
         """Iterate and certify until the measured residuals are within the tolerance."""
         # The recurrence sees neither the rounding of stored vectors nor the noise of products.
         fraction, unseen = 1.0, storage.noise(self.settings.basis_dtype)
@@ -181,9 +187,12 @@ class Solve:
         """
         state, wanted = self.state, self.settings.wanted
         ritz, closed, ended = state.ritz() if state.used else None, None, False
+        if not self._searching:
+            self._found = None
         while True:
             if state.full and not state.unread:
                 assert ritz is not None  # a full basis has columns
+                self._lost = self._found is not None
                 state.restart(ritz, self._kept(ritz, wanted.order(ritz.values)))
             # Steps that were begun before the end was seen are read: they are paid for.
             state.step(0 if ended else self._steps_left)
@@ -268,13 +277,18 @@ class Solve:
         late = dropped[rising[dropped]][: max(missing, 0)]
         return np.concatenate([kept[: count - len(late)], late])
 
-    def _settle(self, ritz: Ritz, order: Indices, unknown: float) -> _Pairs:
+    def _settle(self, ritz: Ritz, order: Indices, unknown: float) -> Pairs:
         """Turn the first rows of the basis into Ritz vectors, the wanted first."""
-        wanted = self.settings.wanted
-        chosen, allowed = order[: wanted.k], self._allowed(ritz, order)
+        pairs = self._pairs(ritz, order, unknown)
         self.state.restart(ritz, self._kept(ritz, order))
         self.state.restarts -= 1  # the basis was not full
-        return _Pairs(
+        self._found, self._lost = unmeasured(pairs), False
+        return pairs
+
+    def _pairs(self, ritz: Ritz, order: Indices, unknown: float) -> Pairs:
+        wanted = self.settings.wanted
+        chosen, allowed = order[: wanted.k], self._allowed(ritz, order)
+        return Pairs(
             ritz.values[chosen],
             ritz.residuals[chosen],
             ritz.values[order[wanted.k :]],
@@ -283,7 +297,7 @@ class Solve:
             unknown,
         )
 
-    def _certify(self, pairs: _Pairs) -> Certificate:
+    def _certify(self, pairs: Pairs) -> Certificate:
         """Measure the residuals; after Ctrl-C only of the pairs that seem to have converged."""
         before, measured = self.state.matvecs, np.ones(len(pairs.values), bool)
         if self.interrupted:
@@ -300,9 +314,10 @@ class Solve:
                     self.state, pairs.values, measured, pairs.scale, pairs.unknown
                 )
         self.verification += self.state.matvecs - before
+        self._found = pairs, certificate
         return certificate
 
-    def _search(self, pairs: _Pairs, certificate: Certificate) -> tuple[_Pairs, Certificate, bool]:
+    def _search(self, pairs: Pairs, certificate: Certificate) -> tuple[Pairs, Certificate, bool]:
         """Look for missed pairs in the complement of those found, until a search finds none.
 
         A pair that the solve missed has no component in its Krylov space. A random block orthogonal
@@ -333,9 +348,7 @@ class Solve:
                 return pairs, certificate, finished
         return pairs, certificate, False
 
-    def _report(
-        self, pairs: _Pairs, certificate: Certificate, complete: bool | None
-    ) -> EigenResult:
+    def _report(self, pairs: Pairs, certificate: Certificate, complete: bool | None) -> EigenResult:
         settings, state = self.settings, self.state
         values, residuals = certificate.values, certificate.residuals
         allowed = self._certified(certificate, pairs.scale)
@@ -343,11 +356,12 @@ class Solve:
         known = np.where(np.isnan(residuals), pairs.predicted, residuals)
         errors = estimate_errors(values, known, pairs.others)
         with self.clock.part("verification"):
-            loss = orthogonality(state, len(values))
+            loss = math.nan if self._lost else orthogonality(state, len(values))
         state.share_out_seconds(self.solve_matvecs)
         self._warn(converged)
         down = np.argsort(-values, kind="stable")
-        vectors = self._vectors(down) if settings.return_eigenvectors else None
+        wanted = settings.return_eigenvectors and not self._lost
+        vectors = self._vectors(down) if wanted else None
         return EigenResult(
             eigenvalues=values[down],
             eigenvectors=vectors,
@@ -365,7 +379,7 @@ class Solve:
             seed=settings.seed,
             history=tuple(self.history),
             seconds={**self.clock.seconds, "total": self.clock.total()},
-            interrupted=bool(self.interrupted),
+            interrupted=bool(self.interrupted) or self._failed,
         )
 
     def _vectors(self, order: Indices) -> Any:
@@ -376,7 +390,7 @@ class Solve:
         return programs.deliver(self.clock, self.op, rows)
 
     def _warn(self, converged: Any) -> None:
-        if self.interrupted:
+        if self.interrupted or self._failed:
             return
         settings = self.settings
         self.tolerance.warn_if_raised(self.op)
