@@ -69,7 +69,7 @@ def memory_of(tree: Any = None) -> Memory:
     Raises:
         RuntimeError: a device does not say how much memory it has.
     """
-    return min((_memory(device) for device in _devices(tree)), key=lambda memory: memory.free)
+    return min((memory_on(device) for device in _devices(tree)), key=lambda memory: memory.free)
 
 
 def available_bytes(tree: Any = None) -> int:
@@ -95,11 +95,14 @@ def default_device() -> Any:
     return chosen
 
 
-def _memory(device: Any) -> Memory:
+def memory_on(device: Any) -> Memory:
     """On a GPU, what the allocator can still give.
 
     On a CPU the smaller of the system's available memory and what the control group still allows; a
     very large number if neither is known.
+
+    Raises:
+        RuntimeError: the device does not say how much memory it has.
     """
     if device.platform == "cpu":
         known = [_meminfo_available(), _control_group_free()]

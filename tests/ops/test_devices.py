@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from curvax import cli
 from curvax._native import devices, loading
 
+GB = 10**9
 FITTING = {
     "driver": 13000,
     "capability": "9.0",
-    "free": 90 << 30,
-    "total": 140 << 30,
+    "free": 90 * GB,
+    "total": 140 * GB,
     "error": "",
     "message": "",
 }
@@ -36,12 +37,13 @@ def module(**changes):
 class Device:
     device_kind = "NVIDIA H200"
     local_hardware_id = 1
+    platform = "gpu"
 
     def __str__(self):
         return "cuda:1"
 
     def memory_stats(self):
-        return {"bytes_limit": 100 << 30, "bytes_in_use": 10 << 30, "pool_bytes": 20 << 30}
+        return {"bytes_limit": 100 * GB, "bytes_in_use": 10 * GB, "pool_bytes": 20 * GB}
 
 
 @pytest.fixture
@@ -86,8 +88,8 @@ def on_a_device(monkeypatch):
             "and --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=103-real, update",
         ),
         (
-            {"error": "cudaErrorMemoryAllocation", "free": 1 << 28},
-            "find no memory on cuda:1 (NVIDIA H200): 0.2 of 140.0 GiB are free. End the process",
+            {"error": "cudaErrorMemoryAllocation", "free": GB // 5},
+            "find no memory on cuda:1 (NVIDIA H200): 0.2 of 140.0 GB are free. End the process",
         ),
         (
             {"error": "cudaErrorECCUncorrectable", "message": "uncorrectable ECC error"},
@@ -138,17 +140,17 @@ def info(**environment):
 
 @pytest.mark.parametrize(
     ("free", "others"),
-    # Of the 50 GiB that are not free, 20 are JAX's.
-    [(90, "; 30.0 GiB are held by other processes: see nvidia-smi"), (120, "")],
+    # Of the 50 GB that are not free, 20 are JAX's.
+    [(90, "; end the other process that holds 30.0 GB of the device"), (120, "")],
 )
 def test_info_tells_of_the_device_and_who_holds_its_memory(free, others, on_a_device, monkeypatch):
-    on_a_device(module(free=free << 30))
+    on_a_device(module(free=free * GB))
     monkeypatch.setattr(devices, "plugins", lambda: {"jax-cuda13-pjrt": "0.11.2"})
     text = info().stdout
     assert re.search("CUDA module +CUDA 13.0, for compute capability 8.0, 12.0\n", text)
     assert re.search("CUDA plugin +jax-cuda13-pjrt 0.11.2\n", text)
-    line = f"90.0 of 100.0 GiB free for arrays; driver for CUDA 13.0{others}\n"
-    assert re.search(f"cuda:1 +{line}", text)
+    assert re.search(f"cuda:1 +90.0 GB free for arrays; driver for CUDA 13.0{others}", text)
+    assert bool(others) == ("end the other process" in text)
 
 
 def test_info_where_there_is_a_plugin_and_no_device(monkeypatch):

@@ -55,9 +55,9 @@ def _refusal(device: Any, facts: dict[str, Any], build: dict[str, Any]) -> str:
         )
     elif error == "cudaErrorMemoryAllocation":
         what = (
-            f"find no memory on {name}: {_GiB(facts['free'])} of {_GiB(facts['total'])} GiB are "
-            "free. End the process that holds the rest (nvidia-smi lists them), or leave more to "
-            "CUDA by XLA_CLIENT_MEM_FRACTION=0.9"
+            f"find no memory on {name}: {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB "
+            "are free. End the process that holds the rest (nvidia-smi lists them), leave more to "
+            "CUDA (XLA_CLIENT_MEM_FRACTION=0.9)"
         )
     else:
         what = (
@@ -65,10 +65,6 @@ def _refusal(device: Any, facts: dict[str, Any], build: dict[str, Any]) -> str:
             "broken the device (nvidia-smi), reinstall curvax"
         )
     return f"curvax's CUDA kernels {what}, {_OTHERWISE}"
-
-
-def _GiB(count: int) -> str:
-    return f"{count / 2**30:.1f}"
 
 
 def version(number: int) -> str:

@@ -54,6 +54,7 @@ def cuda_devices() -> Iterator[tuple[str, str]]:
     import jax
 
     from curvax._native import devices, loading
+    from curvax.memory import memory_on
 
     plugins = ", ".join(f"{name} {number}" for name, number in devices.plugins().items())
     if "cuda" not in loading.present():
@@ -63,14 +64,13 @@ def cuda_devices() -> Iterator[tuple[str, str]]:
     yield "CUDA plugin", plugins or "unknown"
     module = loading.load("cuda")
     for device in jax.local_devices(backend="cuda"):
-        stats = device.memory_stats() or {}
-        limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
-        line = f"{(limit - used) / 2**30:.1f} of {limit / 2**30:.1f} GiB free for arrays"
+        try:
+            memory = memory_on(device)
+        except RuntimeError as error:
+            yield str(device), str(error)
+            continue
+        line = f"{memory.free / 1e9:.1f} GB free for arrays"
         if module is not None:
             facts = module.check_device(device.local_hardware_id)
             line += f"; driver for CUDA {devices.version(facts['driver'])}"
-            held = facts["total"] - facts["free"] - stats.get("pool_bytes", used)
-            # A process of CUDA has half a gigabyte for itself.
-            if held > 1 << 30:
-                line += f"; {held / 2**30:.1f} GiB are held by other processes: see nvidia-smi"
-        yield str(device), line
+        yield str(device), "; ".join([line, *memory.remedies])
