@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kRotateThreads)
 }
 
 // Copies a panel of the used rows to shared memory, as it is stored: a row by neighbouring threads,
-// and kCopyLoads rows of a thread together, so that as many loads are in flight. The address past
-// the last row is that of the first one: a load that is not asked for would wait for a branch.
+// and kCopyLoads rows of a thread together, so that as many loads are in flight. Those past the
+// last row load the first one again: under a condition each load would wait for a branch.
 template <typename S, typename Piece>
 __device__ __forceinline__ void CopyPanel(const RotateBasisLaunch& launch, int used, int64_t begin,
                                           int width, S* rows) {

@@ -241,18 +241,13 @@ OFF_BY_ONE = [
     ("block_ortho_sweep.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
     ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
     ("rotate_basis.cuh", "if (row < used) *", "if (row < used - 1) *"),
-    (
-        "rotate_basis.cuh",
-        "step < used ? r + j * step : r;",
-        "step < used ? r + j * step : r + step;",
-    ),
     ("rotate_basis.cuh", "if (i >= width) return;", "if (i + 4 >= width) return;"),
     ("rotate_basis.cuh", "g = whole + team / split", "g = team / split"),
     ("rotate_basis.cuh", "left * 2 <= teams", "left * 2 <= teams + 2"),
     ("rotate_basis.cuh", "left * 4 <= teams", "left * 4 <= teams + 4"),
     ("rotate_basis.cuh", "j < kept ? launch", "j < kept - 1 ? launch"),
     ("rotate_basis.cuh", "if (j >= p.kept) continue", "if (j > p.kept) continue"),
-    ("rotate_basis.cuh", "stride >= p.width) continue", "stride > p.width) continue"),
+    ("rotate_basis.cuh", "e * stride, p.width - 1)", "e * stride, p.width - 2)"),
 ]
 
 
