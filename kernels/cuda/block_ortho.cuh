@@ -155,7 +155,8 @@ inline __device__ bool ScaleColumns(const BlockOrthoLaunch& launch, const BlockT
   return true;
 }
 
-// The pass after a sweep, of which one block alone is launched; `kFirst`: the sweep has measured the block as it was given.
+// The pass after a sweep, on one block of threads; `kFirst`: the sweep has measured the vectors as
+// they were given.
 template <typename S, bool kFirst>
 __global__ void __launch_bounds__(kDecideThreads, 1)
     Decide(const __grid_constant__ BlockOrthoLaunch launch) {
