@@ -1,6 +1,7 @@
 """Whose memory is planned with, on devices made by hand: there is no GPU here."""
 
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -114,6 +115,28 @@ class TestFree:
         monkeypatch.setattr(_native, "device_memory", lambda ordinal: None)
         gpu(monkeypatch, allocator(104 * GIB, 4 * GIB, pool_bytes=0))
         assert memory_of() == memory.Memory(100 * GIB, 0, on_device=True)
+
+
+class TestDriver:
+    def ask(self, monkeypatch, module):
+        def load(platform):
+            if isinstance(module, Exception):
+                raise module
+            return module
+
+        monkeypatch.setattr(_native.loading, "present", lambda: frozenset({"cuda", "cpu"}))
+        monkeypatch.setattr(_native.loading, "load", load)
+        return _native.device_memory(3)
+
+    @pytest.mark.parametrize("free, total, found", [(5, 9, (5, 9)), (0, 9, (0, 9)), (0, 0, None)])
+    def test_what_the_module_says(self, monkeypatch, free, total, found):
+        facts = {3: {"free": free, "total": total}}
+        module = types.SimpleNamespace(check_device=lambda ordinal: facts[ordinal])
+        assert self.ask(monkeypatch, module) == found
+
+    @pytest.mark.parametrize("module", [None, ImportError("no driver")])
+    def test_no_module_to_ask(self, monkeypatch, module):
+        assert self.ask(monkeypatch, module) is None
 
 
 class TestPlan:

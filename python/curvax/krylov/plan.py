@@ -170,7 +170,11 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
     Raises:
         ValueError: `max_basis` or `max_matvecs` is too small for the block.
     """
-    free, budget = _room(op) if limit is None else (limit, limit)
+    if limit is None:
+        memory = memory_of(op)
+        free, budget = memory.free, memory.shareable
+    else:
+        free, budget = limit, limit
     chooser = _Chooser(op, request, clock, free)
     for block in chooser.blocks():
         for dtype, fewest, most in chooser.bases(block):
@@ -178,12 +182,6 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
             if found.bytes.peak <= budget:
                 return found
     return found
-
-
-def _room(op: Operator) -> tuple[int, float]:
-    """What is free, and what of it a choice may take."""
-    memory = memory_of(op)
-    return memory.free, memory.shareable
 
 
 @dataclasses.dataclass(frozen=True)
