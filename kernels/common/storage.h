@@ -47,10 +47,14 @@ CURVAX_HOST_DEVICE float Widen(Half x) {
 CURVAX_HOST_DEVICE void Narrow(float x, float* out) { *out = x; }
 CURVAX_HOST_DEVICE void Narrow(double x, double* out) { *out = x; }
 CURVAX_HOST_DEVICE void Narrow(float x, BFloat16* out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out->bits) : "f"(x));
+#else
   const uint32_t bits = BitCast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
   out->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+#endif
 }
 CURVAX_HOST_DEVICE void Narrow(float x, Half* out) {
 #if defined(__CUDA_ARCH__)

@@ -41,9 +41,7 @@ def hot_loops(source, kernel):
         matching = [
             each
             for each in summaries
-            # Where an operand is not aligned, elements are loaded one by one.
-            if each.get("LDG.32", 0) == 0
-            and all(each.get(op, 0) == count for op, count in entry["find"].items())
+            if all(each.get(op, 0) == count for op, count in entry["find"].items())
         ]
         assert len(matching) == 1, f"{kernel}: {len(matching)} loops are like {name}"
         found[name] = matching[0]
