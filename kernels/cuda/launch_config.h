@@ -107,7 +107,9 @@ constexpr int kDecideThreads = 256;
 // rotate_basis.
 
 constexpr int kRotateThreads = 256;
-constexpr int kRotateResidents = 3;  // blocks that a processor holds, of 80 registers per thread
+// Blocks that a processor holds: 80 registers per thread, or 128 for doubles.
+template <typename S>
+constexpr int kRotateResidents = sizeof(S) == 8 ? 2 : 3;
 // What a thread forms together: elements of new rows. A load of an element from shared memory, or
 // of an entry of the rotation, then serves this many products; with one element the loads, not the
 // arithmetic, would set the pace.

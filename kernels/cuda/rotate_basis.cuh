@@ -125,7 +125,7 @@ __device__ __forceinline__ void CombineRows(const RotationPanel<S>& p, int g, in
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kRotateThreads, kRotateResidents)
+__global__ void __launch_bounds__(kRotateThreads, kRotateResidents<S>)
     RotatePanels(const __grid_constant__ RotateBasisLaunch launch) {
   constexpr int V = kVector<S>;
   const int64_t n = launch.args.n, begin = BlockIndex() * launch.panel;
