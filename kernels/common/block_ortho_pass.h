@@ -76,12 +76,12 @@ struct BlockOrthoState {
   double t[kMaxBlock * kMaxBlock], r[kMaxBlock * kMaxBlock], inverse[kMaxBlock * kMaxBlock];
 };
 
-// Element i of the direction that replaces column c of a block above `used` rows.
-CURVAX_HOST_DEVICE double RandomElement(const Philox4& words, int64_t i, int64_t n) {
+// An element of a direction that replaces a column, from its word.
+CURVAX_HOST_DEVICE double RandomElement(uint32_t word, int64_t n) {
   const double size = 2 * __builtin_sqrt(3.0 / static_cast<double>(n));
-  return size * (words.v[i % 4] * 0x1p-32 - 0.5);
+  return size * (word * 0x1p-32 - 0.5);
 }
-// The words of elements 4 (i / 4) to 4 (i / 4) + 3.
+// The words of elements 4 (i / 4) to 4 (i / 4) + 3 of column c of a block above `used` rows.
 CURVAX_HOST_DEVICE Philox4 RandomWords(const BlockOrthoState& state, uint64_t seed, int64_t c,
                                        int64_t i) {
   const int64_t first = i / 4 * 4;

@@ -5,20 +5,24 @@
 // passes are always made, and those after the last one return at once.
 //   BlockOrthoBegin    checks `used`, clears the results
 //   Measure            K1: C = Q^T W, G = W^T W, and the largest element of each column
-//   UpdateSweep        K2: W <- W mix + Q a, then C and G of the new W;  K3: the new W to the
-//   basis,
-//                      or W mix alone, where the deviation is small enough to be left
-//                      (`lazy_below`)
+//   UpdateSweep        K2: W <- W mix + Q a, then C and G of the new W
+//                      K3: the new W to the basis, or W mix alone, where the deviation is small
+//                      enough to be left (`lazy_below`)
 //   CombineSums        adds up what the blocks of a sweep have summed
 //   Decide             one block: the pass; what the next sweep does, in BlockOrthoDevice::next
-// A sweep splits n over blocks, which take panels of kPanel elements of all vectors. K2 reads a
-// panel of Q twice; the second time it comes from L2 or L1, while all panels in flight fit there
-// (launch_config.h). Bytes from device memory: then 3 m s n for a basis of s-byte elements, or 2
-// with `lazy_below`, and about 6 b n elements of the block. Loads are of 128 bits where the rows
-// are aligned, else of one element per thread, neighbours by neighbours. Accumulation: the compute
-// type within a panel, double across panels and blocks; everything of size m x b or b x b in
-// double. Determinism: the division of the work depends on sizes alone and all sums are in a fixed
-// order: bitwise repeatable. Rows that are not used are never read.
+// A sweep deals panels of all vectors to blocks of threads in turn, so that those at work read
+// neighbouring bytes of the same rows. A block copies the next panel to shared memory by
+// asynchronous copies while it uses the present one, first for the update, then for the products,
+// whose sums stay in registers from panel to panel (panel.cuh, row_sums.cuh). Each sweep reads Q
+// once: with r rows of s-byte elements besides the block, 3 r s n bytes from device memory in the
+// usual two passes (2 with `lazy_below`), and about 5 b n elements of the block. How many rows a panel can hold, of 128
+// bytes each at least, is up to ShapeSweep (launch_config.h): for b <= 8 at least 512 in float, 864
+// in 16 bits, 416 in double. With more, panels hold groups of rows, and K2, whose products need the
+// whole update, reads Q twice. Copies are of 16 bytes where the rows are aligned, else of one element.
+// Accumulation: the compute type over kFlushPanels panels, double across these and across blocks;
+// everything of size m x b or b x b in double. Determinism: the division of the work depends on
+// sizes alone and all sums are in a fixed order: bitwise repeatable. Rows that are not used are
+// never read.
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_CUH_
 #define CURVAX_CUDA_BLOCK_ORTHO_CUH_
 
@@ -93,14 +97,14 @@ __global__ void __launch_bounds__(kDecideThreads, 1)
 }
 
 template <typename S, int B>
-__global__ void __launch_bounds__(kSweepThreads, kSweepResidents<S, B>)
+__global__ void __launch_bounds__(kSweepThreads, kSweepResidents)
     MeasureSweep(const __grid_constant__ BlockOrthoLaunch launch) {
   if (launch.device->next == NextSweep::kNothing) return;
   SweepBlock<S, B>(launch).Measure();
 }
 
 template <typename S, int B>
-__global__ void __launch_bounds__(kSweepThreads, kSweepResidents<S, B>)
+__global__ void __launch_bounds__(kSweepThreads, kSweepResidents)
     UpdateSweep(const __grid_constant__ BlockOrthoLaunch launch) {
   const NextSweep what = launch.device->next;
   if (what == NextSweep::kNothing) return;

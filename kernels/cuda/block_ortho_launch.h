@@ -44,6 +44,8 @@ bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const
   launch.seed = seed;
   launch.blocks = layout.blocks;
   launch.sums = layout.sums;
+  const int64_t limit = Min<int64_t>(launcher.SharedLimit(), kSharedBytes);
+  launch.shape = ShapeSweep<S, B>(args.rows - args.block, args.block, limit);
   launch.device = reinterpret_cast<BlockOrthoDevice*>(memory);
   launch.partial = doubles(layout.partial);
   launch.measured = doubles(layout.measured);
@@ -52,7 +54,7 @@ bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const
   launch.mix = memory + layout.mix;
 
   const LaunchShape one = {1, kDecideThreads, kReduceBytes};
-  const LaunchShape sweep = {layout.blocks, kSweepThreads, SweepSharedBytes<S>(args.block)};
+  LaunchShape sweep = {layout.blocks, kSweepThreads, launch.shape.bytes};
   const LaunchShape combine = {CeilDiv(layout.sums, kCombineEntries), kCombineThreads,
                                kCombineThreads * int64_t{sizeof(double)}};
   if (!launcher.Launch(&BlockOrthoBegin<S>, one, launch) ||
@@ -63,6 +65,7 @@ bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const
   }
   // One sweep more than passes, for a block that has to be scaled first.
   for (int i = 0; i <= kMaxPasses; ++i) {
+    if (i == kUsualPasses) sweep.blocks = launch.blocks = Min(launch.blocks, kFewSweepBlocks);
     if (!launcher.Launch(&UpdateSweep<S, B>, sweep, launch) ||
         !launcher.Launch(&CombineSums, combine, launch) ||
         !launcher.Launch(&Decide<S, false>, one, launch)) {

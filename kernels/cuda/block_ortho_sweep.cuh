@@ -7,6 +7,8 @@
 #include "common/block_ortho_pass.h"
 #include "cuda/device.cuh"
 #include "cuda/launch_config.h"
+#include "cuda/panel.cuh"
+#include "cuda/row_sums.cuh"
 
 namespace curvax::CURVAX_LEVEL {
 
@@ -33,356 +35,361 @@ struct BlockOrthoLaunch {
   int64_t blocks;        // of a sweep
   int64_t sums;          // room for one block's sums, (rows + b) b and b maxima
   BlockOrthoDevice* device;
+  SweepShape shape;
   double* partial;   // (blocks, sums)
   double* measured;  // (sums)
   double* left;      // (rows, b)
   void *a, *mix;     // (rows, PaddedColumns(b)) and (b, b) of the compute type
 };
 
-// A strip of a row or panel: 32 lanes of one vector each.
-template <typename S>
-constexpr int kStrip = kWarpSize * kVector<S>;
-// Where this lane's k-th element of a strip is: lanes have vectors, or elements that alternate.
-template <typename S, bool kAligned>
-__device__ __forceinline__ int InStrip(int k) {
-  return kAligned ? Lane() * kVector<S> + k : Lane() + k * kWarpSize;
-}
-
-// Elements [begin, begin + kStrip) of a row of n, 0 past its end, where there may be padding to
-// whole vectors.
-template <typename S, bool kAligned>
-__device__ __forceinline__ void LoadStrip(const S* row, int64_t begin, int64_t n,
-                                          Compute<S> (&out)[kVector<S>]) {
-  constexpr int V = kVector<S>;
-  if constexpr (kAligned) {
-    const int64_t i = begin + InStrip<S, true>(0);
-    Bytes16 raw = {};
-    if (i < n) raw = *reinterpret_cast<const Bytes16*>(row + i);
-    Unpack<S>(raw, out);
-#pragma unroll
-    for (int k = 1; k < V; ++k) out[k] = k < n - i ? out[k] : Compute<S>{0};
-  } else {
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      const int64_t i = begin + InStrip<S, false>(k);
-      out[k] = i < n ? Widen(row[i]) : Compute<S>{0};
-    }
-  }
-}
-
-// Adds up N values per lane over the warp. Afterwards v[0] of a lane is the sum of the values with
-// index OwnedValue<N>(). Halving: each step sends the half of the values that the partner will own.
-template <int N, typename T>
-__device__ __forceinline__ void SumOverLanes(T (&v)[N]) {
-  static_assert(N <= kWarpSize && (N & (N - 1)) == 0, "a power of two of at most a warp");
-  int held = N;
-#pragma unroll
-  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
-    if (held > 1) {
-      held /= 2;
-      const bool upper = (Lane() & mask) != 0;
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i) {
-        if (i < held) {
-          const T mine = upper ? v[i + held] : v[i], theirs = upper ? v[i] : v[i + held];
-          v[i] = mine + ShuffleXor(theirs, mask);
-        }
+// The largest elements of the columns of a block. The warps take columns in turn, and each lane has
+// one of its warp's. A NaN counts as infinity.
+template <typename C>
+class BlockMaxima {
+ public:
+  __device__ __forceinline__ void Raise(const Panel<C>& w, int columns, int log_panel) {
+    for (int c = Warp(); c < columns; c += kSweepWarps) {
+      C largest = 0;
+      for (int i = Lane(); i < 1 << log_panel; i += kWarpSize) {
+        const C x = *w.At(c, i), size = x < 0 ? -x : x;
+        largest = Max(largest, size == size ? size : C(INFINITY));
       }
-    } else {
-      v[0] += ShuffleXor(v[0], mask);
+      largest = WarpMax(largest);
+      if (Lane() == c / kSweepWarps) largest_ = Max(largest_, largest);
     }
   }
-}
-template <int N>
-__device__ __forceinline__ int OwnedValue() {
-  return Lane() / (kWarpSize / N);
-}
-template <int N>
-__device__ __forceinline__ bool OwnsValue() {
-  return Lane() % (kWarpSize / N) == 0;
-}
+  __device__ __forceinline__ void Store(double* out, int columns) const {
+    const int c = Warp() + Lane() * kSweepWarps;
+    if (c < columns) out[c] = static_cast<double>(largest_);
+  }
 
-// One panel after another of one block, for a tile of B columns at a time.
+ private:
+  C largest_ = 0;
+};
+
+// One panel after another of one block of threads, each of which is loaded while the one before is
+// used. All rows are in a panel if they fit; otherwise a group of them is, and an update that is
+// followed by a measurement goes through the groups twice.
 template <typename S, int B>
 class SweepBlock {
  public:
   using C = Compute<S>;
-  static constexpr int V = kVector<S>;
 
   __device__ explicit SweepBlock(const BlockOrthoLaunch& launch)
-      : launch_(launch),
-        state_(launch.device->state),
-        n_(launch.args.n),
-        m_(launch.device->state.used),
-        b_(launch.args.block),
-        seed_(launch.seed[0] | uint64_t{launch.seed[1]} << 32),
-        partial_(launch.partial + BlockIndex() * launch.sums),
-        w_(reinterpret_cast<C*>(SharedMemory())),
-        updates_(w_ + PaddedColumns(b_) * kPanel) {}
-
-  // Calls f(panel) for this block's panels.
-  template <typename F>
-  __device__ void ForPanels(const F& f) const {
-    const int64_t panels = CeilDiv(n_, kPanel), share = BlockPanels(n_, launch_.blocks);
-    const int64_t end = Min(panels, (BlockIndex() + 1) * share);
-    for (int64_t p = BlockIndex() * share; p < end; ++p) f(p);
-  }
+      : launch_(launch), m_(static_cast<int>(launch.device->state.used)), rows_(m_) {}
 
   // K1, and the largest element of each column.
   __device__ void Measure() {
+    BlockMaxima<C> maxima;
     ClearSums();
-    ForPanels([&](int64_t p) {
-      const int64_t i = p * kPanel + ThreadIndex();
-      for (int64_t c = 0; c < PaddedColumns(b_); ++c) {
-        const C x = c < b_ && i < n_ ? Column(c)[i] : C{0};
-        w_[c * kPanel + ThreadIndex()] = x;
-      }
-      SyncThreads();
-      for (int64_t c = Warp(); c < b_; c += kSweepWarps) RaiseMaximum(c);
-      AddProducts(p);
-      SyncThreads();
+    ForItems(false, [&](const Item& item, const Panel<S>&) {
+      if (item.part == 0) maxima.Raise(W(item), columns(), log_panel());
+      return true;
     });
+    maxima.Store(Total(m_ + columns()), columns());
   }
 
   // K2 or K3. The old block times mix, what is left of a column after it has been scaled, or random
   // numbers, plus the basis times a.
   __device__ void Update(NextSweep what) {
-    const bool measure = !Stores(what);
-    const bool add_rows = what == NextSweep::kUpdate || what == NextSweep::kStore;
+    const bool measure = !Stores(what), update = what != NextSweep::kScale;
+    if (what == NextSweep::kStoreMixed) rows_ = 0;
     if (measure) ClearSums();
-    ForPanels([&](int64_t p) {
-      for (int64_t first = 0; first < b_; first += B) {
-        C mixed[B];
-        Mix(p, first, what, mixed);
-        if (add_rows) AddRows(p, first, mixed);
-#pragma unroll
-        for (int c = 0; c < B; ++c) w_[(first + c) * kPanel + ThreadIndex()] = mixed[c];
-      }
-      // What is written here has been read above by this very thread.
-      Write(p, measure);
-      SyncThreads();
-      if (measure) AddProducts(p);
-      SyncThreads();
+    if (update && groups() == 1) LoadFactors(0);
+    if (update) LoadMix();
+    const bool random = update && AnyDying();
+    ForItems(update && measure, [&](const Item& item, const Panel<S>& rows) {
+      if (item.part == 0 && !update) Scale(item);
+      if (item.part == 0 && random) Randomise(item);
+      if (update && item.part < groups()) AddRows(item, rows, !measure);
+      return measure && item.part >= Parts(update) - groups();
     });
     if (!measure) ClearPadding();
   }
 
  private:
-  // Rows of the basis that are used together, so that many loads are in flight: as many as the
-  // registers allow.
-  template <bool kAligned>
-  static constexpr int kUpdateRows = kAligned ? 4 : Min(4, 16 / V);
-  static constexpr int kRows = B * int64_t{sizeof(C)} >= 64 ? 2 : 4;
-  static constexpr int kStrips = static_cast<int>(kPanel / kStrip<S>);
+  static constexpr int N = 1 << kLogWide<C>;
+  static constexpr int kColumns = kUpdateColumns<B>;
 
-  __device__ C* Column(int64_t c) const { return static_cast<C*>(launch_.args.w) + c * n_; }
+  // A group of rows of a panel, or for a second time: the part-th of the count-th panel of this
+  // block of threads.
+  struct Item {
+    int count, part;
+  };
+
+  // Of the launch: these take no registers.
+  __device__ int64_t n() const { return launch_.args.n; }
+  __device__ int64_t stride() const { return launch_.args.stride; }
+  __device__ int columns() const { return launch_.shape.columns; }
+  __device__ int padded() const { return launch_.shape.tiles * B; }
+  __device__ int log_panel() const { return launch_.shape.log_panel; }
+  __device__ int log_strips() const { return log_panel() - Panel<C>::kLogStrip; }
+  __device__ int panel() const { return 1 << launch_.shape.log_panel; }
+  __device__ int group() const { return launch_.shape.group; }
+  __device__ int groups() const { return launch_.shape.groups; }
+
+  __device__ C* Column(int64_t c) const { return static_cast<C*>(launch_.args.w) + c * n(); }
   __device__ const S* Row(int64_t r) const {
-    return static_cast<const S*>(launch_.args.basis) + r * launch_.args.stride;
+    return static_cast<const S*>(launch_.args.basis) + r * stride();
   }
   __device__ S* NewRow(int64_t c) const {
-    return static_cast<S*>(launch_.args.basis) + (m_ + c) * launch_.args.stride;
+    return static_cast<S*>(launch_.args.basis) + (m_ + c) * stride();
   }
-  __device__ bool Aligned() const {
-    return launch_.args.stride % V == 0 &&
-           reinterpret_cast<uintptr_t>(launch_.args.basis) % 16 == 0;
+  // The sums that begin with those of a row.
+  __device__ double* Total(int64_t row) const {
+    return launch_.partial + BlockIndex() * launch_.sums + row * columns();
+  }
+  template <typename T>
+  __device__ static T* Shared(int begin) {
+    return reinterpret_cast<T*>(SharedMemory() + begin);
+  }
+  __device__ Panel<S> Rows(int stage) const {
+    const int apart = launch_.shape.strip;
+    return {Shared<S>(0) + stage * (apart << log_strips()), apart};
+  }
+  __device__ Panel<C> W(const Item& item) const {
+    const int apart = padded() * Panel<C>::kStrip;
+    const int stage = item.count & (launch_.shape.stages - 1);
+    return {Shared<C>(launch_.shape.w_begin) + stage * (apart << log_strips()), apart};
+  }
+  // (row of the group, column), then those of the block itself.
+  __device__ C* Factors() const { return Shared<C>(launch_.shape.factors_begin); }
+  // What a sharer adds to the block.
+  __device__ Panel<C> Exchange(int sharer) const {
+    const int apart = padded() * Panel<C>::kStrip;
+    return {Shared<C>(launch_.shape.exchange_begin) + sharer * (apart << log_strips()), apart};
+  }
+
+  // This thread's element of the panel in work that is element by element, and its first row; the
+  // rows of its others are RowStep apart.
+  __device__ int Element() const { return ThreadIndex() & (panel() - 1); }
+  __device__ int FirstRow() const { return ThreadIndex() >> log_panel(); }
+  __device__ int RowStep() const { return kSweepThreads >> log_panel(); }
+
+  // Of a panel, where groups are gone through twice.
+  __device__ int Parts(bool twice) const { return groups() == 1 ? 1 : groups() << int{twice}; }
+  __device__ int FirstOfGroup(const Item& item) const {
+    return (item.part < groups() ? item.part : item.part - groups()) * group();
+  }
+  __device__ int GroupRows(const Item& item) const { return Min(group(), rows_ - FirstOfGroup(item)); }
+  __device__ int64_t Begin(const Item& item) const {
+    return (BlockIndex() + item.count * launch_.blocks) << log_panel();
   }
 
   // They are added to after the next barrier.
   __device__ void ClearSums() const {
-    for (int64_t e = ThreadIndex(); e < launch_.sums; e += BlockSize()) partial_[e] = 0;
+    double* sums = Total(0);
+    for (int64_t e = ThreadIndex(); e < launch_.sums; e += BlockSize()) sums[e] = 0;
   }
 
-  // The maxima lie behind the sums. A NaN counts as infinity.
-  __device__ void RaiseMaximum(int64_t c) const {
-    double largest = 0;
-    for (int i = Lane(); i < kPanel; i += kWarpSize) {
-      const C x = w_[c * kPanel + i], size = x < 0 ? -x : x;
-      largest = Max(largest, size == size ? static_cast<double>(size) : double(INFINITY));
-    }
-    largest = WarpMax(largest);
-    double* maximum = partial_ + (m_ + b_) * b_ + c;
-    if (Lane() == 0) *maximum = Max(*maximum, largest);
-  }
-
-  // Element p kPanel + ThreadIndex() of columns [first, first + B) of the block times `mix`.
-  __device__ void Mix(int64_t p, int64_t first, NextSweep what, C (&mixed)[B]) const {
-    const int64_t i = p * kPanel + ThreadIndex();
-    const C* mix = static_cast<const C*>(launch_.mix);
-#pragma unroll
-    for (int c = 0; c < B; ++c) mixed[c] = 0;
-    if (i >= n_) return;
-    for (int64_t k = 0; k < b_; ++k) {
-      C x;
-      if (what == NextSweep::kScale) {
-        x = Column(k)[i] * C(launch_.device->half_scale[k]) * C(launch_.device->rest_scale[k]);
-      } else if (state_.dying[k] != 0) {
-        x = C(RandomElement(RandomWords(state_, seed_, k, i), i, n_));
-      } else {
-        x = Column(k)[i];
-      }
-#pragma unroll
-      for (int c = 0; c < B; ++c) {
-        if (first + c >= b_) continue;
-        if (what == NextSweep::kScale) {
-          if (first + c == k) mixed[c] = x;
-        } else {
-          // The zeros of a triangular mix are skipped: what they would multiply may not be finite.
-          const C factor = mix[k * b_ + first + c];
-          if (factor != 0) mixed[c] += factor * x;
-        }
-      }
-    }
-  }
-
-  // Adds the basis times columns [first, first + B) of `a`: each warp over its rows, strip by
-  // strip; then each thread, for its element, over the warps.
-  __device__ void AddRows(int64_t p, int64_t first, C (&mixed)[B]) const {
-    for (int strip = 0; strip < kStrips; ++strip) {
-      if (Aligned()) {
-        UpdateStrip<true>(p, strip, first);
-      } else {
-        UpdateStrip<false>(p, strip, first);
-      }
+  // Calls use(item) for this block's panels, or twice for every group of rows; then, where that
+  // says so, adds the item's <q_r, w_c> and <w_k, w_c> to the block's sums.
+  template <typename F>
+  __device__ __forceinline__ void ForItems(bool twice, const F& use) {
+    const SweepShape& shape = launch_.shape;
+    const int parts = Parts(twice);
+    RowSums<S, kSumRows<C, B>, B> products;
+    RowSums<C, kGramRows, B> gram;
+    // The sums of other rounds or groups are in the same registers.
+    const bool keep_products = parts == 1 && shape.products.rounds <= 1;
+    const bool keep_gram = shape.gram.rounds == 1;
+    const bool ahead = shape.stages == 2;
+    ClearSpareColumns();
+    Item item = {0, 0};
+    int stage = 0;
+    if (ahead) Load(item, stage);
+    for (bool last = false; !last;) {
+      Item next = {item.count, item.part + 1};
+      if (next.part == parts) next = {item.count + 1, 0};
+      const bool last_panel = Begin({item.count + 1, 0}) >= n();
+      last = last_panel && next.part == 0;
+      const Panel<S> rows = Rows(stage);
+      stage ^= shape.stages - 1;
+      if (ahead) WaitForCopies();
       SyncThreads();
-      const int at = ThreadIndex() - strip * kStrip<S>;
-      if (at >= 0 && at < kStrip<S>) {
-#pragma unroll
-        for (int c = 0; c < B; ++c) {
-          for (int warp = 0; warp < kSweepWarps; ++warp) {
-            mixed[c] += updates_[(warp * B + c) * kStrip<S> + at];
+      const Item load = {ahead ? next.count : item.count, ahead ? next.part : item.part};
+      if (!ahead || !last) Load(load, stage);
+      if (!ahead) {
+        WaitForCopies();
+        SyncThreads();
+      }
+      if (use(item, rows)) {
+        const bool flush = (item.count + 1) % kFlushPanels == 0 || last_panel;
+        const int count = GroupRows(item);
+        int round = 0;
+#pragma unroll 1
+        do {
+          products.Add(shape.products, log_panel(), rows, count, W(item), round);
+          if (!keep_products || flush) {
+            products.Flush(shape.products, Total(FirstOfGroup(item)), count, columns(), round);
           }
+        } while (++round < shape.products.rounds);
+        if (FirstOfGroup(item) == 0) {
+          round = 0;
+#pragma unroll 1
+          do {
+            gram.Add(shape.gram, log_panel(), W(item), columns(), W(item), round);
+            if (!keep_gram || flush) gram.Flush(shape.gram, Total(m_), columns(), columns(), round);
+          } while (++round < shape.gram.rounds);
         }
       }
+      item = next;
+    }
+  }
+
+  // The columns that fill the last tile are 0.
+  __device__ void ClearSpareColumns() const {
+    for (Item item = {0, 0}; item.count < launch_.shape.stages; ++item.count) {
+      for (int c = columns() + FirstRow(); c < padded(); c += RowStep()) {
+        *W(item).At(c, Element()) = 0;
+      }
+    }
+  }
+
+  // Begins to copy what an item needs.
+  __device__ __forceinline__ void Load(const Item& item, int stage) const {
+    const int64_t begin = Begin(item), left = n() - begin;
+    const int first = FirstOfGroup(item);
+    LoadPanel(Row(first) + begin, stride(), GroupRows(item), log_panel(), left, Rows(stage));
+    if (item.part == 0) {
+      LoadPanel(Column(0) + begin, n(), columns(), log_panel(), left, W(item));
+    }
+  }
+
+  // `a` of a group of rows, and mix, whose padding is 0.
+  __device__ void LoadFactors(int first) const {
+    const C* a = static_cast<const C*>(launch_.a) + int64_t{first} * padded();
+    const int count = Min(group(), rows_ - first) * padded();
+    for (int e = ThreadIndex(); e < count; e += kSweepThreads) Factors()[e] = a[e];
+  }
+  __device__ void LoadMix() const {
+    C* factors = Factors() + group() * padded();
+    for (int e = ThreadIndex(); e < columns() * padded(); e += kSweepThreads) {
+      const int k = e / padded(), c = e % padded();
+      factors[e] = c < columns() ? static_cast<const C*>(launch_.mix)[k * columns() + c] : C{0};
+    }
+  }
+
+  // Multiplies the block's columns by their powers of two.
+  __device__ void Scale(const Item& item) const {
+    const int64_t i = Begin(item) + Element();
+    for (int c = FirstRow(); c < columns(); c += RowStep()) {
+      C& x = *W(item).At(c, Element());
+      x = x * C(launch_.device->half_scale[c]) * C(launch_.device->rest_scale[c]);
+      if (i < n()) Column(c)[i] = x;
+    }
+    SyncThreads();
+  }
+
+  __device__ bool AnyDying() const {
+    bool any = false;
+    for (int c = 0; c < columns(); ++c) any = any || launch_.device->state.dying[c] != 0;
+    return any;
+  }
+  // Random numbers in place of the columns that are to be replaced.
+  __device__ void Randomise(const Item& item) const {
+    const uint64_t seed = launch_.seed[0] | uint64_t{launch_.seed[1]} << 32;
+    const int64_t begin = Begin(item);
+    for (int c = 0; c < columns(); ++c) {
+      if (launch_.device->state.dying[c] == 0) continue;
+      for (int e = 4 * ThreadIndex(); e < panel(); e += 4 * kSweepThreads) {
+        const Philox4 words = RandomWords(launch_.device->state, seed, c, begin + e);
+        C* w = W(item).At(c, e);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          w[k] = begin + e + k < n() ? C(RandomElement(words.v[k], n())) : C{0};
+        }
+      }
+    }
+    SyncThreads();
+  }
+
+  // The block times mix plus the item's rows times `a`, or what it has become plus these. Threads
+  // share the rows of the same elements and columns, then add up what each has. The zeros of a
+  // triangular mix multiply finite numbers: all columns have been measured, or are random.
+  __device__ __forceinline__ void AddRows(const Item& item, const Panel<S>& rows, bool store) const {
+    if (groups() > 1) {
+      LoadFactors(FirstOfGroup(item));
       SyncThreads();
     }
-  }
-  template <bool kAligned>
-  __device__ void UpdateStrip(int64_t p, int strip, int64_t first) const {
-    const int64_t begin = p * kPanel + strip * kStrip<S>;
-    const int64_t stride = PaddedColumns(b_);
-    const C* a = static_cast<const C*>(launch_.a) + first;
-    constexpr int kLoads = kUpdateRows<kAligned>;
-    C sum[B][V] = {};
-    for (int64_t r = Warp(); r < m_; r += kLoads * kSweepWarps) {
-      C q[kLoads][V];
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const int64_t row = r + j * kSweepWarps;
-        if (row < m_) LoadStrip<S, kAligned>(Row(row), begin, n_, q[j]);
+    const int log_wides = log_panel() - kLogWide<C>, log_units = launch_.shape.log_units;
+    const int sharer = ThreadIndex() >> log_units;
+    for (int u = ThreadIndex() & ((1 << log_units) - 1); u < 1 << log_units; u += kSweepThreads) {
+      const int i = (u & ((1 << log_wides) - 1)) * N, first = (u >> log_wides) * kColumns;
+      if (first >= padded()) break;
+      const C* factors = Factors() + sharer * padded() + first;
+      C sum[kColumns][N] = {};
+      AddProducts(rows.At(sharer, i), factors, sharer, GroupRows(item), sum);
+      if (item.part == 0) {
+        AddProducts(W(item).At(sharer, i), factors + group() * padded(), sharer, columns(), sum);
       }
+      C* out = Exchange(sharer).At(first, i);
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const int64_t row = r + j * kSweepWarps;
-        if (row >= m_) continue;
-        C factors[B];
-        LoadAligned<B>(a + row * stride, factors);
+      for (int c = 0; c < kColumns; ++c) StoreWide(sum[c], out + c * Panel<C>::kStrip);
+    }
+    SyncThreads();
+    FinishUpdate(item, store);
+    SyncThreads();
+  }
+  // Adds this sharer's part of `end` rows times their factors.
+  template <typename T>
+  __device__ __forceinline__ void AddProducts(const T* rows, const C* factors, int sharer, int end,
+                                              C (&sum)[kColumns][N]) const {
+    const int log_sharers = launch_.shape.log_sharers, count = Turns(sharer, end, log_sharers);
+#pragma unroll 4
+    for (int k = 0; k < count; ++k) {
+      C q[N], factor[kColumns];
+      LoadWidened<T, N>(rows, q);
+      LoadAligned<kColumns>(factors, factor);
+      rows += Panel<T>::kStrip << log_sharers;
+      factors += padded() << log_sharers;
 #pragma unroll
-        for (int c = 0; c < B; ++c) {
+      for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
-          for (int k = 0; k < V; ++k) sum[c][k] += factors[c] * q[j][k];
-        }
+        for (int e = 0; e < N; ++e) sum[c][e] += factor[c] * q[e];
       }
     }
-#pragma unroll
-    for (int c = 0; c < B; ++c) {
-#pragma unroll
-      for (int k = 0; k < V; ++k) {
-        updates_[(Warp() * B + c) * kStrip<S> + InStrip<S, kAligned>(k)] = sum[c][k];
-      }
-    }
   }
-
-  // The panel's new elements, to the block or to the basis.
-  __device__ void Write(int64_t p, bool to_block) const {
-    const int64_t i = p * kPanel + ThreadIndex();
-    if (i >= n_) return;
-    for (int64_t c = 0; c < b_; ++c) {
-      const C x = w_[c * kPanel + ThreadIndex()];
-      if (to_block) {
-        Column(c)[i] = x;
+  __device__ __forceinline__ void FinishUpdate(const Item& item, bool store) const {
+    const int log_wides = log_panel() - kLogWide<C>;
+    const int i = (ThreadIndex() & ((1 << log_wides) - 1)) * N;
+    const int64_t begin = Begin(item) + i;
+    const C scale = launch_.device->poison != 0 ? C(NAN) : C(launch_.args.scale);
+    for (int c = ThreadIndex() >> log_wides; c < columns(); c += kSweepThreads >> log_wides) {
+      C x[N] = {};
+      if (item.part != 0) LoadAligned<N>(W(item).At(c, i), x);
+      const C* shares = Exchange(0).At(c, i);
+#pragma unroll 4
+      for (int k = 0; k < 1 << launch_.shape.log_sharers; ++k) {
+        C more[N];
+        LoadAligned<N>(shares, more);
+        shares += padded() << log_panel();
+#pragma unroll
+        for (int e = 0; e < N; ++e) x[e] += more[e];
+      }
+      StoreWide(x, W(item).At(c, i));
+      if (item.part != groups() - 1) continue;
+      if (store) {
+#pragma unroll
+        for (int e = 0; e < N; ++e) x[e] *= scale;
+        StoreElements(x, n() - begin, NewRow(c) + begin);
       } else {
-        const C stored = launch_.device->poison != 0 ? C(NAN) : x * C(launch_.args.scale);
-        Narrow(stored, NewRow(c) + i);
+        StoreElements(x, n() - begin, Column(c) + begin);
       }
     }
   }
 
-  // Zeros behind the new rows, from the first block.
+  // Zeros behind the new rows, from the first block of threads.
   __device__ void ClearPadding() const {
     if (BlockIndex() != 0) return;
-    for (int64_t c = 0; c < b_; ++c) {
-      for (int64_t i = n_ + ThreadIndex(); i < launch_.args.stride; i += BlockSize()) {
-        NewRow(c)[i] = S{};
-      }
+    for (int c = 0; c < columns(); ++c) {
+      for (int64_t i = n() + ThreadIndex(); i < stride(); i += BlockSize()) NewRow(c)[i] = S{};
     }
-  }
-
-  // Adds the panel's <q_r, w_c> and <w_k, w_c> to the block's sums.
-  __device__ void AddProducts(int64_t p) const {
-    for (int64_t first = 0; first < b_; first += B) {
-      if (Aligned()) {
-        BasisProducts<true>(p, first);
-      } else {
-        BasisProducts<false>(p, first);
-      }
-      for (int64_t k = Warp(); k < b_; k += kSweepWarps) GramProducts(k, first);
-    }
-  }
-  template <bool kAligned>
-  __device__ void BasisProducts(int64_t p, int64_t first) const {
-    const int own = OwnedValue<kRows * B>();
-    const int64_t column = first + own % B;
-    for (int64_t r = Warp(); r < m_; r += kRows * kSweepWarps) {
-      const int64_t own_row = r + own / B * kSweepWarps;
-      const bool mine = OwnsValue<kRows * B>() && own_row < m_ && column < b_;
-      // Read before the products, which hide the latency.
-      double* total = partial_ + own_row * b_ + column;
-      const double before = mine ? *total : 0.0;
-      C sum[kRows * B] = {};
-#pragma unroll 1
-      for (int strip = 0; strip < kStrips; ++strip) {
-        C q[kRows][V] = {};
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          const int64_t row = r + j * kSweepWarps;
-          if (row < m_) {
-            LoadStrip<S, kAligned>(Row(row), p * kPanel + strip * kStrip<S>, n_, q[j]);
-          }
-        }
-#pragma unroll
-        for (int c = 0; c < B; ++c) {
-          const C* w = w_ + (first + c) * kPanel + strip * kStrip<S>;
-#pragma unroll
-          for (int k = 0; k < V; ++k) {
-            const C x = w[InStrip<S, kAligned>(k)];
-#pragma unroll
-            for (int j = 0; j < kRows; ++j) sum[j * B + c] += q[j][k] * x;
-          }
-        }
-      }
-      SumOverLanes(sum);
-      if (mine) *total = before + sum[0];
-    }
-  }
-  __device__ void GramProducts(int64_t k, int64_t first) const {
-    C sum[B] = {};
-    for (int i = Lane(); i < kPanel; i += kWarpSize) {
-      const C x = w_[k * kPanel + i];
-#pragma unroll
-      for (int c = 0; c < B; ++c) sum[c] += x * w_[(first + c) * kPanel + i];
-    }
-    SumOverLanes(sum);
-    const int64_t column = first + OwnedValue<B>();
-    if (OwnsValue<B>() && column < b_) partial_[(m_ + k) * b_ + column] += sum[0];
   }
 
   const BlockOrthoLaunch& launch_;
-  const BlockOrthoState& state_;
-  const int64_t n_, m_, b_;
-  const uint64_t seed_;
-  double* const partial_;  // this block's sums
-  C* const w_;             // shared: the block's panel, padded with columns of 0
-  C* const updates_;       // shared: (warp, column of the tile, element of the strip)
+  const int m_;
+  int rows_;  // that are read
 };
 
 }  // namespace curvax::CURVAX_LEVEL

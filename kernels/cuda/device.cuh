@@ -31,13 +31,16 @@ constexpr int kVector = 16 / static_cast<int>(sizeof(S));
 using simt::BlockCount;
 using simt::BlockIndex;
 using simt::BlockSize;
+using simt::CopyAsync;
 using simt::SharedMemory;
 using simt::ShuffleXor;
 using simt::SyncThreads;
 using simt::ThreadIndex;
+using simt::WaitForCopies;
 
 template <typename T>
 T LoadStreaming(const T* p) {
+  simt::CountRead(sizeof(T));
   return *p;
 }
 template <typename T>
@@ -88,6 +91,24 @@ __device__ __forceinline__ void Prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+// Copies kBytes from global to shared memory, both at a multiple of it, without a register and
+// without waiting. What has been copied is there after WaitForCopies for the thread that copied it,
+// after another barrier for the block. Copies of 16 bytes leave L1 alone.
+template <int kBytes>
+__device__ __forceinline__ void CopyAsync(void* to, const void* from) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  } else {
+    static_assert(kBytes == 4 || kBytes == 8, "an asynchronous copy of 4, 8 or 16 bytes");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+}
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 #endif  // CURVAX_SIMT
 
 __device__ __forceinline__ float Exp(float x) { return ::expf(x); }
@@ -132,6 +153,24 @@ __device__ __forceinline__ void LoadAligned(const C* p, C (&out)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) out[i] = p[i];
   }
+}
+
+// N stored elements, which begin at a multiple of their size, widened.
+template <typename S, int N>
+__device__ __forceinline__ void LoadWidened(const S* p, Compute<S> (&out)[N]) {
+  struct alignas(N * sizeof(S)) Stored {
+    S v[N];
+  };
+  const Stored stored = *reinterpret_cast<const Stored*>(p);
+#pragma unroll
+  for (int k = 0; k < N; ++k) out[k] = Widen(stored.v[k]);
+}
+
+template <typename C>
+__device__ __forceinline__ void StoreWide(const C (&in)[16 / sizeof(C)], C* p) {
+  Bytes16 bytes;
+  __builtin_memcpy(&bytes, in, sizeof(bytes));
+  *reinterpret_cast<Bytes16*>(p) = bytes;
 }
 
 template <typename T>

@@ -16,6 +16,7 @@
 
 #include "curvax/dispatch.h"
 #include "simt/kernels.h"
+#include "simt/simt.h"
 
 namespace py = pybind11;
 
@@ -72,7 +73,7 @@ py::list Levels() {
 }
 
 // Levels that run on the emulated GPU: the first with the shared memory of an H100, the second with
-// none, so that rows of logits are shared by several blocks. Either may say how many blocks the
+// none, so that rows of logits are shared by several blocks, and panels hold few rows. Either may say how many blocks the
 // device holds at once: "gpu/5".
 const char* const kEmulated[] = {"gpu", "gpu-parts"};
 py::list EmulatedLevels() {
@@ -228,6 +229,8 @@ void RunRotateBasis(const std::string& level, int64_t threads, const std::string
 PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("levels", &curvax::Levels,
         "Instruction levels that were compiled and that this machine has.");
+  m.def("take_bytes_read", &simt::TakeBytesRead,
+        "Bytes that the emulated GPU has copied or streamed from its memory since the last call.");
   m.def("emulated", &curvax::EmulatedLevels, "Levels that run on the emulated GPU.");
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
   m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);

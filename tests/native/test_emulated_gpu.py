@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from tests.native import test_softmax_ce_kernels as softmax_ce
-from tests.native.test_block_ortho_kernels import orthonormal, run, stored
+from tests.native.test_block_ortho_kernels import STORAGE, check, orthonormal, padded, run, stored
 
 native = pytest.importorskip("curvax_native_tests")
 
@@ -20,6 +20,39 @@ def test_an_impossible_number_of_used_rows_leaves_the_basis_alone(used, rng):
     got, c, s, info = run("gpu", 1, "float32", basis, rng.normal(size=(4, 300)), used)
     assert got.tobytes() == basis.tobytes()
     assert np.isnan(c).all() and np.isnan(s).all() and np.isnan(info[2])
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize(
+    ("used", "b", "n", "columns"),
+    [(0, 3, 700, 700), (5, 1, 1024, 1024), (64, 8, 1001, 1008), (21, 13, 777, 777)],
+)
+def test_a_sweep_reads_the_basis_once(dtype, used, b, n, columns, rng):
+    """With and without alignment: every element of the rows and of the block, and no other."""
+    basis, w = padded(orthonormal(rng, used, n), columns, b, dtype), rng.normal(size=(b, n))
+    native.take_bytes_read()
+    info = run("gpu", 1, dtype, basis, w, used)[3]
+    size, compute = STORAGE[dtype].itemsize, 8 if dtype == "float64" else 4
+    sweeps = info[0] + 1  # each pass is between two
+    assert native.take_bytes_read() == sweeps * n * (used * size + b * compute)
+    lazy = run("gpu", 1, dtype, basis, w, used, lazy_below=1.0)[3]
+    left_out = lazy[2] < 1 and used > 0  # by the first update whose deviation allows it
+    assert native.take_bytes_read() == n * ((lazy[0] + 1 - left_out) * used * size + (lazy[0] + 1) * b * compute)
+
+
+@pytest.mark.parametrize(
+    ("level", "used", "b", "n", "again"),
+    [("gpu", 290, 8, 430, 0), ("gpu", 530, 8, 560, 1), ("gpu-parts", 75, 5, 900, 1)],
+)
+def test_rows_beyond_one_panel_are_read_again_for_products(level, used, b, n, again, rng):
+    """A panel of 290 rows fits and its sums take two rounds; 530 rows are taken in groups."""
+    q, w = orthonormal(rng, used, n), rng.normal(size=(b, n)) + 3
+    native.take_bytes_read()
+    out = run(level, 1, "float32", stored(q, b, "float32", 1.0), w, used)
+    read = native.take_bytes_read()
+    check("float32", out[0], w, *out[1:], used)
+    passes = out[3][0]
+    assert read == 4 * n * ((passes + 1) * (used + b) + again * (passes - 1) * used)
 
 
 def begin_anywhere(x):

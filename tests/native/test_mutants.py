@@ -114,10 +114,13 @@ def check_softmax_ce(library, shared_bytes, rows, vocab, softcap):
         np.testing.assert_allclose(loss, lse[:, 0] - cap[range(rows), labels], rtol=1e-5)
 
 
-def check_block_ortho(library, used, b, n, stride, scale, lazy_below=0.0):
+def check_block_ortho(
+    library, shared_bytes, used, b, n, stride, scale, lazy_below=0.0, dependent=0
+):
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.normal(size=(n, used)))[0].T
     w = rng.normal(size=(b, n)) @ np.diag(np.linspace(1, 3, n)) + 5 * rng.normal(size=(b, used)) @ q
+    w[b - dependent :] = w[:dependent]
     w = (w * scale).astype(np.float32)
     results = []
     for seed in SEEDS:
@@ -131,7 +134,7 @@ def check_block_ortho(library, used, b, n, stride, scale, lazy_below=0.0):
         args.basis, args.w, args.coefficients, args.factor, args.info = map(
             pointer, (basis, block, c, s, info)
         )
-        error = library.block_ortho(seed, ctypes.byref(args))
+        error = library.block_ortho(seed, ctypes.c_int64(shared_bytes), ctypes.byref(args))
         assert not error, error
         new = basis[used : used + b, :n].astype(float)
         stored = basis[:used, :n].astype(float)
@@ -142,7 +145,8 @@ def check_block_ortho(library, used, b, n, stride, scale, lazy_below=0.0):
         rest = c[:used].T @ stored + s.T @ new - w
         norms = np.linalg.norm(w.astype(float), axis=1)
         assert (np.linalg.norm(rest, axis=1) <= 3e-6 * norms).all()
-        assert info[0] == 2
+        assert info[1] == dependent
+        assert dependent or info[0] == 2
         results.append((basis.tobytes(), c.tobytes(), s.tobytes()))
     assert results[0] == results[2]
 
@@ -171,9 +175,13 @@ def check(path):
         # Rows that begin everywhere in a vector; then tangents that begin elsewhere in one.
         check_softmax_ce(library, 1 << 20, 4, 2201, softcap)
         check_softmax_ce(library, 0, 3, 8301, softcap)
-    check_block_ortho(library, 37, 4, 1800, 1800, 1.0)
-    check_block_ortho(library, 9, 6, 1037, 1040, 1e-25)
-    check_block_ortho(library, 9, 4, 300, 300, 1.0, 2.0**-21)
+    check_block_ortho(library, 1 << 20, 37, 4, 1800, 1800, 1.0)
+    check_block_ortho(library, 1 << 20, 9, 6, 1037, 1040, 1e-25)
+    check_block_ortho(library, 1 << 20, 261, 3, 280, 280, 1.0)  # more rows than one round of sums
+    check_block_ortho(library, 1 << 20, 5, 4, 900, 900, 1.0, dependent=1)
+    check_block_ortho(library, 24 << 10, 37, 4, 1800, 1800, 1.0)  # one stage
+    check_block_ortho(library, 0, 37, 4, 1037, 1040, 1.0)  # groups of rows
+    check_block_ortho(library, 1 << 20, 9, 4, 300, 300, 1.0, 2.0**-21)
     check_rotate_basis(library, 17, 9, 700)
     check_rotate_basis(library, 6, 5, 133)
     check_rotate_basis(library, 40, 21, 300)
@@ -202,9 +210,10 @@ def build(folder, change=None):
 
 
 def barriers():
+    """Those of the block, and the waits for its copies."""
     for path in sorted(CUDA.glob("*.cuh")):
         text = path.read_text()
-        for match in re.finditer(r"(?<=\n) +SyncThreads\(\);", text):
+        for match in re.finditer(r"(?<=\n) +(if \(ahead\) )?(SyncThreads|WaitForCopies)\(\);", text):
             # That of Sums, which the barriers of what follows its only use make superfluous.
             if "f(i, sum);\n    }\n" in text[match.start() - 30 : match.start()]:
                 continue
@@ -228,17 +237,27 @@ OFF_BY_ONE = [
     ("softmax_ce.cuh", "int p = Lane(); p <", "int p = Lane() + 1; p <"),
     ("device.cuh", "Lane() < Warps() ? memory[i", "Lane() < Warps() - 1 ? memory[i"),
     ("device.cuh", "    memory_ = other_;\n", ""),
-    ("block_ortho_sweep.cuh", "% 16 == 0;", "% 4 == 0;"),
-    ("block_ortho_sweep.cuh", "if (row >= m_) continue", "if (row > m_) continue"),
-    ("block_ortho_sweep.cuh", "if (i >= n_) return;", "if (i >= n_ - 1) return;"),
-    ("block_ortho_sweep.cuh", "k < n - i ?", "k <= n - i ?"),
+    ("panel.cuh", "% sizeof(Bytes16) == 0;", "% 4 == 0;"),
+    ("panel.cuh", "left >= 1 << log_panel", "left + 1 >= 1 << log_panel"),
+    ("panel.cuh", "if (i >= left)", "if (i + 1 >= left)"),
+    ("panel.cuh", "(1 << log_step) - 1) >> log_step", "(1 << log_step) - 2) >> log_step"),
+    ("block_ortho_sweep.cuh", "i = n() + Th", "i = n() + 1 + Th"),
+    ("block_ortho_sweep.cuh", "k < 1 << launch_.shape.log_sharers", "k < launch_.shape.log_sharers"),
+    ("panel.cuh", "if (k < left)", "if (k < left - 1)"),
+    ("panel.cuh", "left >= N &&", "left >= N - 1 &&"),
+    ("block_ortho_sweep.cuh", "if (!keep_products || flush)", "if (flush)"),
+    ("block_ortho_sweep.cuh", "kFlushPanels == 0 || last_panel;", "kFlushPanels == 0;"),
+    ("block_ortho_sweep.cuh", "{item.count + 1, 0}) >= n()", "{item.count + 2, 0}) >= n()"),
+    ("block_ortho_sweep.cuh", "item.part != groups() - 1", "item.part != 0"),
+    ("block_ortho_sweep.cuh", "if (item.part != 0) LoadAligned", "if (item.part > 1) LoadAligned"),
+    ("block_ortho_sweep.cuh", "item.part >= Parts(update) - groups()", "item.part >= 0"),
     ("block_ortho_sweep.cuh", "|| what == NextSweep::kStoreMixed;", ";"),
-    ("block_ortho_sweep.cuh", "i = n_ + Th", "i = n_ + 1 + Th"),
-    ("block_ortho_sweep.cuh", "warp < kSweepWarps; ++warp", "warp < kSweepWarps - 1; ++warp"),
-    ("block_ortho_sweep.cuh", "(BlockIndex() + 1) * share", "(BlockIndex() + 1) * share + 1"),
-    ("block_ortho_sweep.cuh", "Lane() / (kWarpSize / N)", "Lane() / (kWarpSize / N) + 1"),
+    ("block_ortho_sweep.cuh", "Min(group(), rows_ - FirstOfGroup(item))", "group()"),
+    ("row_sums.cuh", "if (owner && row < rows)", "if (owner && row <= rows)"),
+    ("row_sums.cuh", "(lane >> log_owned)", "(lane >> log_owned) + 1"),
+    ("row_sums.cuh", "int strip = SharedLane(shape) >> kLogLanes", "int strip = 1"),
+    ("row_sums.cuh", "sum_[j][c] = 0", "sum_[j][c] *= 0.5f"),
     ("block_ortho.cuh", "k = 1; k < kShares", "k = 2; k < kShares"),
-    ("block_ortho_sweep.cuh", "r = Warp(); r < m_", "r = Warp() + 1; r < m_"),
     ("device.cuh", "int mask = kWarpSize / 2", "int mask = kWarpSize / 4"),
     ("rotate_basis.cuh", "if (row < used) *", "if (row < used - 1) *"),
     ("rotate_basis.cuh", "if (i >= width) return;", "if (i + 4 >= width) return;"),

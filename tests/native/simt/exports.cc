@@ -32,8 +32,9 @@ extern "C" const char* softmax_ce(uint32_t seed, int64_t shared_bytes, int64_t r
   return Keep(launcher.error);
 }
 
-extern "C" const char* block_ortho(uint32_t seed, const curvax::BlockOrthoArgs* args) {
-  Launcher launcher({0, seed});
+extern "C" const char* block_ortho(uint32_t seed, int64_t shared_bytes,
+                                   const curvax::BlockOrthoArgs* args) {
+  Launcher launcher({shared_bytes, seed});
   std::vector<char> workspace(device::BlockOrthoLayout(*args).bytes, char(0xff));
   curvax::BlockOrthoArgs with = *args;
   with.workspace = workspace.data();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 namespace simt {
@@ -19,6 +20,12 @@ constexpr unsigned char kGuard = 0xa5;
 
 enum class Waiting { kNothing, kBarrier, kShuffle };
 
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
 // Started by a ucontext, and from then on switched by _setjmp and _longjmp: swapcontext makes two
 // system calls each time.
 struct Fiber {
@@ -30,7 +37,10 @@ struct Fiber {
   bool done = false;
   uint64_t given = 0;
   int mask = 0;
+  std::vector<Copy> copies;  // that it has not waited for
 };
+
+int64_t bytes_read = 0;
 
 class Block {
  public:
@@ -60,7 +70,13 @@ class Block {
     std::memset(shared, 0xff, grid.shared_bytes);  // NaN of every type
     for (Fiber& fiber : fibers_) fiber.done = false;
     std::string error;
+    fault.clear();
     while (error.empty() && Step(&error)) {
+      error = fault;
+    }
+    for (Fiber& fiber : fibers_) {
+      if (error.empty() && !fiber.copies.empty()) error = "a copy that its thread has not awaited";
+      fiber.copies.clear();
     }
     if (error.empty()) error = CheckGuards();
     return error.empty() ? error : error + " in block " + std::to_string(index);
@@ -79,11 +95,31 @@ class Block {
     Wait(Waiting::kShuffle);
     return fiber.given;
   }
+  void StartCopy(const Copy& copy) {
+    const auto misaligned = [&](const void* p) {
+      return reinterpret_cast<uintptr_t>(p) % copy.bytes != 0;
+    };
+    const char* to = static_cast<char*>(copy.to);
+    if (misaligned(copy.to) || misaligned(copy.from)) {
+      fault = "a misaligned copy";
+    } else if (to < shared || to + copy.bytes > shared + grid.shared_bytes) {
+      fault = "a copy outside the shared memory";
+    } else {
+      std::memset(copy.to, 0xff, copy.bytes);
+      fibers_[thread].copies.push_back(copy);
+    }
+  }
+  void FinishCopies() {
+    std::vector<Copy>& copies = fibers_[thread].copies;
+    for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    copies.clear();
+  }
 
   const Grid grid;
   int thread = 0;
   int64_t block = 0;
   char* shared;
+  std::string fault;  // of a fiber
 
  private:
   static void Enter();
@@ -201,6 +237,14 @@ int64_t BlockCount() { return current->grid.blocks; }
 char* SharedMemory() { return current->shared; }
 void SyncThreads() { current->Wait(Waiting::kBarrier); }
 uint64_t ShuffleBits(uint64_t bits, int mask) { return current->Shuffle(bits, mask); }
+
+void CopyAsyncBytes(void* to, const void* from, int bytes) {
+  CountRead(bytes);
+  current->StartCopy({to, from, bytes});
+}
+void WaitForCopies() { current->FinishCopies(); }
+void CountRead(int64_t bytes) { bytes_read += bytes; }
+int64_t TakeBytesRead() { return std::exchange(bytes_read, 0); }
 
 std::string Run(const Grid& grid, uint32_t seed, const std::function<void()>& kernel) {
   if (grid.threads % kWarp != 0) return "the number of threads is not a multiple of a warp's";

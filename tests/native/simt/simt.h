@@ -3,9 +3,11 @@
 // Every CUDA thread of a block is a fiber, which runs until it meets a barrier or a shuffle. Blocks
 // run one after another. Which fiber goes next is drawn by seed, again after every barrier: a
 // result that depends on the order of threads shows. Shared memory is filled with NaN before every
-// block and lies between guards. A barrier that some threads have passed by, a shuffle that lacks
-// lanes of its warp, or a write past the shared memory ends the process of no one: Launch returns
-// what went wrong.
+// block and lies between guards. An asynchronous copy fills its destination with NaN at once and
+// with the data when its thread waits, so both a wait that is missing and a reader that was not
+// waited for show. A barrier that some threads have passed by, a shuffle that lacks lanes of its
+// warp, a misaligned copy, or a write past the shared memory ends the process of no one: Launch
+// returns what went wrong.
 //
 // What it cannot show: races between blocks, effects of caches and of the memory model, warps whose
 // lanes run apart, and speed.
@@ -43,6 +45,19 @@ T ShuffleXor(T v, int mask) {
   std::memcpy(&v, &bits, sizeof(v));
   return v;
 }
+
+// `kBytes` from global to shared memory, which arrive when the thread calls WaitForCopies.
+void CopyAsyncBytes(void* to, const void* from, int bytes);
+template <int kBytes>
+void CopyAsync(void* to, const void* from) {
+  CopyAsyncBytes(to, from, kBytes);
+}
+void WaitForCopies();
+
+// Bytes of global memory that asynchronous copies and LoadStreaming have read since the last call
+// of TakeBytesRead.
+void CountRead(int64_t bytes);
+int64_t TakeBytesRead();
 
 struct Grid {
   int64_t blocks;
