@@ -15,14 +15,14 @@
 // asynchronous copies while it uses the present one, first for the update, then for the products,
 // whose sums stay in registers from panel to panel (panel.cuh, row_sums.cuh). Each sweep reads Q
 // once: with r rows of s-byte elements besides the block, 3 r s n bytes from device memory in the
-// usual two passes (2 with `lazy_below`), and about 5 b n elements of the block. How many rows a panel can hold, of 128
-// bytes each at least, is up to ShapeSweep (launch_config.h): for b <= 8 at least 512 in float, 864
-// in 16 bits, 416 in double. With more, panels hold groups of rows, and K2, whose products need the
-// whole update, reads Q twice. Copies are of 16 bytes where the rows are aligned, else of one element.
-// Accumulation: the compute type over kFlushPanels panels, double across these and across blocks;
-// everything of size m x b or b x b in double. Determinism: the division of the work depends on
-// sizes alone and all sums are in a fixed order: bitwise repeatable. Rows that are not used are
-// never read.
+// usual two passes (2 with `lazy_below`), and about 5 b n elements of the block. How many rows a
+// panel can hold, of 128 bytes each at least, is up to ShapeSweep (launch_config.h): for b <= 8 at
+// least 512 in float, 864 in 16 bits, 416 in double. With more, panels hold groups of rows, and K2,
+// whose products need the whole update, reads Q twice. Copies are of 16 bytes where the rows are
+// aligned, else of one element. Accumulation: the compute type over kFlushPanels panels, double
+// across these and across blocks; everything of size m x b or b x b in double. Determinism: the
+// division of the work depends on sizes alone and all sums are in a fixed order: bitwise
+// repeatable. Rows that are not used are never read.
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_CUH_
 #define CURVAX_CUDA_BLOCK_ORTHO_CUH_
 

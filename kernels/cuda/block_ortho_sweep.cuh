@@ -171,7 +171,9 @@ class SweepBlock {
   __device__ int FirstOfGroup(const Item& item) const {
     return (item.part < groups() ? item.part : item.part - groups()) * group();
   }
-  __device__ int GroupRows(const Item& item) const { return Min(group(), rows_ - FirstOfGroup(item)); }
+  __device__ int GroupRows(const Item& item) const {
+    return Min(group(), rows_ - FirstOfGroup(item));
+  }
   __device__ int64_t Begin(const Item& item) const {
     return (BlockIndex() + item.count * launch_.blocks) << log_panel();
   }
@@ -307,7 +309,8 @@ class SweepBlock {
   // The block times mix plus the item's rows times `a`, or what it has become plus these. Threads
   // share the rows of the same elements and columns, then add up what each has. The zeros of a
   // triangular mix multiply finite numbers: all columns have been measured, or are random.
-  __device__ __forceinline__ void AddRows(const Item& item, const Panel<S>& rows, bool store) const {
+  __device__ __forceinline__ void AddRows(const Item& item, const Panel<S>& rows,
+                                          bool store) const {
     if (groups() > 1) {
       LoadFactors(FirstOfGroup(item));
       SyncThreads();

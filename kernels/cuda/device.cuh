@@ -105,9 +105,7 @@ __device__ __forceinline__ void CopyAsync(void* to, const void* from) {
                  : "memory");
   }
 }
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 #endif  // CURVAX_SIMT
 

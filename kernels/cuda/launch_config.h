@@ -82,7 +82,9 @@ template <int B>
 constexpr int kUpdateColumns = B;
 // Rows whose sums, of a tile of columns, a thread has in registers.
 template <typename C, int B>
-constexpr int kSumRows = B * sizeof(C) >= 64 ? 6 : B * sizeof(C) >= 32 ? 12 : 16;
+constexpr int kSumRows = B * sizeof(C) >= 64   ? 6
+                         : B * sizeof(C) >= 32 ? 12
+                                               : 16;
 constexpr int kGramRows = 2;  // of the block with itself
 
 // How threads share the sums of rows with the tiles of a block: 2^log_lanes lanes the elements, and
@@ -103,9 +105,9 @@ constexpr SumsShape ShapeSums(int64_t rows, int rows_of_thread, int tiles, int l
 
 // A sweep of a block of `columns` vectors, `tiles` tiles of them, over panels of which `stages` are
 // in shared memory, with all rows or groups of them, strips of `strip` elements. There, from these
-// bytes on: panels of the rows; of the block; factors of these rows and of the block; what the 2^log_sharers
-// threads exchange that update the same elements, one of 2^log_units units.
-// Between strips of 16 bits, so that 16 lanes at two of them touch all banks.
+// bytes on: panels of the rows; of the block; factors of these rows and of the block; what the
+// 2^log_sharers threads exchange that update the same elements, one of 2^log_units units. Between
+// strips of 16 bits, so that 16 lanes at two of them touch all banks.
 constexpr int64_t kStripPadding = 32;
 struct SweepShape {
   int log_panel, stages, group, strip, groups, columns, tiles;
@@ -127,7 +129,7 @@ constexpr SweepShape ShapeSweep(int64_t rows, int64_t group, int64_t block, int 
   const SumsShape products = ShapeSums(group, kSumRows<C, B>, tiles, log_wides);
   const SumsShape gram = ShapeSums(block, kGramRows, tiles, log_wides);
   const int64_t held = RoundUp(group, int64_t{2} << products.log_apart);
-  const int64_t strip = (held << kLogShortestPanel<C>) + (sizeof(S) == 2 ? kStripPadding : 0);
+  const int64_t strip = (held << kLogShortestPanel<C>)+(sizeof(S) == 2 ? kStripPadding : 0);
   const int64_t w = stages * (strip << log_strips) * int64_t{sizeof(S)};
   const int64_t factors = w + stages * (columns << log_panel) * kSize;
   const int64_t exchange = RoundUp(factors + (group + block) * columns * kSize, 16);

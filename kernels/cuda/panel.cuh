@@ -1,8 +1,9 @@
 // Panels of vectors in shared memory, and the way there.
 //
 // A panel has the same elements of many rows, strip by strip: a strip is 128 bytes of the compute
-// type's elements, of one row after another. The rows of a strip lie at a distance that the compiler
-// knows, and 8 lanes that take 16 bytes each touch all banks once, however long the panel is.
+// type's elements, of one row after another. The rows of a strip lie at a distance that the
+// compiler knows, and 8 lanes that take 16 bytes each touch all banks once, however long the panel
+// is.
 #ifndef CURVAX_CUDA_PANEL_CUH_
 #define CURVAX_CUDA_PANEL_CUH_
 

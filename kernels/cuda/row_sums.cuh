@@ -41,9 +41,8 @@ class RowSums {
   // Adds the products of one panel of `rows` with one of the block, of the rows of a round. The
   // panel holds whole sets of kTogether rows for each thread; what is beyond `rows` is in sums that
   // nobody asks for.
-  __device__ __forceinline__ void Add(const SumsShape& shape, int log_panel,
-                                      const Panel<S>& panel, int rows, const Panel<C>& block,
-                                      int round) {
+  __device__ __forceinline__ void Add(const SumsShape& shape, int log_panel, const Panel<S>& panel,
+                                      int rows, const Panel<C>& block, int round) {
     constexpr int kLogLanes = 3;  // of a strip
     const int begin = round * kRows << shape.log_apart;
     const int i = (SharedLane(shape) & 7) * N, step = 1 << (shape.log_lanes - kLogLanes);
@@ -100,7 +99,10 @@ class RowSums {
 
  private:
   template <int n>
-  static constexpr int kLog = n == 8 ? 3 : n == 4 ? 2 : n == 2 ? 1 : 0;
+  static constexpr int kLog = n == 8   ? 3
+                              : n == 4 ? 2
+                              : n == 2 ? 1
+                                       : 0;
   static constexpr int N = 1 << kLogWide<C>;
   // Rows whose elements are in registers together.
   static constexpr int kTogether = 2;

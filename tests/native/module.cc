@@ -73,8 +73,8 @@ py::list Levels() {
 }
 
 // Levels that run on the emulated GPU: the first with the shared memory of an H100, the second with
-// none, so that rows of logits are shared by several blocks, and panels hold few rows. Either may say how many blocks the
-// device holds at once: "gpu/5".
+// none, so that rows of logits are shared by several blocks, and panels hold few rows. Either may
+// say how many blocks the device holds at once: "gpu/5".
 const char* const kEmulated[] = {"gpu", "gpu-parts"};
 py::list EmulatedLevels() {
   py::list levels;

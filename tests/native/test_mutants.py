@@ -213,7 +213,9 @@ def barriers():
     """Those of the block, and the waits for its copies."""
     for path in sorted(CUDA.glob("*.cuh")):
         text = path.read_text()
-        for match in re.finditer(r"(?<=\n) +(if \(ahead\) )?(SyncThreads|WaitForCopies)\(\);", text):
+        for match in re.finditer(
+            r"(?<=\n) +(if \(ahead\) )?(SyncThreads|WaitForCopies)\(\);", text
+        ):
             # That of Sums, which the barriers of what follows its only use make superfluous.
             if "f(i, sum);\n    }\n" in text[match.start() - 30 : match.start()]:
                 continue
@@ -242,7 +244,11 @@ OFF_BY_ONE = [
     ("panel.cuh", "if (i >= left)", "if (i + 1 >= left)"),
     ("panel.cuh", "(1 << log_step) - 1) >> log_step", "(1 << log_step) - 2) >> log_step"),
     ("block_ortho_sweep.cuh", "i = n() + Th", "i = n() + 1 + Th"),
-    ("block_ortho_sweep.cuh", "k < 1 << launch_.shape.log_sharers", "k < launch_.shape.log_sharers"),
+    (
+        "block_ortho_sweep.cuh",
+        "k < 1 << launch_.shape.log_sharers",
+        "k < launch_.shape.log_sharers",
+    ),
     ("panel.cuh", "if (k < left)", "if (k < left - 1)"),
     ("panel.cuh", "left >= N &&", "left >= N - 1 &&"),
     ("block_ortho_sweep.cuh", "if (!keep_products || flush)", "if (flush)"),
