@@ -32,6 +32,12 @@ struct BlockOrthoLayout {
   }
 };
 
+// Whether every row begins at a multiple of 16 bytes.
+template <typename T>
+bool RowsAligned(const void* rows, int64_t stride) {
+  return stride % kVector<T> == 0 && reinterpret_cast<uintptr_t>(rows) % sizeof(Bytes16) == 0;
+}
+
 template <typename S, int B, typename Launcher>
 bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const uint32_t* seed,
                           Launcher& launcher) {
@@ -46,6 +52,8 @@ bool LaunchBlockOrthoTile(const BlockOrthoArgs& args, const int32_t* used, const
   launch.sums = layout.sums;
   const int64_t limit = Min<int64_t>(launcher.SharedLimit(), kSharedBytes);
   launch.shape = ShapeSweep<S, B>(args.rows - args.block, args.block, limit);
+  launch.basis_aligned = RowsAligned<S>(args.basis, args.stride);
+  launch.w_aligned = RowsAligned<Compute<S>>(args.w, args.n);
   launch.device = reinterpret_cast<BlockOrthoDevice*>(memory);
   launch.partial = doubles(layout.partial);
   launch.measured = doubles(layout.measured);

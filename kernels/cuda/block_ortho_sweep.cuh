@@ -36,10 +36,11 @@ struct BlockOrthoLaunch {
   int64_t sums;          // room for one block's sums, (rows + b) b and b maxima
   BlockOrthoDevice* device;
   SweepShape shape;
-  double* partial;   // (blocks, sums)
-  double* measured;  // (sums)
-  double* left;      // (rows, b)
-  void *a, *mix;     // (rows, PaddedColumns(b)) and (b, b) of the compute type
+  bool basis_aligned, w_aligned;  // so that 16 bytes of a row can be copied at once
+  double* partial;                // (blocks, sums)
+  double* measured;               // (sums)
+  double* left;                   // (rows, b)
+  void *a, *mix;                  // (rows, PaddedColumns(b)) and (b, b) of the compute type
 };
 
 // The largest elements of the columns of a block. The warps take columns in turn, and each lane has
@@ -252,9 +253,10 @@ class SweepBlock {
   __device__ __forceinline__ void Load(const Item& item, int stage) const {
     const int64_t begin = Begin(item), left = n() - begin;
     const int first = FirstOfGroup(item);
-    LoadPanel(Row(first) + begin, stride(), GroupRows(item), log_panel(), left, Rows(stage));
+    LoadPanel(launch_.basis_aligned, Row(first) + begin, stride(), GroupRows(item), log_panel(),
+              left, Rows(stage));
     if (item.part == 0) {
-      LoadPanel(Column(0) + begin, n(), columns(), log_panel(), left, W(item));
+      LoadPanel(launch_.w_aligned, Column(0) + begin, n(), columns(), log_panel(), left, W(item));
     }
   }
 
@@ -357,7 +359,8 @@ class SweepBlock {
     const int log_wides = log_panel() - kLogWide<C>;
     const int i = (ThreadIndex() & ((1 << log_wides) - 1)) * N;
     const int64_t begin = Begin(item) + i;
-    const C scale = launch_.device->poison != 0 ? C(NAN) : C(launch_.args.scale);
+    C scale = 1;
+    if (store) scale = launch_.device->poison != 0 ? C(NAN) : C(launch_.args.scale);
     for (int c = ThreadIndex() >> log_wides; c < columns(); c += kSweepThreads >> log_wides) {
       C x[N] = {};
       if (item.part != 0) LoadAligned<N>(W(item).At(c, i), x);

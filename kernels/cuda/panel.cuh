@@ -77,13 +77,11 @@ __device__ __forceinline__ void LoadElements(const T* from, int64_t stride, int 
   }
 }
 
-// Begins to copy a panel of rows, of which `left` elements are there: by 16 bytes where they allow
-// it. It has arrived after WaitForCopies and a barrier.
+// Begins to copy a panel of rows, of which `left` elements are there: by 16 bytes if they are
+// aligned to that. It has arrived after WaitForCopies and a barrier.
 template <typename T>
-__device__ __forceinline__ void LoadPanel(const T* from, int64_t stride, int rows, int log_panel,
-                                          int64_t left, const Panel<T>& to) {
-  const bool aligned =
-      stride % kVector<T> == 0 && reinterpret_cast<uintptr_t>(from) % sizeof(Bytes16) == 0;
+__device__ __forceinline__ void LoadPanel(bool aligned, const T* from, int64_t stride, int rows,
+                                          int log_panel, int64_t left, const Panel<T>& to) {
   if (aligned && left >= 1 << log_panel) {
     LoadVectors(from, stride, rows, log_panel, to);
   } else {
