@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import heapq
 import importlib.metadata
 import pathlib
 import re
@@ -106,17 +107,22 @@ def nvdisasm() -> str | None:
 
 
 @functools.cache
-def kernels(source: str, architecture: str = "sm_90") -> dict[str, list[Loop]]:
-    """The loops of every kernel of kernels/cuda/<source>.cu, by its name without a namespace."""
+def bodies(source: str, architecture: str = "sm_90") -> dict[str, list[Instruction]]:
+    """The instructions of every kernel of kernels/cuda/<source>.cu, by its short name."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = pathlib.Path(folder) / "kernels.cubin"
         compile_cubin(source, architecture, cubin)
         text = subprocess.run(
             [nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True
         ).stdout
-    bodies = parse(text)
-    names = short_names(list(bodies))
-    return {name: loops(body) for name, body in zip(names, bodies.values(), strict=True)}
+    mangled = parse(text)
+    return dict(zip(short_names(list(mangled)), mangled.values(), strict=True))
+
+
+@functools.cache
+def kernels(source: str, architecture: str = "sm_90") -> dict[str, list[Loop]]:
+    """The loops of every kernel of kernels/cuda/<source>.cu, by its name without a namespace."""
+    return {name: loops(body) for name, body in bodies(source, architecture).items()}
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
@@ -142,7 +148,52 @@ def parse(text: str) -> dict[str, list[Instruction]]:
     }
 
 
-def loops(body: list[Instruction]) -> list[Loop]:
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """The basic blocks of a kernel, the edges between them, and its natural loops."""
+
+    blocks: list[Loop]  # their instructions
+    following: list[list[int]]
+    loops: dict[int, set[int]]  # of each head the blocks
+
+    def innermost(self, head: int) -> bool:
+        """Whether the loop of a head has none within."""
+        return not any(other in self.loops[head] for other in self.loops if other != head)
+
+    def cheapest(self, head: int, stops: list[int], turns: dict[int, int]) -> int:
+        """Instructions of the cheapest way once round a loop that passes some blocks in order.
+
+        A block of a loop within counts as often as `turns` says of the head.
+        """
+        weights = [len(block) for block in self.blocks]
+        for inner, count in turns.items():
+            for block in self.loops[inner]:
+                weights[block] *= count
+        back = {(b, h) for h, nodes in self.loops.items() for b in nodes if h in self.following[b]}
+        latches = {b for b in self.loops[head] if head in self.following[b]}
+
+        def way(start: int, goals: set[int]) -> tuple[int, int]:
+            queue, seen = [(0, start)], set()
+            while queue:
+                cost, block = heapq.heappop(queue)
+                if block in goals:
+                    return cost, block
+                if block in seen:
+                    continue
+                seen.add(block)
+                for after in self.following[block]:
+                    if after in self.loops[head] and (block, after) not in back:
+                        heapq.heappush(queue, (cost + weights[block], after))
+            raise ValueError(f"no way from block {start} to {goals}")
+
+        total, at = 0, head
+        for goals in [*({stop} for stop in stops), latches]:
+            cost, at = way(at, goals)
+            total += cost
+        return total + weights[at]
+
+
+def flow(body: list[Instruction]) -> Flow:
     """Natural loops: one for each block that dominates one from which an edge goes back to it."""
     starts = {0} | {each.target for each in body if each.target is not None}
     starts |= {i + 1 for i, each in enumerate(body[:-1]) if each.target is not None or each.ends}
@@ -165,13 +216,18 @@ def loops(body: list[Instruction]) -> list[Loop]:
         for head in after:
             if dominators[block] is not None and dominators[block] >> head & 1:
                 nodes.setdefault(head, {head}).update(reaching(block, head, before))
-    found = []
-    for head in sorted(nodes):
-        blocks = sorted(nodes[head])
-        instructions = [each for b in blocks for each in body[begin[b] : ends[b]]]
-        innermost = not any(other in nodes[head] for other in nodes if other != head)
+    blocks = [Loop(tuple(body[a:b]), False) for a, b in zip(begin, ends, strict=True)]
+    return Flow(blocks, following, nodes)
+
+
+def loops(body: list[Instruction]) -> list[Loop]:
+    """The natural loops of a kernel."""
+    found, kernel = [], flow(body)
+    for head in sorted(kernel.loops):
+        blocks = sorted(kernel.loops[head])
+        instructions = tuple(each for b in blocks for each in kernel.blocks[b].instructions)
         if any(each.opcode != "BRA" for each in instructions):  # a kernel ends in a jump to itself
-            found.append(Loop(tuple(instructions), innermost))
+            found.append(Loop(instructions, kernel.innermost(head)))
     return found
 
 
