@@ -43,31 +43,6 @@ struct BlockOrthoLaunch {
   void *a, *mix;                  // (rows, PaddedColumns(b)) and (b, b) of the compute type
 };
 
-// The largest elements of the columns of a block. The warps take columns in turn, and each lane has
-// one of its warp's. A NaN counts as infinity.
-template <typename C>
-class BlockMaxima {
- public:
-  __device__ __forceinline__ void Raise(const Panel<C>& w, int columns, int log_panel) {
-    for (int c = Warp(); c < columns; c += kSweepWarps) {
-      C largest = 0;
-      for (int i = Lane(); i < 1 << log_panel; i += kWarpSize) {
-        const C x = *w.At(c, i), size = x < 0 ? -x : x;
-        largest = Max(largest, size == size ? size : C(INFINITY));
-      }
-      largest = WarpMax(largest);
-      if (Lane() == c / kSweepWarps) largest_ = Max(largest_, largest);
-    }
-  }
-  __device__ __forceinline__ void Store(double* out, int columns) const {
-    const int c = Warp() + Lane() * kSweepWarps;
-    if (c < columns) out[c] = static_cast<double>(largest_);
-  }
-
- private:
-  C largest_ = 0;
-};
-
 // One panel after another of one block of threads, each of which is loaded while the one before is
 // used. All rows are in a panel if they fit; otherwise a group of them is, and an update that is
 // followed by a measurement goes through the groups twice.

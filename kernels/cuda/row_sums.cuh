@@ -1,5 +1,5 @@
-// Inner products of rows with the columns of a block, over one panel after another: what a sweep of
-// block_ortho measures.
+// What a sweep of block_ortho measures, over one panel after another: inner products of rows with
+// the columns of a block, and the largest elements of these.
 //
 // A thread has the sums of kRows rows and a tile of B columns in registers, over the elements of
 // its lane; 8 to 32 lanes share them. They stay there from panel to panel, in the compute type, and
@@ -120,6 +120,31 @@ class RowSums {
   }
 
   C sum_[kRows][B] = {};
+};
+
+// The largest elements of the columns of a block. The warps take columns in turn, and each lane has
+// one of its warp's. A NaN counts as infinity.
+template <typename C>
+class BlockMaxima {
+ public:
+  __device__ __forceinline__ void Raise(const Panel<C>& w, int columns, int log_panel) {
+    for (int c = Warp(); c < columns; c += kSweepWarps) {
+      C largest = 0;
+      for (int i = Lane(); i < 1 << log_panel; i += kWarpSize) {
+        const C x = *w.At(c, i), size = x < 0 ? -x : x;
+        largest = Max(largest, size == size ? size : C(INFINITY));
+      }
+      largest = WarpMax(largest);
+      if (Lane() == c / kSweepWarps) largest_ = Max(largest_, largest);
+    }
+  }
+  __device__ __forceinline__ void Store(double* out, int columns) const {
+    const int c = Warp() + Lane() * kSweepWarps;
+    if (c < columns) out[c] = static_cast<double>(largest_);
+  }
+
+ private:
+  C largest_ = 0;
 };
 
 }  // namespace curvax::CURVAX_LEVEL
