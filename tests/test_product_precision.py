@@ -13,6 +13,7 @@ from jax.extend.core.primitives import dot_general_p
 
 import curvax as cx
 from curvax import compiled
+from curvax.krylov import lanczos
 
 N = 300
 VALUES = np.append([10.0, 9.0, -8.0], np.linspace(2, 1, N - 3))
@@ -59,6 +60,10 @@ def everything():
         cx.fisher(forward, loss, params, x, kind=kind, microbatch_size=1) @ params
     both = cx.hessian(lambda p, b: jnp.sum(p["w"] ** 4) + jnp.sum(p["v"] ** 2), params, x)
     cx.trace(both.blocks(1), num_matvecs=5, method="hutchinson", seed=0)
+    with pytest.MonkeyPatch.context() as patch:  # of a device: several steps in one program
+        patch.setattr(lanczos, "on_device", lambda op: True)
+        patch.setattr(lanczos, "_SHORT", 1e9)
+        cx.eigsh(op, 2, seed=0, max_basis=12)
 
 
 def all_programs():

@@ -83,7 +83,9 @@ def on_device(tree: Any = None) -> bool:
 
 
 def _devices(tree: Any) -> set[Any]:
-    bound = [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "committed", False)]
+    # Within a trace it is where the program will run, and JAX's default device at the best.
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
+    bound = [leaf for leaf in arrays if getattr(leaf, "committed", False)]
     return set().union(*(leaf.devices() for leaf in bound)) or {default_device()}
 
 

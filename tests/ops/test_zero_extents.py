@@ -61,7 +61,9 @@ def test_a_basis_without_elements_is_refused(shape):
         basis, block = jnp.zeros(shape, jnp.float32), jnp.zeros((1, n), jnp.float32)
         with pytest.raises(Exception, match=expected):
             jax.block_until_ready(
-                block_ortho.orthonormalize_block(basis, block, zero, jnp.zeros(2, jnp.uint32), 1.0)
+                block_ortho.orthonormalize_block(
+                    basis, block, zero, jnp.zeros(2, jnp.uint32), 1.0, 0.0
+                )
             )
         # XLA does not call what has no results with elements.
         rotated = block_ortho.rotate_basis(basis, jnp.zeros((rows, rows)), zero, zero)
