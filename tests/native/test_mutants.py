@@ -294,7 +294,7 @@ def test_the_code_as_it_is(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.thin(8)
+@pytest.mark.thin(16)
 @pytest.mark.parametrize("change", [*barriers(), *off_by_one()])
 def test_a_broken_kernel_is_found(change, tmp_path):
     assert run_checks(build(tmp_path, change)).returncode != 0

@@ -48,7 +48,7 @@ def check(basis, w, c, s, used, dtype, scale=1.0):
     assert (rest <= IDENTITY[dtype] * np.linalg.norm(w, axis=1)).all()
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("dtype", ORTHOGONALITY)
 @pytest.mark.parametrize(("used", "b", "n"), [(0, 3, 700), (11, 1, 700), (20, 4, 3001)])
 def test_random_block(impl, dtype, used, b, n, rng):
@@ -111,7 +111,7 @@ def test_small_matrices_are_float64(impl, x64, rng):
     assert out[0].dtype == np.float32
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("name", "replaced"), [("condition", 0), ("dependent", 2), ("span", 4), ("zero", 4)]
@@ -134,7 +134,7 @@ def test_dependent_directions(impl, dtype, name, replaced, rng):
     assert (np.abs(s).max(1) == 0).sum() == replaced
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("exponent", [-46, 46, 100])
 def test_only_relative_sizes_matter(impl, exponent, rng):
     used, b, n = 9, 3, 800

@@ -70,7 +70,7 @@ def copied(text, *shapes):
     return re.findall(rf"\w+\[({'|'.join(shapes)})\]\S* copy\(", text)
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", EPS)
 def test_triple_is_the_derivative_of_the_loss(impl, dtype, options, rng):
