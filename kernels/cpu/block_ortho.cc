@@ -164,7 +164,8 @@ class BlockOrthoRun {
       const int64_t end = Min(args_.n, (chunk + 1) * kChunk);
       for (int64_t i = chunk * kChunk; i < end; i += 4) {
         const Philox4 words = RandomWords(state_, args_.seed, c, i);
-        for (int64_t k = i; k < Min(i + 4, end); ++k) w[k] = C(RandomElement(words.v[k % 4], args_.n));
+        for (int64_t k = i; k < Min(i + 4, end); ++k)
+          w[k] = C(RandomElement(words.v[k % 4], args_.n));
       }
     });
   }
