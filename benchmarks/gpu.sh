@@ -22,6 +22,7 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out/gpu}
 SITE=$PWD/build/gpu-site
 DRIVER=build/gpu/tests/native/cuda_driver
+CASES=(copy softmax_ce block_ortho gpt gpt-bf16x3 large large-bf16x3 peers)
 commit=$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)
 export CURVAX_COMMIT=${CURVAX_COMMIT:-$commit}
 export PYTHONPATH=$SITE:$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
@@ -105,7 +106,7 @@ stage_sanitize() {
 # the allocator does not join what an earlier case has left in pieces.
 stage_bench() {
   local case status=0
-  [ $# -gt 0 ] || set -- copy softmax_ce block_ortho gpt gpt-bf16x3 large large-bf16x3 peers
+  [ $# -gt 0 ] || set -- "${CASES[@]}"
   for case in "$@"; do
     local preallocate=true
     [ "$case" != peers ] || preallocate=false # PyTorch is in the same process
@@ -124,7 +125,12 @@ case $stage in
   *) usage ;;
 esac
 shift
-if [ "$stage" = test ] && [[ ! ${1:-rest} =~ ^(quick|rest)$ ]]; then usage; fi
+case $stage in
+  all) (($# <= 1)) || usage ;;
+  test) [[ $# -le 1 && ${1:-rest} =~ ^(quick|rest)$ ]] || usage ;;
+  bench) for case in "$@"; do [[ " ${CASES[*]} " == *" $case "* ]] || usage; done ;;
+  *) (($# == 0)) || usage ;;
+esac
 mkdir -p "$OUT"
 if [[ ! $stage =~ ^(all|build)$ ]] && stale; then stage_build; fi
 "stage_$stage" "$@"

@@ -9,7 +9,10 @@
 set -uo pipefail
 
 TOTAL=570
-FOLDER=$(mkdir -p "$1" && cd "$1" && pwd)
+FOLDER=$(mkdir -p "$1" && cd "$1" && touch .writable && rm .writable && pwd) || {
+  echo "FOLDER must be one that can be written to, got $1" >&2
+  exit 2
+}
 export OUT=$PWD/build/gpu-all
 rm -rf "$OUT"
 mkdir -p "$OUT"
@@ -17,11 +20,21 @@ mkdir -p "$OUT"
 export JAX_COMPILATION_CACHE_DIR=$PWD/build/gpu-cache
 SECONDS=0
 failed=0
+child=
 
 archive() {
   tar czf "$FOLDER/gpu.tgz.part" -C "$(dirname "$OUT")" "$(basename "$OUT")"
   mv -f "$FOLDER/gpu.tgz.part" "$FOLDER/gpu.tgz"
 }
+
+# The stage is in a process group of its own, which a signal to this one does not reach.
+stop() {
+  [ -z "$child" ] || { kill -TERM "$child"; wait "$child"; } 2>/dev/null
+  echo "== stopped at $SECONDS s" | tee -a "$OUT/summary"
+  archive
+  exit 143
+}
+trap stop HUP INT TERM
 
 # timed NAME SECONDS COMMAND...
 timed() {
@@ -31,7 +44,10 @@ timed() {
   if ((limit < 1)); then
     outcome="not run: no time left" status=1
   else
-    timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 || status=$?
+    timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 &
+    child=$!
+    wait "$child" || status=$?
+    child=
     case $status in
       0) outcome=done ;;
       124 | 137) outcome="cut at its limit of $limit s" ;;
@@ -50,8 +66,15 @@ gpu() { timed "$1" "$2" benchmarks/gpu.sh "${@:3}"; }
 # XLA ends the process if it does not know a flag. cuBLAS alone, without Triton's products, needs half of
 # the time to compile, and adds a product to a sum in one call.
 flag=--xla_gpu_enable_triton_gemm=false
-timed flag 40 env XLA_FLAGS="$flag" "${PYTHON:-python3}" -c 'import jax; print(jax.devices())' \
-  && export XLA_FLAGS=$flag
+[ -z "${CURVAX_BENCH_SMOKE:-}" ] && platform='"cuda"' || platform=
+list=("${PYTHON:-python3}" -c "import jax; print(jax.devices($platform))")
+if timed flag 40 env XLA_FLAGS="$flag" "${list[@]}"; then
+  export XLA_FLAGS=$flag
+elif ! timed jax 40 "${list[@]}"; then
+  echo "JAX has no CUDA device, so nothing else is tried: see jax.log, and curvax info" | tee -a "$OUT/summary"
+  archive
+  exit 1
+fi
 timed device 15 nvidia-smi
 
 gpu build 150 build

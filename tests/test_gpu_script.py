@@ -61,7 +61,17 @@ def test_a_report_that_pytest_did_not_write(tmp_path):
     assert counts(tmp_path / "test.xml")["failed"]
 
 
-@pytest.mark.parametrize("stage", [[], ["everything"], ["test", "slow"]])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        [],
+        ["everything"],
+        ["test", "slow"],
+        ["driver", "x"],
+        ["all", "a", "b"],
+        ["bench", "copy", "x"],
+    ],
+)
 def test_a_stage_that_does_not_exist(stage, tmp_path):
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *stage]
     environment = {**os.environ, "OUT": str(tmp_path / "out")}

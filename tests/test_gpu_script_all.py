@@ -23,7 +23,7 @@ case "$*" in
   *"pip install"*) mkdir -p build/gpu-site build/gpu/tests/native
     cp bin/driver build/gpu/tests/native/cuda_driver;;
 esac
-[ -e hang ] && case "$*" in *"$(cat hang)"*) echo "it hangs"; touch hung; sleep 8;; esac
+[ -e hang ] && case "$*" in *"$(cat hang)"*) echo "it hangs"; echo $$ >pid; touch hung; sleep 8;; esac
 exit 0
 """
 # Half an archive, and then nothing, where a file says so.
@@ -148,6 +148,48 @@ def test_the_limit_of_all(sandbox):
     got = outcomes(archived(sandbox))
     assert got["softmax_ce"].startswith("cut at its limit of ")
     assert got["block_ortho"] == got["clocks"] == "not run: no time left"
+
+
+def test_nothing_follows_where_jax_has_no_device(sandbox):
+    (sandbox / "fail").write_text('jax.devices("cuda")')
+    status, output = run(sandbox)
+    assert status == 1 and "JAX has no CUDA device" in output
+    assert outcomes(archived(sandbox)) == dict.fromkeys(["flag", "jax"], "FAILED with status 3")
+
+
+def test_a_flag_that_xla_does_not_know_is_left_out(sandbox):
+    """The stand-in fails once, with the flag."""
+    (sandbox / "bin" / "env").write_text("#!/bin/sh\nexit 1\n")
+    (sandbox / "bin" / "env").chmod(0o755)
+    change(sandbox, "gpu build [0-9]+ build", r"rm bin/env; \g<0>")
+    run(sandbox)
+    got = outcomes(archived(sandbox))
+    assert got.pop("flag") == "FAILED with status 1"
+    assert got == dict.fromkeys(["jax", *STAGES[1:]], "done")
+
+
+def test_a_folder_that_cannot_be_written_to(sandbox):
+    (sandbox / "results").write_text("a file")
+    status, output = run(sandbox)
+    assert status == 2 and "FOLDER must be" in output
+    assert not (sandbox / "calls").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_too(sandbox, number):
+    (sandbox / "hang").write_text("benchmarks.gpu softmax_ce ")
+    process = start(sandbox)
+    deadline = time.monotonic() + 30
+    while not (sandbox / "hung").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=7) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((sandbox / "pid").read_text()), 0)
+    files = archived(sandbox)
+    assert outcomes(files) == dict.fromkeys(STAGES[:5], "done")
+    assert "== stopped at " in files["summary"]
 
 
 @pytest.mark.parametrize("moment", ["in a stage", "while the archive is written"])
