@@ -23,7 +23,8 @@ case "$*" in
   *"pip install"*) mkdir -p build/gpu-site build/gpu/tests/native
     cp bin/driver build/gpu/tests/native/cuda_driver;;
 esac
-[ -e hang ] && case "$*" in *"$(cat hang)"*) echo "it hangs"; echo $$ >pid; touch hung; sleep 8;; esac
+[ -e hang ] && case "$*" in *"$(cat hang)"*) echo "it hangs"
+  echo $$ >pid; touch hung; sleep 8;; esac
 exit 0
 """
 # Half an archive, and then nothing, where a file says so.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator
 from tests.krylov.spectra import SPECTRA, N, assert_honest, diagonal, matrix, wanted
 
 import curvax as cx
@@ -44,6 +45,24 @@ def _noisy(size):
 
 
 class TestCertificates:
+    @pytest.mark.parametrize("certify, late", [("residuals", 2), ("sampled", 1), ("sampled", 3)])
+    def test_a_product_of_the_verification_that_is_not_finite(self, certify, late):
+        """Once only: the solve before it was right, and what follows would be."""
+        count, values = iter(range(1, 1000)), matrix("two values").astype(np.float32)
+        whole = LinearOperator(values.shape, matvec=lambda v: values @ v, dtype=np.float32)
+        before = cx.eigsh(whole, 3, certify=certify, seed=0, max_basis=60).num_matvecs
+
+        def matvec(v):
+            out = values @ v.reshape(-1)
+            if next(count) == before.solve + late:
+                out[5] = np.nan
+            return out
+
+        op = LinearOperator(values.shape, matvec=matvec, dtype=np.float32)
+        number = before.solve + late
+        with pytest.raises(FloatingPointError, match=rf"product {number} .*the vector \(1 of"):
+            cx.eigsh(op, 3, certify=certify, seed=0, max_basis=60)
+
     def test_sampled_takes_three_products(self):
         result = cx.eigsh(_operator(), 8, certify="sampled", seed=0, max_basis=60)
         assert result.num_matvecs.verification == 3 and result.all_converged

@@ -10,12 +10,12 @@ import numpy as np
 from curvax.compiled import Clock
 from curvax.estimators import programs
 from curvax.estimators.arguments import check_block
-from curvax.estimators.run import report_nonfinite
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs as krylov
 from curvax.krylov.scaling import check_range
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
+from curvax.operators.nonfinite import report_nonfinite
 
 # A larger chunk only adds to memory: small products are bound by the cost of a call, which 64
 # vectors share, and large ones by arithmetic.

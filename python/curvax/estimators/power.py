@@ -23,7 +23,6 @@ from jax import Array
 from curvax.checks import check_count, check_integer, check_number
 from curvax.compiled import program
 from curvax.estimators.arguments import check_callback, reject_tracers
-from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
@@ -33,6 +32,7 @@ from curvax.operators.algebra import project
 from curvax.operators.base import Operator
 from curvax.operators.curvature import Curvature
 from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.nonfinite import report_nonfinite
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 
 

@@ -25,11 +25,11 @@ from jax import Array, lax
 
 from curvax.compiled import Clock, over_columns, program, row_sums
 from curvax.estimators.programs import project_off
-from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
 from curvax.krylov.programs import multiply
 from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
+from curvax.operators.nonfinite import report_nonfinite
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 

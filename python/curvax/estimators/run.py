@@ -24,6 +24,7 @@ from curvax.krylov import programs as krylov
 from curvax.krylov.scaling import check_range, exponent_of
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
+from curvax.operators.nonfinite import report_nonfinite
 from curvax.results import EigenResult, TraceProgress, TraceResult, warn
 from curvax.results.units import rescaled
 
@@ -324,22 +325,4 @@ def _remedy(matvecs: int, ratio: float) -> str:
     return (
         f"raise max_matvecs (to about {matvecs * ratio**2:.2g} if the error falls with the root of "
         "their number), or pass a solve's pairs as deflate="
-    )
-
-
-def report_nonfinite(op: Operator, products: Array, number: int) -> None:
-    """Raise for products that are not finite, with the names of the leaves.
-
-    Raises:
-        FloatingPointError: always.
-    """
-    leaves = jax.tree.leaves(op.unravel(products))
-    counts = [
-        (name, int(jnp.sum(~jnp.isfinite(leaf))), leaf.size)
-        for name, leaf in zip(op.space.names, leaves, strict=True)
-    ]
-    bad = [f"{name or 'the vector'} ({c} of {size})" for name, c, size in counts if c]
-    raise FloatingPointError(
-        f"product {number} of the operator is not finite; NaN or infinite entries in: "
-        f"{', '.join(bad)}"
     )

@@ -21,9 +21,10 @@ from jax import Array
 
 from curvax.estimators import leave_one_out, probes, programs
 from curvax.estimators.leave_one_out import LeaveOneOut, Matrix
-from curvax.estimators.run import Run, report_nonfinite
+from curvax.estimators.run import Run
 from curvax.estimators.symmetry import check_form
 from curvax.krylov import programs as krylov
+from curvax.operators.nonfinite import report_nonfinite
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ from scipy.sparse.linalg import LinearOperator, cg, minres
 from curvax.arrays import to_array
 from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
-from curvax.estimators.run import report_nonfinite
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.algebra import identity
 from curvax.operators.base import Operator, compiled_product, is_array
 from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.nonfinite import report_nonfinite
 from curvax.results import SolveResult, warn
 from curvax.results.units import times
 

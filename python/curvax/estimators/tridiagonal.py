@@ -12,7 +12,6 @@ from curvax.compiled import Clock
 from curvax.estimators import arguments, programs
 from curvax.estimators.probes import draw
 from curvax.estimators.recurrence import BREAKDOWN, Matrix, Recurrence, normalize
-from curvax.estimators.run import report_nonfinite
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
@@ -22,6 +21,7 @@ from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.nonfinite import report_nonfinite
 from curvax.results import LanczosTridiagonal
 
 

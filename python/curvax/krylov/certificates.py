@@ -9,6 +9,7 @@ import numpy as np
 from curvax.krylov import programs
 from curvax.krylov.lanczos import Lanczos
 from curvax.krylov.selection import Matrix
+from curvax.operators.nonfinite import report_nonfinite
 
 # Products of a sampled verification.
 SAMPLES = 3
@@ -75,9 +76,8 @@ def measure(
         if not measured[start:stop].any():
             continue
         quotients, lengths, errors = _residuals(state, start, values)
-        values[start:stop] = quotients[: stop - start]
-        norms[start:stop] = lengths[: stop - start]
-        noise = max(noise, float(errors[: stop - start].max()))
+        values[start:stop], norms[start:stop] = quotients, lengths
+        noise = max(noise, float(errors.max()))
     noise = max(noise - unknown, 0.0) / scale if scale > 0 else 0.0
     return Certificate(values, norms, noise)
 
@@ -97,7 +97,9 @@ def _residuals(state: Lanczos, start: int, values: Matrix) -> tuple[Matrix, Matr
     products = state.multiply(state.load(start))
     arguments = np.int32(start), np.int32(used), thetas, coupling
     measured = programs.residuals(state.clock, state.basis, products, *arguments)
-    quotients, lengths, errors = (np.asarray(x) for x in measured)
+    quotients, lengths, errors = (np.asarray(x)[:known] for x in measured)
+    if not np.isfinite(errors).all():
+        report_nonfinite(state.op, products, state.matvecs)
     return quotients, lengths, errors
 
 
@@ -124,7 +126,10 @@ def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
     vector = programs.combine(state.clock, state.basis, pairs, state.n)
     product = state.multiply(vector)
     expected = programs.combine(state.clock, state.basis, recurrence, state.n)
-    return float(programs.squared_distance(state.clock, product, expected))
+    distance = float(programs.squared_distance(state.clock, product, expected))
+    if not math.isfinite(distance):
+        report_nonfinite(state.op, product, state.matvecs)
+    return distance
 
 
 def orthogonality(state: Lanczos, k: int) -> float:

@@ -41,6 +41,7 @@ from curvax.krylov.scaling import check_range
 from curvax.krylov.selection import Matrix
 from curvax.memory import on_device
 from curvax.operators.base import Operator
+from curvax.operators.nonfinite import report_nonfinite
 from curvax.operators.precision import more_accurate
 
 # Seconds below which a step is over before the host has read the one before and given the next.
@@ -239,7 +240,11 @@ class Lanczos:
 
     def _check_info(self, info: Matrix, multiplied: int) -> None:
         if not np.isfinite(info).all():
-            self._report_nonfinite(multiplied)
+            number = self.matvecs
+            if number == 0:
+                raise FloatingPointError("v0 must be finite, got NaN or infinite entries")
+            # Once more, to name the leaf; the rows of that block are still intact.
+            report_nonfinite(self.op, self.multiply(self.load(multiplied)), number)
         self.replaced = bool(info[1] > 0)
 
     def load(self, start: int) -> Array:
@@ -294,22 +299,6 @@ class Lanczos:
                 f"{more_accurate(self.op)}"
             )
         return asymmetry
-
-    def _report_nonfinite(self, multiplied: int) -> None:
-        """Multiply once more to name the leaf; the rows of that block are still intact."""
-        number = self.matvecs
-        if number == 0:
-            raise FloatingPointError("v0 must be finite, got NaN or infinite entries")
-        products = self.op.unravel(self.multiply(self.load(multiplied)))
-        counts = [
-            (name, int(jnp.sum(~jnp.isfinite(leaf))), leaf.size)
-            for name, leaf in zip(self.op.space.names, jax.tree.leaves(products), strict=True)
-        ]
-        bad = [f"{name or 'the vector'} ({c} of {size})" for name, c, size in counts if c]
-        raise FloatingPointError(
-            f"product {number} of the operator is not finite; NaN or infinite entries in: "
-            f"{', '.join(bad) or 'none when repeated, so the products are not deterministic'}"
-        )
 
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present projection."""
