@@ -14,7 +14,7 @@ from curvax import _native, memory
 from curvax.krylov import forecast
 from curvax.krylov.sizes import comfortable_rows
 from curvax.memory import RESERVE, SHARE, available_bytes, memory_of, on_device
-from curvax.operators.curvature import WANTED_ROWS
+from curvax.operators.budget import WANTED_ROWS
 
 GIB = 1 << 30
 CARD = 139 * GIB

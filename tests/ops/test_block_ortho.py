@@ -232,6 +232,8 @@ def test_runtime_count_out_of_range(native_kernels, rng):
         ({"used": jnp.float32(1)}, "used=.*int32 scalar"),
         ({"seed": jnp.zeros(3)}, "seed=.*uint32"),
         ({"scale": 0.0}, "scale=.*positive"),
+        ({"scale": np.inf}, "scale=.*positive and finite"),
+        ({"reorthogonalize": ["lazy"]}, "must be 'full' or 'lazy'"),
         ({"reorthogonalize": "no"}, "reorthogonalize=.*'full' or 'lazy', got 'no'"),
         ({"impl": "fast"}, "impl=.*'fast'"),
     ],

@@ -1,6 +1,5 @@
 """One solve: iterate, certify, search for what was missed, and report."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from curvax.krylov.exclusion import needed_growth
 from curvax.krylov.lanczos import Lanczos, Ritz
 from curvax.krylov.selection import SETTLED, Indices, Matrix
 from curvax.krylov.settings import Settings
-from curvax.krylov.start import MIXED
+from curvax.krylov.start import COLD, WARM, Start
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
@@ -35,27 +34,6 @@ from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
 # of the rest within a few steps.
 _BEYOND_CLOSURE = 5
 
-
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """What the random part of a start has to show of an eigenvalue before that is excluded.
-
-    Attributes:
-        weight: the length of the random part.
-        odds: eigenvalues with a component as small as one start in `1/(0.8 odds)` has are waited
-            for.
-        overtaking: those that exceed a wanted one by this much of |λ|max, or by three tolerances.
-    """
-
-    weight: float
-    odds: float
-    overtaking: float
-
-
-# Waiting longer costs products: 4 % on a cold start, 20 % on one of the user's, whose components of
-# what has overtaken are a tenth as large.
-_COLD = _Start(1.0, 0.03, 0.0)
-_WARM = _Start(MIXED, 0.3, 3e-2)
 
 # From the random block of a search, even a component that one start in a thousand has would show.
 _RARE = 1e-3
@@ -142,7 +120,7 @@ class Solve:
         # The recurrence sees neither the rounding of stored vectors nor the noise of products.
         fraction, unseen = 1.0, storage.noise(self.settings.basis_dtype)
         while True:
-            hidden = functools.partial(self._overtaking, _WARM if warm else _COLD)
+            hidden = functools.partial(self._overtaking, WARM if warm else COLD)
             ritz, order = self._iterate(fraction, unseen, hidden)
             pairs = self._settle(ritz, order, 0.0)
             pairs.doubtful |= self._cut_short
@@ -220,7 +198,7 @@ class Solve:
             if ended and not state.unread:
                 return ritz, order
 
-    def _overtaking(self, start: _Start, ritz: Ritz, order: Indices) -> Matrix:
+    def _overtaking(self, start: Start, ritz: Ritz, order: Indices) -> Matrix:
         """Where an eigenvalue may hide of which a start may have held next to nothing."""
         values = ritz.values[order[: self.settings.wanted.k]]
         margin = max(SETTLED * self.tolerance.of_largest, start.overtaking) * ritz.scale

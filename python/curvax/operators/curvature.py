@@ -13,7 +13,6 @@ from curvax.arrays import shares
 from curvax.checks import shown
 from curvax.compiled import CHUNK, jit, over_columns
 from curvax.filters import Filter, select
-from curvax.memory import memory_of
 from curvax.operators.base import Operator, VectorSpace
 from curvax.operators.batches import (
     Microbatches,
@@ -23,6 +22,7 @@ from curvax.operators.batches import (
     stack_batches,
     warn_of_pair,
 )
+from curvax.operators.budget import ResidualBudget
 from curvax.operators.fences import fence
 from curvax.operators.linear_map import LinearHalf, ModelMap
 from curvax.operators.parameters import Structure, constants_of, widen
@@ -30,10 +30,6 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.precision import Precision
 from curvax.operators.split import check_split
 from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
-
-# Rows of the basis with which ten pairs need no more products than with any number of rows: what
-# `krylov.sizes.comfortable_rows` says, for a solve that nobody has asked for yet.
-WANTED_ROWS = 20
 
 
 @jax.tree_util.register_dataclass
@@ -301,7 +297,7 @@ def assemble(
     several = sum(len(positions) for _, positions in stacked) > 1
     treedef = jax.tree.structure(params)
     model = make_map(treedef, constants, chosen, several)
-    budget = _Budget.of(linearize, space, (leaves, listed))
+    budget = ResidualBudget.of(linearize, space, (leaves, listed))
     stacks: list[_Stack] = []
     means: list[Array] = []
     for batch, positions in stacked:
@@ -329,35 +325,6 @@ def assemble(
     return kind(leaves, tuple(stacks), loss, weight, space, structure)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Budget:
-    """What linearisation residuals may take.
-
-    Attributes:
-        bytes: in all.
-        scratch: how many microbatches' residuals must fit beside those that are kept.
-    """
-
-    bytes: float
-    scratch: int = 0
-
-    @classmethod
-    def of(cls, linearize: Any, space: VectorSpace, arrays: Any) -> "_Budget":
-        """On a device, what the rows that a solve wants and the scratch of a product leave.
-
-        A basis that restarts often costs up to half of the products again, and so do residuals that
-        are recomputed; but a solve that does not fit costs all. The scratch of a product is not
-        known before it is compiled, and about as large as the residuals of a microbatch.
-        """
-        if linearize != "auto":
-            return cls(float("inf") if linearize else 0.0)
-        memory = memory_of(arrays)
-        if not memory.on_device:
-            return cls(memory.shareable)
-        narrowest = 2 if space.dtype == np.float32 else space.dtype.itemsize
-        return cls(memory.shareable - WANTED_ROWS * space.n * narrowest, scratch=1)
-
-
 def _entry(stack: _Stack, place: int) -> _Stack:
     """One microbatch of several, as a stack of its own; `batch` keeps its leading axis."""
     batch, weights, positions = jax.tree.map(
@@ -370,7 +337,11 @@ def _entry(stack: _Stack, place: int) -> _Stack:
 
 
 def _prepare(
-    model: ModelMap, leaves: tuple[Array, ...], batch: Any, positions: list[int], budget: "_Budget"
+    model: ModelMap,
+    leaves: tuple[Array, ...],
+    batch: Any,
+    positions: list[int],
+    budget: ResidualBudget,
 ) -> tuple[_Stack, Array]:
     """Evaluate the loss, and the residuals if they fit the budget, on a stack."""
     first = jax.tree.map(lambda leaf: leaf[0], batch)

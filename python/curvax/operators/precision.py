@@ -52,12 +52,15 @@ def check_precision(precision: Any, method: str = "autodiff") -> None:
         TypeError: neither a string nor None.
         ValueError: an unknown one; `"bf16x3"` on a CPU, or for finite differences.
     """
-    if precision is None or precision == "highest":
+    if precision is None:
         return
-    if precision != "bf16x3":
+    known = get_args(Precision)
+    if not isinstance(precision, str) or precision not in known:
         error = ValueError if isinstance(precision, str) else TypeError
-        known = ", ".join(map(repr, get_args(Precision)))
-        raise error(f"precision must be None or one of {known}, got {shown(precision)}")
+        listed = ", ".join(map(repr, known))
+        raise error(f"precision must be None or one of {listed}, got {shown(precision)}")
+    if precision == "highest":
+        return
     if method == "finite_difference":
         raise ValueError(
             "precision='bf16x3' is too little for finite differences, which divide the roundings "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from curvax.checks import check_count, check_number
 from curvax.ops.block_ortho import ffi, reference
 from curvax.ops.implementation import resolve
 from curvax.ops.manual_axes import sharded_axes
@@ -34,7 +35,12 @@ def padded_length(n: int, dtype: DTypeLike) -> int:
 
     Returns:
         The least multiple of 128 bytes that holds `n` elements, in elements.
+
+    Raises:
+        TypeError: `n` is not an integer.
+        ValueError: `n` is below 1.
     """
+    n = check_count("n", n, 1)
     per_line = _ROW_BYTES // jnp.dtype(dtype).itemsize
     return -(-n // per_line) * per_line
 
@@ -104,9 +110,8 @@ def orthonormalize_block(
         )
     if w.dtype != compute:
         raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
-    if not scale > 0:
-        raise ValueError(f"`{op}(scale=...)` must be positive, got {scale}")
-    if reorthogonalize not in _LAZY:
+    scale = check_number(f"`{op}(scale=...)`", scale, positive=True)
+    if not isinstance(reorthogonalize, str) or reorthogonalize not in _LAZY:
         raise ValueError(
             f"`{op}(reorthogonalize=...)` must be 'full' or 'lazy', got {reorthogonalize!r}"
         )
