@@ -21,7 +21,7 @@ def case_curvax(runs: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
@@ -39,7 +39,7 @@ def case_hessian_eigenthings(runs: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import spectral_density
 
-    from curvax.demo import load
+    from curvax.models import load
 
     op = operator(*load())
     op.matvec(torch.ones(op.size))

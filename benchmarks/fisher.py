@@ -27,7 +27,7 @@ def _operator(microbatch_size: int | None) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     batch = jnp.asarray(batch)
@@ -71,7 +71,7 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import TorchGPT
     from hessian_eigenthings import EmpiricalFisherOperator, lanczos
 
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     torch.set_num_threads(2)
@@ -123,7 +123,7 @@ def _jax_product() -> tuple[Any, Any, int]:
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree
 
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     batch = jnp.asarray(batch)
@@ -180,7 +180,7 @@ def product_seconds() -> dict[str, float]:
     import jax
     from benchmarks.programs import median_seconds
 
-    from curvax.demo import gpt
+    from curvax.models import gpt
     from curvax.operators.base import compiled_product
 
     (plain, params, batch), (kept, *_) = _operator(None), _operator(1)

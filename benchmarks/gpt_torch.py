@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from curvax.demo import gpt
+from curvax.models import gpt
 
 
 class TorchGPT(nn.Module):

@@ -23,8 +23,8 @@ from benchmarks.facts import machine_facts, publish
 from benchmarks.programs import compile_program, median_seconds, relative_difference
 
 import curvax as cx
-from curvax.demo import gpt, load
-from curvax.operators.fences import fence
+from curvax.models import gpt, load
+from curvax.ops.fence import fence
 
 NO_FUSION = {"xla_disable_hlo_passes": "fusion"}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from curvax.demo import smollm2
+from curvax.models import smollm2
 
 
 def model() -> nn.Module:

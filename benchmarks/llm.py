@@ -31,7 +31,7 @@ def case_curvax(operator: str, limit: float) -> dict[str, Any]:
     import smollm2_spectrum
 
     import curvax as cx
-    from curvax.demo import smollm2
+    from curvax.models import smollm2
 
     params, config = smollm2.load()
     batch = smollm2.batch(TOKENS)
@@ -60,7 +60,7 @@ def case_hessian_eigenthings(steps: int) -> dict[str, Any]:
     from benchmarks import llama_torch
     from hessian_eigenthings import HessianOperator, lanczos
 
-    from curvax.demo import smollm2
+    from curvax.models import smollm2
 
     torch.set_num_threads(2)
     model = llama_torch.model()

@@ -23,7 +23,7 @@ def case_curvax(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import lanczos
 
-    from curvax.demo import load
+    from curvax.models import load
 
     params, batch = load()
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def _jitted_hvp() -> tuple[Any, Any, int]:
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree
 
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     batch = jnp.asarray(batch)

@@ -29,7 +29,7 @@ def case_curvax(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
@@ -46,7 +46,7 @@ def case_reference(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import gpt, load
+    from curvax.models import gpt, load
 
     params, batch = load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
@@ -60,7 +60,7 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import trace
 
-    from curvax.demo import load
+    from curvax.models import load
 
     op = operator(*load())
     op.matvec(torch.ones(op.size))

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import curvax as cx
-from curvax.demo import llama, smollm2
+from curvax.models import llama, smollm2
 
 
 def make(tokens):

@@ -16,7 +16,7 @@ import resource
 import time
 
 import curvax as cx
-from curvax.demo import llama, smollm2
+from curvax.models import llama, smollm2
 
 
 def peak_gb() -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from curvax.demo import gpt
+from curvax.models import gpt
 
 BATCH = 16
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from curvax.compiled import row_sums
+from curvax.columns import row_sums
 
 # On one core and on eight threads: XLA's CPU client reads NPROC, then the cores that it may use.
 SCRIPT = """
@@ -17,9 +17,10 @@ if sys.argv[1] == "1" and hasattr(os, "sched_setaffinity"):
 import jax, jax.numpy as jnp
 import numpy as np
 import curvax as cx
-from curvax.compiled import Clock
-from curvax.estimators import programs, recurrence
-from curvax.krylov.programs import residuals, squared_distance
+from curvax.program import Clock
+from curvax.device import probing
+from curvax.krylov import recurrence
+from curvax.device.programs import residuals, squared_distance
 
 clock, n, rng = Clock(), 150_003, np.random.default_rng(0)
 basis = jnp.asarray(rng.standard_normal((5, n)), jnp.float32)
@@ -27,7 +28,7 @@ v, w = (jnp.asarray(rng.standard_normal((3, n)), jnp.float32) for _ in range(2))
 coupling = np.ones((3, 3)) / 7
 out = [residuals(clock, basis, w, np.int32(1), np.int32(2), np.ones(3), coupling)]
 out += [squared_distance(clock, v, w)]
-out += [programs.forms(clock, v, w), recurrence.subtract(clock, w + 0, v, w, np.ones(3))]
+out += [probing.forms(clock, v, w), recurrence.subtract(clock, w + 0, v, w, np.ones(3))]
 for leaf in jax.tree.leaves(out):
     print(hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest())
 

@@ -8,28 +8,26 @@ if TYPE_CHECKING:
     from curvax.estimators.density import spectral_density
     from curvax.estimators.diagonal import diagonal
     from curvax.estimators.log_det import log_det
-    from curvax.estimators.power import power_iteration
-    from curvax.estimators.sharpness import sharpness
-    from curvax.estimators.solve import solve
     from curvax.estimators.trace import trace
-    from curvax.estimators.tridiagonal import lanczos_tridiagonal
     from curvax.filters import match_names, match_regex
     from curvax.krylov.eigsh import eigsh
+    from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
+    from curvax.krylov.linear_solve import solve
     from curvax.krylov.plan import Plan, plan
+    from curvax.krylov.power_iteration import power_iteration
+    from curvax.krylov.sharpness import sharpness
     from curvax.operators.algebra import identity
     from curvax.operators.base import Operator, VectorSpace
+    from curvax.operators.blocks import Blocks
+    from curvax.operators.conversion import from_matvec
     from curvax.operators.fisher import fisher
     from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
-    from curvax.operators.matrix import from_matvec
     from curvax.operators.model import Model
-    from curvax.operators.restriction import Blocks
     from curvax.results import (
         BlockResults,
-        ConvergenceWarning,
         DiagonalResult,
         EigenResult,
-        InterruptWarning,
         LanczosTridiagonal,
         Matvecs,
         Progress,
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
         TraceResult,
         load,
     )
+    from curvax.warnings import ConvergenceWarning, InterruptWarning
 
 __all__ = [
     "BlockResults",
@@ -85,11 +84,11 @@ _MODULES = {
     "curvax.estimators.density": ("spectral_density",),
     "curvax.estimators.diagonal": ("diagonal",),
     "curvax.estimators.log_det": ("log_det",),
-    "curvax.estimators.power": ("power_iteration",),
-    "curvax.estimators.sharpness": ("sharpness",),
-    "curvax.estimators.solve": ("solve",),
+    "curvax.krylov.power_iteration": ("power_iteration",),
+    "curvax.krylov.sharpness": ("sharpness",),
+    "curvax.krylov.linear_solve": ("solve",),
     "curvax.estimators.trace": ("trace",),
-    "curvax.estimators.tridiagonal": ("lanczos_tridiagonal",),
+    "curvax.krylov.lanczos_tridiagonal": ("lanczos_tridiagonal",),
     "curvax.filters": (
         "match_names",
         "match_regex",
@@ -107,15 +106,17 @@ _MODULES = {
     "curvax.operators.fisher": ("fisher",),
     "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
-    "curvax.operators.matrix": ("from_matvec",),
+    "curvax.operators.conversion": ("from_matvec",),
     "curvax.operators.model": ("Model",),
-    "curvax.operators.restriction": ("Blocks",),
+    "curvax.operators.blocks": ("Blocks",),
+    "curvax.warnings": (
+        "ConvergenceWarning",
+        "InterruptWarning",
+    ),
     "curvax.results": (
         "BlockResults",
-        "ConvergenceWarning",
         "DiagonalResult",
         "EigenResult",
-        "InterruptWarning",
         "LanczosTridiagonal",
         "Matvecs",
         "Progress",

@@ -103,3 +103,16 @@ def _check_range(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
             f"{what} must fit in {target}, to which {source} is narrowed, got {far}: {_WIDE}, or "
             "check the data"
         )
+
+
+def reject_tracers(caller: str, *values: Any) -> None:
+    """Refuse to run inside a transformation.
+
+    Raises:
+        TypeError: a value is traced, or what is computed here would be.
+    """
+    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jnp.zeros(())))):
+        raise TypeError(
+            f"{caller} runs on the host: call it outside jax.jit, jax.vmap and jax.grad"
+        )

@@ -1,7 +1,8 @@
-"""Checks of plain arguments: numbers, counts, flags."""
+"""Checks of plain arguments: numbers, counts, flags, choices, seeds, callbacks."""
 
 import math
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,34 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """`value`, one of the strings `allowed`.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: another string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
+    return value
+
+
+def check_seed(seed: Any) -> int:
+    """The seed, drawn if it is None."""
+    given = check_integer("seed", seed, low=0)
+    return secrets.randbits(32) if given is None else given
+
+
+def check_callback(callback: Any) -> Any:
+    """The callback, or None.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {shown(callback)}")
+    return callback

@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from curvax.warnings import InterruptWarning, warn
+
 
 class InterruptFlag:
     """Within the context the first SIGINT sets the flag; a second one raises as usual.
@@ -52,9 +54,6 @@ class InterruptFlag:
         if isinstance(outer, InterruptFlag):
             outer._set = True
         elif self._warns and error is None:
-            # Not above: it imports JAX, before which the command line answers Ctrl-C.
-            from curvax.results import InterruptWarning, warn
-
             warn(
                 "interrupted by Ctrl-C: the result holds what was known by then. To end a loop "
                 "too, turn this into an error: "

@@ -150,3 +150,11 @@ def _control_group_free() -> int | None:
         return None
     # The page cache is charged to the group but given back under pressure.
     return int(limit) - used + int(statistics.get("inactive_file", 0))
+
+
+def readable(count: int) -> str:
+    """Bytes in kB, MB or GB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.2f} kB"

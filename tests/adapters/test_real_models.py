@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax.demo import llama, smollm2
+from curvax.models import llama, smollm2
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

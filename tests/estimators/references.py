@@ -5,8 +5,8 @@ import numpy as np
 from tests.krylov.spectra import N
 
 import curvax as cx
-from curvax.compiled import Clock
-from curvax.estimators import probes
+from curvax.device import probes
+from curvax.program import Clock
 
 METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
 SKETCHES = METHODS[1:]

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 from tests.krylov.spectra import N, matrix
 
 import curvax as cx
-from curvax.operators.matrix import as_operator
+from curvax.operators.conversion import as_operator
 
 SEEDS = range(200)
 OPTIONS = {"num_matvecs": 60, "block_size": 10}

@@ -13,9 +13,10 @@ from tests.estimators.references import BLOCK, PRODUCTS
 from tests.krylov.spectra import N, matrix
 
 import curvax as cx
-from curvax.compiled import Clock
+from curvax.device import probing
 from curvax.estimators import diagonal as diagonal_module
-from curvax.estimators import exact, programs
+from curvax.estimators import exact
+from curvax.program import Clock
 from curvax.results import BlockResults, DiagonalResult
 
 EPS = float(np.finfo(np.float32).eps)
@@ -117,7 +118,7 @@ class TestExact:
         few = exact.chunk_size(op, Clock())
         assert 1 < few < 64
         like = jnp.zeros(few, jnp.int32)
-        assert programs.unit_entries.work_bytes(Clock(), op, like, np.int32(0)) <= 80_000
+        assert probing.unit_entries.work_bytes(Clock(), op, like, np.int32(0)) <= 80_000
         monkeypatch.setattr(exact, "available_bytes", lambda: 0)
         assert exact.chunk_size(op, Clock()) == 1
         assert exact.chunk_size(cx.from_matvec(lambda v: v, 3), Clock()) == 1
@@ -392,7 +393,7 @@ def test_programs_allocate_no_vectors():
     """Beside their results: the state of Hutchinson's method is updated in place."""
     n = 1 << 21
     state, block = (jax.ShapeDtypeStruct((rows, n), jnp.float32) for rows in (3, 1))
-    assert programs.regress.work_bytes(Clock(), state, block, block) < 64 << 16
+    assert probing.regress.work_bytes(Clock(), state, block, block) < 64 << 16
     one = np.float64(1)
-    need = programs.regression_stderr.work_bytes(Clock(), state, one, one)
+    need = probing.regression_stderr.work_bytes(Clock(), state, one, one)
     assert need < 4 * n + (64 << 16)

@@ -11,7 +11,7 @@ from tests.estimators.references import drawn
 from tests.krylov.spectra import N, matrix
 
 import curvax as cx
-from curvax.operators.matrix import as_operator
+from curvax.operators.conversion import as_operator
 
 SEEDS = 200
 

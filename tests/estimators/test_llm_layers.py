@@ -17,7 +17,7 @@ def default_promotion():
 @pytest.mark.llm
 @pytest.mark.usefixtures("default_promotion")
 def test_smollm2_layers(monkeypatch, tmp_path, capsys):
-    arguments = ("--probes", "6", "--layers", "0", "29", "--tol", "0.1", "--out", str(tmp_path))
+    arguments = ("--probes", "8", "--layers", "0", "29", "--tol", "0.1", "--out", str(tmp_path))
     run("smollm2_layers.py", *arguments, monkeypatch=monkeypatch)
     print(capsys.readouterr().out)
     traces, values = (cx.load(tmp_path / f"{name}.npz") for name in ("traces", "eigenvalues"))

@@ -10,10 +10,10 @@ from tests.estimators.references import BLOCK, METHODS, PRODUCTS, SKETCHES, deca
 from tests.krylov.spectra import SPECTRA, N, matrix
 
 import curvax as cx
-from curvax.compiled import Clock
-from curvax.estimators import programs
+from curvax.device import probing
 from curvax.estimators import trace as trace_module
 from curvax.estimators.arguments import ROUNDINGS
+from curvax.program import Clock
 from curvax.results import TraceProgress, TraceResult
 
 EPS = float(np.finfo(np.float32).eps)
@@ -249,8 +249,8 @@ def test_programs_allocate_no_vectors():
     basis = jax.ShapeDtypeStruct((rows, n), jnp.float32)
     small = 64 * rows << 16
     clock = Clock()
-    assert programs.forms.work_bytes(clock, block, block) < small
-    assert programs.inner.work_bytes(clock, basis, block) < small
-    assert programs.project_off.work_bytes(clock, basis, block) < small
+    assert probing.forms.work_bytes(clock, block, block) < small
+    assert probing.inner.work_bytes(clock, basis, block) < small
+    assert probing.project_off.work_bytes(clock, basis, block) < small
     like, seed = jax.ShapeDtypeStruct((rows,), jnp.int32), np.uint32(0)
-    assert programs.overlaps["gaussian"].work_bytes(clock, basis, like, seed) < small
+    assert probing.overlaps["gaussian"].work_bytes(clock, basis, like, seed) < small

@@ -41,7 +41,7 @@ def network(width=1600, depth=4, samples=8):
 
 def smollm2():
     """The Hessian of SmolLM2 on 128 tokens."""
-    from curvax.demo import llama, smollm2
+    from curvax.models import llama, smollm2
 
     params, config = smollm2.load()
     return cx.hessian(functools.partial(llama.loss, config=config), params, smollm2.batch(128))

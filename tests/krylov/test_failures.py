@@ -9,7 +9,8 @@ import pytest
 from tests.krylov.test_storage import network_matrix
 
 import curvax as cx
-from curvax.krylov import failures, lanczos, programs, settings
+from curvax.device import programs
+from curvax.krylov import failures, lanczos, settings
 from curvax.krylov import plan as planning
 from curvax.krylov.lanczos import Lanczos
 from curvax.memory import Memory

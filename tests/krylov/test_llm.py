@@ -15,7 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import curvax as cx
-from curvax.demo import llama
+from curvax.models import llama
 
 TINY = llama.Config(
     vocab=24,

@@ -13,10 +13,10 @@ import pytest
 from tests.krylov.test_storage import HALF, network_matrix
 
 import curvax as cx
-from curvax.compiled import _cache as cache
+from curvax.device import programs
 from curvax.krylov import plan as planning
-from curvax.krylov import programs
 from curvax.memory import Memory
+from curvax.program import _cache as cache
 
 # Nothing so large is allocated: a plan only compiles.
 N = 10_000_000

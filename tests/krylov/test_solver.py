@@ -13,11 +13,11 @@ from tests.krylov.spectra import SPECTRA, N, assert_honest, diagonal, matrix, wa
 
 import curvax as cx
 from curvax import _native
-from curvax.compiled import Clock
+from curvax.device import programs, storage
 from curvax.krylov import plan as planning
-from curvax.krylov import programs, storage
 from curvax.krylov.selection import parse_wanted
 from curvax.memory import Memory
+from curvax.program import Clock
 
 EPS = float(np.finfo(np.float32).eps)
 

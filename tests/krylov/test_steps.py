@@ -15,9 +15,10 @@ from scipy.sparse.linalg import LinearOperator
 from tests.krylov.test_storage import network_matrix
 
 import curvax as cx
-from curvax.krylov import lanczos, programs
+from curvax.device import programs
+from curvax.device.programs import solve_clock
+from curvax.krylov import lanczos
 from curvax.krylov.lanczos import Lanczos
-from curvax.krylov.programs import solve_clock
 
 VALUES = np.concatenate([[20.0, 17.0, 15.0, 13.0], np.linspace(-1, 1, 196)])
 

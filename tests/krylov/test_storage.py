@@ -11,7 +11,7 @@ from jax.scipy.fft import dct, idct
 from tests.krylov.spectra import true_residuals, wanted
 
 import curvax as cx
-from curvax.krylov import storage
+from curvax.device import storage
 from curvax.krylov.lanczos import Lanczos
 
 OUTLIERS = [30.1, 24.3, 19.2, 15.7, 12.3, 9.6, 7.5, 5.9, 4.8, 4.1, 3.6, 3.2, 2.9, 2.5]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from curvax import losses
+from curvax.losses.softmax_ce import draw_labels
 from curvax.ops.softmax_ce.options import Options
-from curvax.ops.softmax_ce.sample import draw_labels
 
 EPS = 2.0**-23
 GB = 1e9

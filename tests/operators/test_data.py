@@ -8,7 +8,7 @@ import pytest
 import curvax as cx
 from curvax import losses
 from curvax.arrays import to_array
-from curvax.operators.matrix import as_operator
+from curvax.operators.conversion import as_operator
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((6, 2)).astype(np.float32)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import curvax as cx
 from curvax import losses
-from curvax.demo import llama
+from curvax.models import llama
 
 EPS = 2.0**-23
 CLASSES = 11

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import curvax as cx
 from curvax import losses
-from curvax.demo import gpt
+from curvax.models import gpt
 
 EPS = 2.0**-23
 

@@ -10,7 +10,7 @@ import pytest
 import curvax as cx
 from curvax.checks import shown
 from curvax.operators.base import compiled_product
-from curvax.operators.matrix import as_operator
+from curvax.operators.conversion import as_operator
 
 MANY = {f"layer{i}": {"w": np.ones((50, 50), np.float32)} for i in range(300)}
 X = np.ones((4, 2), np.float32)

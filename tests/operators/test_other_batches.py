@@ -10,7 +10,7 @@ import pytest
 import curvax as cx
 from curvax import losses
 from curvax.operators.base import compiled_product
-from curvax.operators.matrix import as_operator
+from curvax.operators.conversion import as_operator
 
 RNG = np.random.default_rng(2)
 PARAMS = {"w": RNG.standard_normal((3, 2)).astype(np.float32)}

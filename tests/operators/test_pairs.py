@@ -7,8 +7,8 @@ import pytest
 
 import curvax as cx
 from curvax import losses
+from curvax.jaxprs import reads
 from curvax.operators.batches import warn_of_pair
-from curvax.operators.dataflow import reads
 
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((20, 2)).astype(np.float32)

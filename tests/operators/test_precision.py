@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax.demo import gpt
+from curvax.jaxprs import Rewriter, rewritten
+from curvax.models import gpt
 from curvax.operators.ggn import GaussNewtonMap
 from curvax.operators.gradient import GradientMap
-from curvax.operators.rewriting import Rewriter, rewritten
 
 BATCH = np.arange(2 * 17, dtype=np.uint8).reshape(2, 17)
 SPLIT, HIGHEST, DEFAULT = "bf16x3", "HIGHEST", "DEFAULT"

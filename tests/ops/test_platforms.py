@@ -15,8 +15,8 @@ import pytest
 
 from curvax import _native
 from curvax._native import loading
-from curvax.operators.fences import fence
 from curvax.ops.block_ortho import api
+from curvax.ops.fence import fence
 from curvax.ops.matmul_sum import matmul_sum
 from curvax.ops.softmax_ce import softmax_ce_hvp, softmax_ce_triple
 

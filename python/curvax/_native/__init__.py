@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 from curvax._native import loading
-from curvax.compiled import default_platform
+from curvax.program import default_platform
 
 __all__ = ["available", "build_info", "device_memory", "platform", "use_native", "workspace_bytes"]
 

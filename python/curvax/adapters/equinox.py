@@ -8,7 +8,7 @@ import jax
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt, mean_of, value_and_gradient
+from curvax.adapters.jax_libraries import JaxSource, adapt, mean_of, value_and_gradient
 
 eqx = import_framework("equinox", "equinox")
 

@@ -10,7 +10,13 @@ import numpy as np
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
-from curvax.adapters.native import JaxSource, adapt, jit_value_and_grad, mean_of, value_and_gradient
+from curvax.adapters.jax_libraries import (
+    JaxSource,
+    adapt,
+    jit_value_and_grad,
+    mean_of,
+    value_and_gradient,
+)
 from curvax.filters import leaf_names
 
 linen = import_framework("flax.linen", "flax")

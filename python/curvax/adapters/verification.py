@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.adapters.gradients import NOISE, Gradients, distances, norm
-from curvax.compiled import compiler_options
 from curvax.filters import leaf_names
-from curvax.operators.fences import fence
+from curvax.operators.closure import Hoisted, hoist
 from curvax.operators.hessian import hessian
-from curvax.operators.hoist import Hoisted, hoist
 from curvax.operators.model import Model
+from curvax.ops.fence import fence
+from curvax.program import compiler_options
 
 
 class _Tolerances(NamedTuple):

@@ -24,10 +24,10 @@ from curvax.cli.app import (
     fail,
     make_directory,
 )
+from curvax.cli.display import open_stdout, print_facts, show_progress
 from curvax.cli.machine import device, kernels, start_jax
 from curvax.cli.report import report
 from curvax.cli.solve import solve
-from curvax.display import open_stdout, print_facts, show_progress
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -104,7 +104,7 @@ def _analyse(
         import jax
 
         import curvax as cx
-        from curvax.demo import gpt, load
+        from curvax.models import gpt, load
 
         params, batch = load()
         op = cx.hessian(gpt.loss, params, batch)

@@ -21,6 +21,7 @@ from curvax.cli.app import (
     fail,
     make_directory,
 )
+from curvax.cli.display import open_stdout, print_facts, show_counts, show_progress
 from curvax.cli.files import write_config, write_result
 from curvax.cli.problem import (
     NAMES,
@@ -32,7 +33,6 @@ from curvax.cli.problem import (
     make_operator,
     problem_facts,
 )
-from curvax.display import open_stdout, print_facts, show_counts, show_progress
 from curvax.interrupt import InterruptFlag
 
 EstimateSeed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random vectors.")]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from curvax.cli.app import BAD_INPUT, app, fail
+from curvax.cli.display import open_stdout, print_facts
 from curvax.cli.machine import cuda_devices, cuda_module, kernels, start_jax
-from curvax.display import open_stdout, print_facts
 
 
 @app.command()
@@ -26,7 +26,7 @@ def _info() -> Iterable[tuple[str, str]]:
     import jax
 
     from curvax import _native
-    from curvax.operators.fences import fence
+    from curvax.ops.fence import fence
 
     start_jax()
     build = _native.build_info()

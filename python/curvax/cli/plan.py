@@ -18,6 +18,7 @@ from curvax.cli.app import (
     fail,
     limit_bytes,
 )
+from curvax.cli.display import open_stdout, print_facts, show_progress
 from curvax.cli.problem import (
     Kind,
     Microbatch,
@@ -35,7 +36,6 @@ from curvax.cli.smollm2 import (
     smollm2_facts,
     smollm2_operator,
 )
-from curvax.display import open_stdout, print_facts, show_progress
 
 
 @app.command()

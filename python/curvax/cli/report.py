@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
+from curvax.cli.display import print_facts
 from curvax.cli.files import write_config, write_result
-from curvax.display import print_facts
 from curvax.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
-    from curvax.results import EigenResult, FloatArray
+    from curvax.results import EigenResult
+    from curvax.typing import FloatArray
 
 _COMPLETE = {
     None: "not checked (--certify complete searches for missed ones)",

@@ -55,7 +55,7 @@ def smollm2_operator(
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.demo import llama, smollm2
+    from curvax.models import llama, smollm2
 
     start_jax()
     if text is None:

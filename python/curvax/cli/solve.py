@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from curvax.display import show_progress
+from curvax.cli.display import show_progress
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult

@@ -29,6 +29,7 @@ from curvax.cli.app import (
     limit_bytes,
     make_directory,
 )
+from curvax.cli.display import open_stdout, print_facts, show_progress
 from curvax.cli.problem import (
     NAMES,
     Kind,
@@ -49,7 +50,6 @@ from curvax.cli.smollm2 import (
     smollm2_operator,
 )
 from curvax.cli.solve import solve
-from curvax.display import open_stdout, print_facts, show_progress
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult

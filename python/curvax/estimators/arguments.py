@@ -1,16 +1,14 @@
 """Arguments that the estimators share, checked, and the intervals they report."""
 
 import math
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from curvax.checks import check_count, check_integer, check_number, shown
+from curvax.checks import check_count, check_number, shown
 from curvax.ops.block_ortho import MAX_BLOCK
 
 # With fewer samples no interval is given. Those of ±1 can all be equal though the operator is far
@@ -23,50 +21,6 @@ FEWEST_SAMPLES = 10
 # Roundings that an interval allows for, in units of eps times the operator's Frobenius norm: the
 # errors of the products, of signs that vary, summed over a probe.
 ROUNDINGS = 8
-
-
-def reject_tracers(caller: str, *values: Any) -> None:
-    """Refuse to run inside a transformation.
-
-    Raises:
-        TypeError: a value is traced, or what is computed here would be.
-    """
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jnp.zeros(())))):
-        raise TypeError(
-            f"{caller} runs on the host: call it outside jax.jit, jax.vmap and jax.grad"
-        )
-
-
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """`value`, one of the strings `allowed`.
-
-    Raises:
-        TypeError: not a string.
-        ValueError: another string.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
-    return value
-
-
-def check_seed(seed: Any) -> int:
-    """The seed, drawn if it is None."""
-    given = check_integer("seed", seed, low=0)
-    return secrets.randbits(32) if given is None else given
-
-
-def check_callback(callback: Any) -> Any:
-    """The callback, or None.
-
-    Raises:
-        TypeError: it cannot be called.
-    """
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {shown(callback)}")
-    return callback
 
 
 def check_until(until: Any) -> float | None:

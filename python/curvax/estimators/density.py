@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.checks import check_count, check_number
-from curvax.compiled import Clock
-from curvax.estimators import arguments, resolution
+from curvax.arrays import reject_tracers
+from curvax.checks import check_callback, check_count, check_number
+from curvax.estimators import resolution
 from curvax.estimators.quadrature import (
     Quadrature,
     Request,
@@ -19,10 +19,12 @@ from curvax.estimators.quadrature import (
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
-from curvax.results import EigenResult, SpectralDensity, warn
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import Clock
+from curvax.results import EigenResult, SpectralDensity
 from curvax.results.smoothing import smoothed_density
 from curvax.results.units import times
+from curvax.warnings import warn
 
 # The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
 _NARROWEST = 1e-13
@@ -96,10 +98,10 @@ def spectral_density(
         quadrature", SIAM J. Matrix Anal. Appl. 38 (2017); T. Chen, T. Trogdon and S. Ubaru,
         "Analysis of stochastic Lanczos quadrature for spectrum approximation", ICML 2021.
     """
-    arguments.reject_tracers("spectral_density", A, deflate)
+    reject_tracers("spectral_density", A, deflate)
     op = as_operator(A)
     chosen = None if width is None else check_number("width", width, positive=True)
-    arguments.check_callback(callback)
+    check_callback(callback)
     check_count("num_steps", num_steps, low=2)
     options = (num_runs, num_steps, deflate, seed, block_size)
     with InterruptFlag() as interrupted, original_errors(op):

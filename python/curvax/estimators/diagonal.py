@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.checks import check_count
-from curvax.compiled import Clock
-from curvax.estimators import arguments, leave_one_out, probes, programs
+from curvax.arrays import reject_tracers
+from curvax.checks import check_callback, check_choice, check_count, check_seed
+from curvax.device import probes, probing
+from curvax.estimators import arguments, leave_one_out
 from curvax.estimators.arguments import (
     FEWEST_FOR_INTERVAL,
     FEWEST_SAMPLES,
@@ -20,14 +21,14 @@ from curvax.estimators.arguments import (
 from curvax.estimators.exact import chunk_size, exact_diagonal
 from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.sketch import Sketch
-from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.plan import readable
 from curvax.krylov.scaling import in_range, scaled_callback
-from curvax.memory import available_bytes
+from curvax.memory import available_bytes, readable
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
-from curvax.operators.restriction import Blocks, RestrictedOperator
+from curvax.operators.blocks import Blocks, RestrictedOperator
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.evidence import check_form
+from curvax.program import Clock
 from curvax.results import BlockResults, DiagonalResult, TraceProgress
 
 METHODS = ("auto", "hutchinson", "xdiag", "exact")
@@ -106,11 +107,11 @@ def diagonal(  # type: ignore[misc]
         every sample in stochastic trace estimation", SIAM J. Matrix Anal. Appl. 45 (2024).
     """
     whole = A.whole if isinstance(A, Blocks) else A
-    arguments.reject_tracers("diagonal", whole)
+    reject_tracers("diagonal", whole)
     op = as_operator(whole)
     n = op.shape[0]
-    arguments.check_choice("method", method, METHODS)
-    arguments.check_choice("distribution", distribution, probes.DISTRIBUTIONS)
+    check_choice("method", method, METHODS)
+    check_choice("distribution", distribution, probes.DISTRIBUTIONS)
     count = check_count("num_matvecs", num_matvecs, low=1)
     if count >= n and method in ("auto", "xdiag"):
         method = "exact"
@@ -122,8 +123,8 @@ def diagonal(  # type: ignore[misc]
             "method='xdiag' divides by the squares of the probes: distribution must be "
             f"'rademacher', got {distribution!r}"
         )
-    drawn, block = arguments.check_seed(seed), arguments.check_block(block_size, n)
-    arguments.check_callback(callback)
+    drawn, block = check_seed(seed), arguments.check_block(block_size, n)
+    check_callback(callback)
     clock = Clock("products", "host")
     if method == "exact":
         count = n
@@ -165,10 +166,10 @@ def _hutchinson(run: Run) -> tuple[Array, Array, int]:
         block = run.probes(len(traces), min(run.settings.block, run.left), None)
         products = run.multiply(block)
         zw, _, _ = run.forms(block, products)
-        state = programs.regress(run.clock, state, block, products)
+        state = probing.regress(run.clock, state, block, products)
         traces += list(zw)
         run.note(*mean_stderr(traces))
-    stderr = programs.regression_stderr(
+    stderr = probing.regression_stderr(
         run.clock, state, np.float64(len(traces)), np.float64(run.eps)
     )
     return state[0], stderr, len(traces)
@@ -189,7 +190,7 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
     def keep(products: Array) -> None:
         nonlocal kept
         first = np.int32(sketch.size - len(products))
-        kept = programs.store(run.clock, kept, products, first)
+        kept = probing.store(run.clock, kept, products, first)
 
     sketch = Sketch(run, size, project=True, keep=keep)
     while sketch.size < size and not (run.interrupted and sketch.size):
@@ -198,7 +199,7 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
     basis, k = sketch.basis, sketch.size
     if k < size:
         basis, kept = basis[:k], kept[:k]
-    check_form(np.asarray(programs.inner(run.clock, basis, kept)), sketch.frobenius)
+    check_form(np.asarray(probing.inner(run.clock, basis, kept)), sketch.frobenius)
     taken = leave_one_out.directions(sketch.factor)
     small = (
         taken.vectors,
@@ -206,7 +207,7 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
         taken.cosines,
         taken.inverse_sines2,
     )
-    estimate, stderr = programs.leave_one_out_diagonal(
+    estimate, stderr = probing.leave_one_out_diagonal(
         run.clock, basis, kept, probes.word(run.settings.seed), small
     )
     return estimate, stderr, k

@@ -7,15 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.compiled import Clock
-from curvax.estimators import programs
+from curvax.device import probing, programs
 from curvax.estimators.arguments import check_block
 from curvax.interrupt import InterruptFlag
-from curvax.krylov import programs as krylov
 from curvax.krylov.scaling import check_range
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
-from curvax.operators.nonfinite import report_nonfinite
+from curvax.operators.evidence import report_nonfinite
+from curvax.program import Clock
 
 # A larger chunk only adds to memory: small products are bound by the cost of a call, which 64
 # vectors share, and large ones by arithmetic.
@@ -29,7 +28,7 @@ def chunk_size(op: Operator, clock: Clock) -> int:
     rows = min(n, max(check_block("auto", n), min(_MOST_ROWS, _MOST_ELEMENTS // n)))
     first = np.int32(0)
     while rows > 1:
-        need = programs.unit_entries.work_bytes(clock, op, jnp.zeros(rows, jnp.int32), first)
+        need = probing.unit_entries.work_bytes(clock, op, jnp.zeros(rows, jnp.int32), first)
         if need <= SHARE * available_bytes():
             break
         rows //= 2
@@ -67,12 +66,12 @@ def exact_diagonal(
         first = min(begin, n - rows)
         with clock.part("products"):
             found, norms = (
-                np.asarray(x) for x in programs.unit_entries(clock, op, like, np.int32(first))
+                np.asarray(x) for x in probing.unit_entries(clock, op, like, np.int32(first))
             )
         if not np.isfinite(norms).all():
             number = first + int(np.flatnonzero(~np.isfinite(norms))[0])
             unit = jnp.zeros((1, n), op.dtype).at[0, number].set(1)
-            report_nonfinite(op, krylov.multiply(clock, op, unit), number + 1)
+            report_nonfinite(op, programs.multiply(clock, op, unit), number + 1)
         end = min(begin + rows, n)
         longest = max(longest, float(norms.max()))
         size = math.hypot(size, *norms[begin - first : end - first].tolist())

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
+from curvax.typing import Float64Array
 
 # Below this the sine of the angle between two directions is not told from zero.
 _SMALLEST_SINE2 = 1e-9
@@ -48,8 +48,8 @@ class LeaveOneOut(NamedTuple):
         variance: of a single estimate, by the forms between two probes.
     """
 
-    single: Matrix
-    double: Matrix
+    single: Float64Array
+    double: Float64Array
     noise: float
     variance: float
 
@@ -67,7 +67,7 @@ def stderr(estimates: LeaveOneOut) -> float:
     return float(np.sqrt(max(seen, estimates.variance / k)))
 
 
-def _variance(forms: Matrix, inner: Matrix, mean: float) -> float:
+def _variance(forms: Float64Array, inner: Float64Array, mean: float) -> float:
     """`2 ‖B − mean·I‖_F²` of what is left, B, by its forms between probes, and their products."""
     k = len(forms)
     if k < 2:
@@ -88,13 +88,13 @@ class Directions(NamedTuple):
         inverse_sines2: `(k, k)` `1/(1 − cosines²)`; zero where j takes nothing beside i.
     """
 
-    vectors: Matrix
+    vectors: Float64Array
     lost: np.ndarray[Any, np.dtype[np.bool_]]
-    cosines: Matrix
-    inverse_sines2: Matrix
+    cosines: Float64Array
+    inverse_sines2: Float64Array
 
 
-def directions(factor: Matrix) -> Directions:
+def directions(factor: Float64Array) -> Directions:
     """The directions s, normalised columns of the transposed pseudo-inverse of R."""
     k = len(factor)
     u, values, vt = np.linalg.svd(factor)
@@ -111,7 +111,12 @@ def directions(factor: Matrix) -> Directions:
 
 
 def xtrace(
-    projected: Matrix, factor: Matrix, overlap: Matrix, gram: Matrix, n: int, invariant: bool
+    projected: Float64Array,
+    factor: Float64Array,
+    overlap: Float64Array,
+    gram: Float64Array,
+    n: int,
+    invariant: bool,
 ) -> LeaveOneOut:
     """XTrace of a symmetric operator.
 
@@ -165,14 +170,19 @@ def xtrace(
     return LeaveOneOut(single, double, _noise(w.T @ r), variance)
 
 
-def _between(p: Matrix, q: Matrix, form: Matrix) -> Matrix:
+def _between(p: Float64Array, q: Float64Array, form: Float64Array) -> Float64Array:
     """The form between `p s_i + q s_j` and its counterpart, with i and j exchanged."""
     own = np.diag(form)
     return p.T * p * form + p.T * q * own[None, :] + q.T * p * own[:, None] + q.T * q * form.T
 
 
 def xnystrace(
-    form: Matrix, factor: Matrix, gram: Matrix, n: int, invariant: bool, eps: float
+    form: Float64Array,
+    factor: Float64Array,
+    gram: Float64Array,
+    n: int,
+    invariant: bool,
+    eps: float,
 ) -> LeaveOneOut:
     """XNysTrace (section 2.3) of a positive semidefinite operator.
 
@@ -228,5 +238,5 @@ def xnystrace(
     return LeaveOneOut(trace - wi / pi + rest, trace - taken / determinant + rest2, noise, variance)
 
 
-def _noise(form: Matrix) -> float:
+def _noise(form: Float64Array) -> float:
     return float(np.linalg.norm(form - form.T, 2)) / 2

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
+from curvax.arrays import reject_tracers
 from curvax.checks import check_number
-from curvax.compiled import Clock
-from curvax.estimators import arguments
 from curvax.estimators.quadrature import (
     Quadrature,
     Request,
@@ -19,13 +18,15 @@ from curvax.estimators.quadrature import (
     mean_and_variance,
     radau,
 )
-from curvax.estimators.recurrence import Matrix
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
-from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import Clock
+from curvax.results import EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
+from curvax.typing import Float64Array
+from curvax.warnings import warn
 
 # What rounding makes of a zero eigenvalue, in units of the roundoff of the largest.
 _ROUNDING = 10.0
@@ -84,7 +85,7 @@ def log_det(
         quadrature", SIAM J. Matrix Anal. Appl. 38 (2017); G. Golub and G. Meurant, "Matrices,
         Moments and Quadrature" (2010), chapters 6 and 11.
     """
-    arguments.reject_tracers("log_det", A, deflate)
+    reject_tracers("log_det", A, deflate)
     op = as_operator(A)
     damping = check_number("damping", damping)
     options = (num_runs, num_steps, deflate, seed, block_size)
@@ -160,10 +161,10 @@ class _Runs:
         self._known = request.known
         self._atoms = request.atoms + damping
         self._dimension = op.shape[0] - len(request.atoms)
-        self._coefficients: list[tuple[Matrix, Matrix]] = []
+        self._coefficients: list[tuple[Float64Array, Float64Array]] = []
         self._each: list[Quadrature] = []
 
-    def add(self, block: list[tuple[Matrix, Matrix]]) -> tuple[float, float]:
+    def add(self, block: list[tuple[Float64Array, Float64Array]]) -> tuple[float, float]:
         """Take in more runs: the estimate, by Gauss quadrature, and its standard error.
 
         Raises:
@@ -176,7 +177,7 @@ class _Runs:
         stderr = self._dimension * math.sqrt(variance / len(self._each))
         return self._trace(mean), stderr
 
-    def samples(self) -> Matrix:
+    def samples(self) -> Float64Array:
         """One estimate for each run."""
         means = [float(q.weights @ self._log(q.nodes)) for q in self._each]
         return np.asarray([self._trace(mean) for mean in means])
@@ -230,7 +231,7 @@ class _Runs:
     def _trace(self, mean: float) -> float:
         return float(np.sum(np.log(self._atoms))) + self._dimension * mean - self._shift
 
-    def _log(self, nodes: Matrix) -> Matrix:
+    def _log(self, nodes: Float64Array) -> Float64Array:
         return np.log(np.maximum(nodes, self._rounding / 2))
 
     @property
@@ -241,7 +242,7 @@ class _Runs:
     def _rounding(self) -> float:
         return _ROUNDING * self._eps * self._scale
 
-    def _values(self) -> list[Matrix]:
+    def _values(self) -> list[Float64Array]:
         return [*(q.nodes for q in self._each), self._atoms]
 
     def _check_definite(self) -> None:

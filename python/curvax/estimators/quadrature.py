@@ -20,15 +20,16 @@ import numpy as np
 import scipy.linalg
 from jax import Array
 
-from curvax.checks import check_count
-from curvax.compiled import Clock
+from curvax.checks import check_count, check_seed
+from curvax.device.probes import draw
+from curvax.device.probing import project_off
 from curvax.estimators import arguments
-from curvax.estimators.probes import draw
-from curvax.estimators.programs import project_off
-from curvax.estimators.recurrence import Matrix, Recurrence, normalize
 from curvax.estimators.run import Known
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.recurrence import Recurrence, normalize
 from curvax.operators.base import Operator
+from curvax.program import Clock
+from curvax.typing import Float64Array
 
 
 class Quadrature(NamedTuple):
@@ -40,19 +41,19 @@ class Quadrature(NamedTuple):
         residuals: `(j,)` of the Ritz pairs: an eigenvalue lies within this distance of each node.
     """
 
-    nodes: Matrix
-    weights: Matrix
-    residuals: Matrix
+    nodes: Float64Array
+    weights: Float64Array
+    residuals: Float64Array
 
 
-def gauss(alphas: Matrix, betas: Matrix) -> Quadrature:
+def gauss(alphas: Float64Array, betas: Float64Array) -> Quadrature:
     """The quadrature of a Lanczos run: αs `(j,)`, and βs `(j,)` with the last coupling."""
     # The driver with QR iterations, for its orthogonal eigenvectors.
     nodes, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], lapack_driver="stev")
     return Quadrature(nodes, vectors[0] ** 2, np.abs(betas[-1] * vectors[-1]))
 
 
-def radau(alphas: Matrix, betas: Matrix, end: float) -> Quadrature:
+def radau(alphas: Float64Array, betas: Float64Array, end: float) -> Quadrature:
     """The Gauss-Radau quadrature of a Lanczos run, with one node more at the end of the spectrum.
 
     Of a function whose derivatives of even order are negative, as of the logarithm, the Gauss
@@ -90,7 +91,7 @@ class Request:
     block_size: int
     seed: int
     known: Known
-    atoms: Matrix
+    atoms: Float64Array
     coupling: float
 
 
@@ -112,7 +113,7 @@ def check_request(
     runs = check_count("num_runs", num_runs, low=1)
     steps = check_count("num_steps", num_steps, low=1)
     block = min(arguments.check_block(block_size, op.shape[0]), runs)
-    seed = arguments.check_seed(seed)
+    seed = check_seed(seed)
     known = Known.of(op, deflate, block, clock)
     if deflate is not None and not deflate.all_converged:
         raise ValueError(
@@ -130,7 +131,7 @@ def lanczos_runs(
     clock: Clock,
     interrupted: InterruptFlag,
     note: Callable[[int, int], None],
-) -> Iterator[list[tuple[Matrix, Matrix]]]:
+) -> Iterator[list[tuple[Float64Array, Float64Array]]]:
     """The αs and βs of all runs, block by block of those that go side by side.
 
     Three blocks of vectors are held, whatever the number of steps.
@@ -172,7 +173,7 @@ def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int)
 
 
 def mean_and_variance(
-    each: list[Quadrature], f: Callable[[Matrix], Matrix], dimension: int
+    each: list[Quadrature], f: Callable[[Float64Array], Float64Array], dimension: int
 ) -> tuple[float, float]:
     """The mean of `zᵀf(A)z` over the runs, and its variance over all starts."""
     values = [f(q.nodes) for q in each]

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 
 from curvax.estimators.quadrature import Quadrature
-from curvax.estimators.recurrence import Matrix
+from curvax.typing import Float64Array
 
 # A node is an eigenvalue, not a mean of several, where its residual is at most this part of the
 # distance to its neighbours. Amid unresolved eigenvalues it is 1 to 3 times that distance.
@@ -71,7 +71,7 @@ def default_width(each: list[Quadrature], n: int, eps: float) -> float:
     return max(_WIDTH * spacing, ROUNDING * eps * scale)
 
 
-def isolated(each: list[Quadrature], n: int, eps: float) -> Matrix:
+def isolated(each: list[Quadrature], n: int, eps: float) -> Float64Array:
     """Eigenvalues outside the bulk, descending: nodes on which the runs agree.
 
     The bulk reaches three quartile distances beyond the quartiles. A node counts in a run where it
@@ -95,7 +95,7 @@ def isolated(each: list[Quadrature], n: int, eps: float) -> Matrix:
     return np.asarray(values[::-1], np.float64)
 
 
-def density_grid(nodes: Matrix, width: float) -> Matrix:
+def density_grid(nodes: Float64Array, width: float) -> Float64Array:
     """Points for the trapezoidal rule on a sum of Gaussians about the nodes.
 
     A quarter of a width apart within eight widths of a node, or further, up to a width, where
@@ -119,7 +119,7 @@ def _scale(each: list[Quadrature]) -> float:
     return max(float(np.abs(q.nodes).max()) for q in each)
 
 
-def _spacing(q: Quadrature) -> Matrix:
+def _spacing(q: Quadrature) -> Float64Array:
     """How far apart the nodes are about each; of a single one, its residual."""
     gaps = np.diff(q.nodes)
     if not gaps.size:
@@ -131,7 +131,7 @@ def _is_resolved(q: Quadrature) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return q.residuals <= _RESOLVED * _spacing(q)
 
 
-def _quantile(values: Matrix, weights: Matrix, part: float) -> float:
+def _quantile(values: Float64Array, weights: Float64Array, part: float) -> float:
     """The smallest value that has this part of the mass at or below it."""
     order = np.argsort(values)
     mass = np.cumsum(weights[order])

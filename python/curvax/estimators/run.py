@@ -10,23 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.compiled import Clock
-from curvax.estimators import probes, programs
+from curvax.device import probes, probing, programs
 from curvax.estimators.arguments import (
     FEWEST_SAMPLES,
     ROUNDINGS,
     interval,
     missing_interval,
 )
-from curvax.estimators.leave_one_out import Matrix
 from curvax.interrupt import InterruptFlag
-from curvax.krylov import programs as krylov
 from curvax.krylov.scaling import check_range, exponent_of
 from curvax.operators.algebra import orthonormal_rows
 from curvax.operators.base import Operator
-from curvax.operators.nonfinite import report_nonfinite
-from curvax.results import EigenResult, TraceProgress, TraceResult, warn
+from curvax.operators.evidence import report_nonfinite
+from curvax.program import Clock
+from curvax.results import EigenResult, TraceProgress, TraceResult
 from curvax.results.units import rescaled
+from curvax.typing import Float64Array
+from curvax.warnings import warn
 
 # The part of the products that go into the vectors of a sketch: the rest multiply its basis, or
 # are samples of what it leaves. So many products there are for each sample.
@@ -79,9 +79,9 @@ class Known:
 
     vectors: Array | None = None
     count: int = 0
-    form: Matrix = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
-    leaks: Matrix = dataclasses.field(default_factory=lambda: np.zeros(0))
-    atoms: Matrix = dataclasses.field(default_factory=lambda: np.zeros(0))
+    form: Float64Array = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+    leaks: Float64Array = dataclasses.field(default_factory=lambda: np.zeros(0))
+    atoms: Float64Array = dataclasses.field(default_factory=lambda: np.zeros(0))
     rounding: float = 0.0
     matvecs: int = 0
 
@@ -113,7 +113,7 @@ class Known:
         atoms = np.asarray(np.linalg.eigvalsh(form)[::-1], np.float64)
         if np.abs(atoms - values).max() <= ROUNDINGS * eps * size:
             atoms = values
-        gram = np.asarray(programs.inner(clock, rows, rows))
+        gram = np.asarray(probing.inner(clock, rows, rows))
         skew = float(np.abs(gram - np.eye(len(gram))).max()) * float(np.sum(np.abs(atoms)))
         rounding = ROUNDINGS * eps * size + noise + skew
         return cls(rows, len(rows), form, leaks, atoms, rounding, matvecs)
@@ -121,21 +121,21 @@ class Known:
 
 def _multiply_rows(
     op: Operator, rows: Array, block: int, clock: Clock
-) -> tuple[Matrix, Matrix, int]:
+) -> tuple[Float64Array, Float64Array, int]:
     """`X A Xᵀ` as computed, the norms of what the products leave beside X, and their number."""
     d = len(rows)
     form, leaks, made = np.zeros((d, d)), np.zeros(d), 0
     for first in range(0, d, block):
         # Whole blocks: for another number of vectors the product is compiled again.
         picked = np.arange(first, first + block) % d
-        taken = krylov.take(clock, rows, jnp.asarray(picked, jnp.int32))
-        products = krylov.multiply(clock, op, taken)
+        taken = programs.take(clock, rows, jnp.asarray(picked, jnp.int32))
+        products = programs.multiply(clock, op, taken)
         made += block
-        form[:, picked] = np.asarray(programs.inner(clock, rows, products))
+        form[:, picked] = np.asarray(probing.inner(clock, rows, products))
         if not np.isfinite(form[:, picked]).all():
             report_nonfinite(op, products, made)
-        left = programs.project_off(clock, rows, products)
-        leaks[picked] = np.sqrt(np.asarray(programs.forms(clock, left, left)[2]))
+        left = probing.project_off(clock, rows, products)
+        leaks[picked] = np.sqrt(np.asarray(probing.forms(clock, left, left)[2]))
     return form, leaks, made
 
 
@@ -161,7 +161,7 @@ def _flat(op: Operator, result: Any) -> Array:
 
 
 def _check_pairs(
-    op: Operator, result: EigenResult, form: Matrix, leaks: Matrix, rounding: float
+    op: Operator, result: EigenResult, form: Float64Array, leaks: Float64Array, rounding: float
 ) -> None:
     """Compare products of a result's vectors with what its values and residuals say.
 
@@ -222,7 +222,7 @@ class Run:
         like = jnp.zeros(count, jnp.int32)
         seed, distribution = self.settings.seed, self.settings.distribution
         block = probes.draw(self.clock, self.op, like, seed, first, distribution)
-        return block if off is None else programs.project_off(self.clock, off, block)
+        return block if off is None else probing.project_off(self.clock, off, block)
 
     def multiply(self, block: Array, keep: bool = True) -> Array:
         """The products of a block, which is consumed unless `keep`; finished when this returns."""
@@ -230,7 +230,7 @@ class Run:
             self.matvecs += len(block)
             # The program consumes its argument, and is the one that the eigensolver has compiled.
             given = jnp.copy(block) if keep else block
-            return jax.block_until_ready(krylov.multiply(self.clock, self.op, given))
+            return jax.block_until_ready(programs.multiply(self.clock, self.op, given))
 
     def forms(self, block: Array, products: Array) -> tuple[Any, Any, Any]:
         """`zᵀw`, `zᵀz` and `wᵀw` of rows and their products, `(b,)` NumPy arrays.
@@ -239,7 +239,7 @@ class Run:
             FloatingPointError: a product is not finite.
             OutOfRange: see `check_range`.
         """
-        zw, zz, ww = (np.asarray(x) for x in programs.forms(self.clock, block, products))
+        zw, zz, ww = (np.asarray(x) for x in probing.forms(self.clock, block, products))
         if not np.isfinite(ww).all():
             report_nonfinite(self.op, products, self.matvecs)
         if self.known.vectors is None:

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.estimators import leave_one_out, probes, programs
-from curvax.estimators.leave_one_out import LeaveOneOut, Matrix
+from curvax.device import probes, probing, programs
+from curvax.estimators import leave_one_out
+from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.run import Run
-from curvax.estimators.symmetry import check_form
-from curvax.krylov import programs as krylov
-from curvax.operators.nonfinite import report_nonfinite
+from curvax.operators.evidence import check_form, report_nonfinite
+from curvax.typing import Float64Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Overlaps:
         gram: `(k, k)` with each other.
     """
 
-    basis: Matrix
-    gram: Matrix
+    basis: Float64Array
+    gram: Float64Array
 
 
 class Sketch:
@@ -69,7 +69,7 @@ class Sketch:
         self.basis = jnp.zeros((self._known + capacity, n), run.op.dtype)
         if run.known.vectors is not None:
             first = np.int32(0)
-            self.basis = programs.store(run.clock, self.basis, run.known.vectors, first)
+            self.basis = probing.store(run.clock, self.basis, run.known.vectors, first)
         self._factor = np.zeros((capacity, capacity))
         self._projected = np.zeros((capacity, capacity))
 
@@ -79,12 +79,12 @@ class Sketch:
         return len(self._factor)
 
     @property
-    def factor(self) -> Matrix:
+    def factor(self) -> Float64Array:
         """R."""
         return self._factor[: self.size, : self.size]
 
     @property
-    def projected(self) -> Matrix:
+    def projected(self) -> Float64Array:
         """H."""
         return self._projected[: self.size, : self.size]
 
@@ -115,7 +115,7 @@ class Sketch:
         if not self._project:
             return
         products = run.multiply(rows, keep=False)
-        column = np.asarray(programs.inner(run.clock, self.basis, products))[self._known :]
+        column = np.asarray(probing.inner(run.clock, self.basis, products))[self._known :]
         if not np.isfinite(column).all():
             report_nonfinite(run.op, products, run.matvecs)
         self._projected[:old, old:new] = column[:old]
@@ -130,10 +130,10 @@ class Sketch:
         self._replacements += 1
         seed = np.asarray([probes.word(run.settings.seed), self._replacements], np.uint32)
         used = np.int32(self._known + old)
-        self.basis, rows, numbers = krylov.orthonormalize(
+        self.basis, rows, numbers = programs.orthonormalize(
             run.clock, self.basis, products, used, seed
         )
-        coefficients, own, _ = krylov.unpack(np.asarray(numbers)[0], count)
+        coefficients, own, _ = programs.unpack(np.asarray(numbers)[0], count)
         new = old + count
         self._factor[:old, old:new] = coefficients[self._known : self._known + old]
         self._factor[old:new, old:new] = own
@@ -143,7 +143,7 @@ class Sketch:
         """The inner products of the probes, less their components along the deflated vectors."""
         run, k, d = self.run, self.size, self._known
         like = jnp.zeros(self.capacity, jnp.int32)
-        compute: Any = programs.overlaps[run.settings.distribution]
+        compute: Any = probing.overlaps[run.settings.distribution]
         small = compute(run.clock, self.basis, like, probes.word(run.settings.seed))
         rows, gram = np.asarray(small[0])[: d + k, :k], np.asarray(small[1])[:k, :k]
         if run.settings.distribution == "sphere":

@@ -20,7 +20,7 @@ The spread of the samples decides between, and a quarter of the way to the upper
 
 import numpy as np
 
-from curvax.results import FloatArray
+from curvax.typing import FloatArray
 
 # The part of the way from what the samples of a block show to the upper bound: with none, 89 % of
 # intervals held where one eigenvalue dominates; with half of it, 99.7 % where none does.

@@ -6,19 +6,19 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from curvax.checks import check_count, check_integer
-from curvax.compiled import Clock
+from curvax.arrays import reject_tracers
+from curvax.checks import check_callback, check_choice, check_count, check_integer, check_seed
+from curvax.device.probes import DISTRIBUTIONS
 from curvax.estimators import arguments, trace_methods
 from curvax.estimators.exact import chunk_size
-from curvax.estimators.probes import DISTRIBUTIONS
 from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.plan import readable
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
-from curvax.memory import SHARE, available_bytes
+from curvax.memory import SHARE, available_bytes, readable
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
-from curvax.operators.restriction import Blocks
+from curvax.operators.blocks import Blocks
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import Clock
 from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
 
@@ -126,17 +126,17 @@ def trace(  # type: ignore[misc]
         correlation of their samples, see `curvax.estimators.leave_one_out`.
     """
     whole = A.whole if isinstance(A, Blocks) else A
-    arguments.reject_tracers("trace", whole, deflate)
+    reject_tracers("trace", whole, deflate)
     op = as_operator(whole)
     request = _Request(
-        method=arguments.check_choice("method", method, METHODS),
+        method=check_choice("method", method, METHODS),
         num_matvecs=check_count("num_matvecs", num_matvecs, low=1),
-        distribution=arguments.check_choice("distribution", distribution, ("auto", *DISTRIBUTIONS)),
+        distribution=check_choice("distribution", distribution, ("auto", *DISTRIBUTIONS)),
         until=arguments.check_until(until),
         max_matvecs=check_integer("max_matvecs", max_matvecs, low=1),
-        seed=arguments.check_seed(seed),
+        seed=check_seed(seed),
         block=arguments.check_block(block_size, op.shape[0]),
-        callback=arguments.check_callback(callback),
+        callback=check_callback(callback),
     )
     if request.until is None and request.max_matvecs is not None:
         raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")

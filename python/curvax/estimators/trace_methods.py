@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.estimators import leave_one_out, programs, spread
+from curvax.device import probing
+from curvax.estimators import leave_one_out, spread
 from curvax.estimators.arguments import FEWEST_SAMPLES, mean_stderr
 from curvax.estimators.exact import exact_diagonal
 from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.run import SKETCH_PART, Run
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
-from curvax.operators.restriction import Blocks
-from curvax.results import FloatArray, TraceResult
+from curvax.operators.blocks import Blocks
+from curvax.results import TraceResult
+from curvax.typing import FloatArray
 
 # Where the rows of the seed's sequence begin that are independent of every sketch.
 _INDEPENDENT = 1 << 31
@@ -75,7 +77,7 @@ def _sample(
         squares += float(np.sum(ww))
         if off is not None:
             # The variance is that of what is left on both sides, as a form of the whole probes.
-            products = programs.project_off(run.clock, off, products)
+            products = probing.project_off(run.clock, off, products)
             block = run.probes(first + seen, count, None) if signs else block
             zw, _, ww = run.forms(block, products)
         # Uniform on the sphere of the space that is left, of the radius that its dimension gives.
@@ -85,7 +87,7 @@ def _sample(
         samples += list(zw * scale)
         left += float(np.sum(ww * scale))
         if mean is not None:
-            mean, growth = programs.scatter(run.clock, mean, block, products, np.float64(seen))
+            mean, growth = probing.scatter(run.clock, mean, block, products, np.float64(seen))
             scatter += float(np.asarray(growth))
         stderr = math.inf
         if len(samples) > 1:
@@ -111,11 +113,11 @@ def hutchinson_of_blocks(run: Run, blocks: Blocks) -> dict[str, TraceResult]:
         block = run.probes(seen, count, None)
         products = run.multiply(block)
         run.forms(block, products)
-        zw, ww = (np.asarray(x) for x in programs.forms_by_block(run.clock, cuts, block, products))
+        zw, ww = (np.asarray(x) for x in probing.forms_by_block(run.clock, cuts, block, products))
         rows += list(zw)
         squares += ww.sum(axis=0)
         if signs:
-            means, growth = programs.scatter_by_block(
+            means, growth = probing.scatter_by_block(
                 run.clock, cuts, means, block, products, np.float64(seen)
             )
             scatter += np.asarray(growth)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from curvax.krylov import programs
+from curvax.device import programs
 from curvax.krylov.lanczos import Lanczos
-from curvax.krylov.selection import Matrix
-from curvax.operators.nonfinite import report_nonfinite
+from curvax.operators.evidence import report_nonfinite
+from curvax.typing import Float64Array
 
 # Products of a sampled verification.
 SAMPLES = 3
@@ -28,9 +28,9 @@ class Pairs:
         unknown: the norm of what the recurrence does not hold of their residuals.
     """
 
-    values: Matrix
-    predicted: Matrix
-    others: Matrix
+    values: Float64Array
+    predicted: Float64Array
+    others: Float64Array
     doubtful: np.ndarray[Any, np.dtype[np.bool_]]
     scale: float
     unknown: float
@@ -46,8 +46,8 @@ class Certificate:
         noise: the part of the residuals that the recurrence did not predict, relative to `scale`.
     """
 
-    values: Matrix
-    residuals: Matrix
+    values: Float64Array
+    residuals: Float64Array
     noise: float
 
 
@@ -57,7 +57,7 @@ def unmeasured(pairs: Pairs) -> tuple[Pairs, Certificate]:
 
 
 def measure(
-    state: Lanczos, values: Matrix, measured: Any, scale: float, unknown: float
+    state: Lanczos, values: Float64Array, measured: Any, scale: float, unknown: float
 ) -> Certificate:
     """Multiply rows of the basis and take their residuals.
 
@@ -83,7 +83,9 @@ def measure(
 
 
 # A function of its own, as `_unpredicted` is: its vectors are gone before the next are made.
-def _residuals(state: Lanczos, start: int, values: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+def _residuals(
+    state: Lanczos, start: int, values: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Of the block of rows from `start`: Rayleigh quotients, residual norms, and their errors.
 
     The error is the norm of what the recurrence did not predict, `‖A x − θ x − Q_new E y‖`: the
@@ -103,7 +105,9 @@ def _residuals(state: Lanczos, start: int, values: Matrix) -> tuple[Matrix, Matr
     return quotients, lengths, errors
 
 
-def measure_sampled(state: Lanczos, values: Matrix, predicted: Matrix, scale: float) -> Certificate:
+def measure_sampled(
+    state: Lanczos, values: Float64Array, predicted: Float64Array, scale: float
+) -> Certificate:
     """Check random signed sums of the pairs: `SAMPLES` products, whatever k is.
 
     The recurrence says `A X = X Θ + Q_new E` (see `lanczos`). For signs σ the norm of what is left,
@@ -117,7 +121,7 @@ def measure_sampled(state: Lanczos, values: Matrix, predicted: Matrix, scale: fl
     return Certificate(values.copy(), np.sqrt(predicted**2 + excess), noise)
 
 
-def _unpredicted(state: Lanczos, sign: Matrix, values: Matrix) -> float:
+def _unpredicted(state: Lanczos, sign: Float64Array, values: Float64Array) -> float:
     """`‖A Xσ − XΘσ − Q_new E σ‖²`."""
     k, used = len(values), state.used
     pairs, recurrence = np.zeros((2, 1, state.rows), state.op.dtype)
@@ -138,7 +142,7 @@ def orthogonality(state: Lanczos, k: int) -> float:
     return float(np.abs(gram - np.eye(k)).max())
 
 
-def estimate_errors(values: Matrix, residuals: Matrix, others: Any) -> Matrix:
+def estimate_errors(values: Float64Array, residuals: Float64Array, others: Any) -> Float64Array:
     """`min(‖r‖, ‖r‖²/gap)` (Kato-Temple), the gap to the nearest other Ritz value being estimated.
 
     Args:

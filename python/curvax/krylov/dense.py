@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvax.compiled import Clock
+from curvax.device import programs
 from curvax.interrupt import InterruptFlag
-from curvax.krylov import programs
 from curvax.krylov.certificates import estimate_errors
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT
 from curvax.krylov.scaling import check_range
-from curvax.krylov.selection import Matrix
 from curvax.krylov.settings import Settings
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
+from curvax.operators.evidence import ASYMMETRY_LIMIT
 from curvax.operators.precision import more_accurate
-from curvax.results import EigenResult, Matvecs, Progress, warn_unconverged
+from curvax.program import Clock
+from curvax.results import EigenResult, Matvecs, Progress
+from curvax.typing import Float64Array
+from curvax.warnings import warn_unconverged
 
 
 class DenseSolve:
@@ -95,7 +96,7 @@ class DenseSolve:
             interrupted=bool(self.interrupted),
         )
 
-    def _products(self, x: Any, note: Any = None) -> Matrix:
+    def _products(self, x: Any, note: Any = None) -> Float64Array:
         """The products of the rows of x, in float64, block by block, until an interrupt."""
         out = np.empty(x.shape, np.float64)
         block = self.settings.block
@@ -112,7 +113,7 @@ class DenseSolve:
                     return out[:done]
         return out
 
-    def _note(self, done: int, rows: Matrix) -> None:
+    def _note(self, done: int, rows: Float64Array) -> None:
         n, k = self.op.shape[0], self.settings.wanted.k
         progress = Progress(
             matvecs=done,
@@ -129,7 +130,7 @@ class DenseSolve:
         if self.settings.callback is not None:
             self.settings.callback(progress)
 
-    def _measure(self, x: Any) -> tuple[Matrix, Matrix]:
+    def _measure(self, x: Any) -> tuple[Float64Array, Float64Array]:
         """Rayleigh quotients and residual norms, from fresh products."""
         wide, products = x.astype(np.float64), self._products(x)
         squares = np.sum(wide**2, axis=1)
@@ -137,7 +138,7 @@ class DenseSolve:
         norms = np.linalg.norm(products - quotients[:, None] * wide, axis=1)
         return quotients, norms / np.sqrt(squares)
 
-    def _check_finite(self, products: Matrix, first: int) -> None:
+    def _check_finite(self, products: Float64Array, first: int) -> None:
         if np.isfinite(products).all():
             return
         row = int(np.flatnonzero(~np.isfinite(products).all(axis=1))[0])
@@ -160,7 +161,7 @@ class DenseSolve:
             warn_unconverged(int(converged.sum()), len(converged), total, reason)
 
 
-def _asymmetry(op: Operator, square: Matrix) -> float:
+def _asymmetry(op: Operator, square: Float64Array) -> float:
     scale = np.abs(square).max()
     if scale == 0:
         return 0.0

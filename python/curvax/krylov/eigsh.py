@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.device.programs import solve_clock
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.failures import Explained
-from curvax.krylov.programs import solve_clock
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.selection import Wanted
 from curvax.krylov.settings import settle
-from curvax.krylov.solve import Solve
 from curvax.krylov.start import starting_block
+from curvax.krylov.thick_restart import Solve
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
-from curvax.operators.restriction import Blocks
-from curvax.results import BlockResults, EigenResult, FloatArray, IntArray, Progress, numbered
+from curvax.operators.blocks import Blocks
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.results import BlockResults, EigenResult, Progress, numbered
+from curvax.typing import FloatArray, IntArray
 
 
 @overload

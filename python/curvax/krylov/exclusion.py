@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curvax.krylov.selection import Matrix
+from curvax.typing import Float64Array
 
 # What a product of many small matrices resolves, relative to its norm: each is measured in float32
 # arithmetic, and a direction that has grown far more than another is then rounding alone.
@@ -37,9 +37,9 @@ class Cycle(NamedTuple):
         begins: `(b, m)` the components of the block with which the cycle began.
     """
 
-    values: Matrix
-    ends: Matrix
-    begins: Matrix
+    values: Float64Array
+    ends: Float64Array
+    begins: Float64Array
 
 
 def log_growth(mu: float, cycles: Sequence[Cycle]) -> float:

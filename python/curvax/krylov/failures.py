@@ -4,10 +4,10 @@ from types import TracebackType
 
 import jax
 
-from curvax.krylov.plan import Plan, readable, remedy
+from curvax.krylov.plan import Plan, remedy
 from curvax.krylov.scaling import exponent_of
-from curvax.krylov.solve import Solve
-from curvax.memory import memory_of
+from curvax.krylov.thick_restart import Solve
+from curvax.memory import memory_of, readable
 from curvax.operators.base import Operator
 from curvax.results import EigenResult
 from curvax.results.units import rescaled

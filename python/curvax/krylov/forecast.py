@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from curvax.compiled import Clock
-from curvax.krylov import programs, storage
+from curvax.device import programs, storage
 from curvax.krylov.certificates import SAMPLES
 from curvax.krylov.sizes import block_penalty
 from curvax.memory import on_device
 from curvax.operators.base import Operator
+from curvax.program import Clock
 from curvax.results import Matvecs
 
 # Square float64 matrices alive on the host while one of them is decomposed: the projection, or the

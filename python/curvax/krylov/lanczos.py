@@ -34,21 +34,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.compiled import Clock
-from curvax.krylov import programs, storage
+from curvax.device import programs, storage
 from curvax.krylov.exclusion import Cycle, log_growth
 from curvax.krylov.scaling import check_range
-from curvax.krylov.selection import Matrix
 from curvax.memory import on_device
 from curvax.operators.base import Operator
-from curvax.operators.nonfinite import report_nonfinite
+from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
+from curvax.program import Clock
+from curvax.typing import Float64Array
 
 # Seconds below which a step is over before the host has read the one before and given the next.
 _SHORT = 5e-3
-
-# Above this relative asymmetry the operator is not symmetric: a 16-bit model's noise stays below.
-ASYMMETRY_LIMIT = 1e-2
 
 
 class Ritz(NamedTuple):
@@ -62,9 +59,9 @@ class Ritz(NamedTuple):
             one end of the spectrum forgets the other.
     """
 
-    values: Matrix
-    vectors: Matrix
-    residuals: Matrix
+    values: Float64Array
+    vectors: Float64Array
+    residuals: Float64Array
     scale: float
 
 
@@ -126,7 +123,7 @@ class Lanczos:
         self._begin = 0
         # Steps begun, and, of those that were read, the blocks' rows and numbers.
         self._begun: collections.deque[_Begun] = collections.deque()
-        self._read: collections.deque[tuple[int, Matrix]] = collections.deque()
+        self._read: collections.deque[tuple[int, Float64Array]] = collections.deque()
         self._ahead = int(on_device(op))
         self._step_seconds, self._last_read = math.inf, 0.0
         # Of products that were waited for alone, each of its block's vectors.
@@ -209,7 +206,7 @@ class Lanczos:
         self._step_seconds = min(self._step_seconds, (now - since) / begun.steps)
         self._last_read = now
 
-    def _take(self, old: int, numbers: Matrix) -> None:
+    def _take(self, old: int, numbers: Float64Array) -> None:
         """Extend T and E by the step that multiplied the block in the rows from `old`."""
         b = self.block
         measured, coupling, info = programs.unpack(numbers, b)
@@ -238,7 +235,7 @@ class Lanczos:
         self._draws += count
         return np.asarray([self._seed & 0xFFFFFFFF, first], np.uint32)
 
-    def _check_info(self, info: Matrix, multiplied: int) -> None:
+    def _check_info(self, info: Float64Array, multiplied: int) -> None:
         if not np.isfinite(info).all():
             number = self.matvecs
             if number == 0:
@@ -276,7 +273,7 @@ class Lanczos:
             self.clock.seconds["products"] -= rest
             self.clock.seconds["orthogonalization"] += rest
 
-    def _check_symmetry(self, measured: Matrix, old: int) -> float:
+    def _check_symmetry(self, measured: Float64Array, old: int) -> float:
         """The relative difference between a measured column of T and what symmetry demands."""
         m = self.known
         scale = max(
@@ -350,6 +347,6 @@ class Lanczos:
         self._columns[:, kept:] = 0
 
 
-def _on_host(numbers: Array) -> Matrix:
+def _on_host(numbers: Array) -> Float64Array:
     """Where the host waits for the device in a step, once it has been given the next."""
     return np.asarray(numbers)

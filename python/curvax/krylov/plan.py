@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.checks import check_integer
-from curvax.compiled import Clock
-from curvax.krylov import storage
+from curvax.device import storage
+from curvax.device.programs import solve_clock
 from curvax.krylov.arguments import Request, check_arguments
 from curvax.krylov.forecast import (
     Bytes,
@@ -19,7 +19,6 @@ from curvax.krylov.forecast import (
     forecast_dense_bytes,
     forecast_matvecs,
 )
-from curvax.krylov.programs import solve_clock
 from curvax.krylov.sizes import (
     comfortable_rows,
     default_block,
@@ -28,9 +27,10 @@ from curvax.krylov.sizes import (
     fewest_rows,
     matvec_limit,
 )
-from curvax.memory import Memory, memory_of
+from curvax.memory import Memory, memory_of, readable
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator, original_errors
+from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import Clock
 from curvax.results import Matvecs
 
 
@@ -268,14 +268,6 @@ class _Chooser:
             bytes=bytes_,
             limit=self.free,
         )
-
-
-def readable(count: int) -> str:
-    """Bytes in kB, MB or GB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.2f} kB"
 
 
 def remedy(plan: Plan, memory: Memory) -> str:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.compiled import Clock
 from curvax.krylov import underflow
 from curvax.krylov.underflow import Probe
 from curvax.operators.base import Operator, VectorSpace, checked_product
+from curvax.program import Clock
 from curvax.results.units import rescaled
 
 _R = TypeVar("_R")

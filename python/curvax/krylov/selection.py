@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curvax.checks import shown
+from curvax.typing import Float64Array
 
 WHICH = ("LM", "LA", "SA", "BE")
 
 Indices = np.ndarray[Any, np.dtype[np.intp]]
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 # An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
 # this multiple of the residual allowed.
@@ -26,7 +26,7 @@ class End(NamedTuple):
         signs: of the values that lie far outwards.
     """
 
-    outward: Matrix
+    outward: Float64Array
     place: slice
     signs: tuple[int, ...]
 
@@ -75,7 +75,7 @@ class Wanted:
             taken.add(index)
         return np.asarray(order, np.intp)
 
-    def ends(self, values: Matrix) -> list[End]:
+    def ends(self, values: Float64Array) -> list[End]:
         """The ends that hold wanted values; by magnitude, both ends are one."""
         if self.which == "BE":
             high = End(values, slice(0, self.high), (1,))
@@ -86,7 +86,7 @@ class Wanted:
         return [End(outward, slice(0, self.k), signs)]
 
     def doubtful(
-        self, values: Matrix, residuals: Matrix, order: Indices, allowed: Matrix
+        self, values: Float64Array, residuals: Float64Array, order: Indices, allowed: Float64Array
     ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the wanted an unwanted value could displace, moved outwards by its residual.
 
@@ -112,7 +112,7 @@ class Wanted:
             out[place] = outward[wanted] < reach
         return out
 
-    def edges(self, values: Matrix, margins: Matrix) -> Matrix:
+    def edges(self, values: Float64Array, margins: Float64Array) -> Float64Array:
         """The places at which another value would displace the last wanted one of an end.
 
         Args:
@@ -125,7 +125,7 @@ class Wanted:
             places += [sign * float(outward[last] + margins[last]) for sign in signs]
         return np.asarray(places)
 
-    def hiding_places(self, values: Matrix, margins: Matrix) -> Matrix:
+    def hiding_places(self, values: Float64Array, margins: Float64Array) -> Float64Array:
         """Where an eigenvalue that was not found, and belongs among the wanted, would show least.
 
         Its Lanczos polynomial is least next to those found, which are roots of it: at the edges,
@@ -143,7 +143,9 @@ class Wanted:
         apart = np.abs(places[:, None] - values) > 0.5 * margins
         return places[apart.all(axis=1)]
 
-    def displaced(self, values: Matrix, places: Matrix) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def displaced(
+        self, values: Float64Array, places: Float64Array
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the wanted values, in the order of preference, rank behind one of `places`."""
         out = np.zeros(len(values), bool)
         if len(places):

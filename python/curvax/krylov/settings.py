@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from curvax.compiled import Clock
 from curvax.krylov.arguments import check_arguments
-from curvax.krylov.plan import Plan, choose, readable, remedy
+from curvax.krylov.plan import Plan, choose, remedy
 from curvax.krylov.selection import Wanted
 from curvax.krylov.sizes import matvec_limit
-from curvax.memory import memory_of
+from curvax.memory import memory_of, readable
 from curvax.operators.base import Operator
+from curvax.program import Clock
 from curvax.results import Progress
 
 

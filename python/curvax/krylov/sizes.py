@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from curvax import _native
 from curvax.checks import check_integer
-from curvax.compiled import Clock
-from curvax.krylov import programs
+from curvax.device import programs
 from curvax.operators.base import Operator
+from curvax.program import Clock
 
 
 def block_penalty(block: int) -> float:

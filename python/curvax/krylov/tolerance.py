@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from curvax.krylov import storage
-from curvax.krylov.lanczos import ASYMMETRY_LIMIT
-from curvax.krylov.selection import Matrix, Wanted
+from curvax.device import storage
+from curvax.krylov.selection import Wanted
 from curvax.operators.base import Operator
+from curvax.operators.evidence import ASYMMETRY_LIMIT
 from curvax.operators.precision import more_accurate
-from curvax.results import warn
+from curvax.typing import Float64Array
+from curvax.warnings import warn
 
 RELATIVE_TO = ("largest", "end", "each")
 
@@ -39,11 +40,11 @@ class Tolerance:
         """What is allowed of a pair whose reference is |λ|max, relative to that."""
         return max(self._asked, self._floor)
 
-    def allowed(self, values: Matrix, residuals: Matrix, scale: float) -> Matrix:
+    def allowed(self, values: Float64Array, residuals: Float64Array, scale: float) -> Float64Array:
         """The residual allowed of each pair; see `parts`."""
         return scale * self.parts(values, residuals, scale)
 
-    def parts(self, values: Matrix, residuals: Matrix, scale: float) -> Matrix:
+    def parts(self, values: Float64Array, residuals: Float64Array, scale: float) -> Float64Array:
         """The residual allowed of each pair, in units of |λ|max.
 
         Args:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from curvax.compiled import CHUNK, Clock
-from curvax.krylov import programs
+from curvax.columns import CHUNK
+from curvax.device import programs
 from curvax.operators.base import Operator, checked_product
+from curvax.operators.conversion import HostOperator
 from curvax.operators.curvature import Curvature
-from curvax.operators.matrix import HostOperator
+from curvax.program import Clock
 
 Rows = np.ndarray[Any, Any]
 

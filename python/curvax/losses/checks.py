@@ -1,7 +1,7 @@
 """Checks of what the losses are given, and its normal form."""
 
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,6 @@ from jax.typing import ArrayLike
 from curvax.arrays import into_range, to_array
 from curvax.checks import shown
 from curvax.ops.softmax_ce.options import Options
-
-FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
-FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
 
 
 class Rows(NamedTuple):
@@ -253,16 +250,6 @@ def elementwise_weights(
     inner = math.prod(x.shape[w.ndim :])  # elements of each weight
     whole = jnp.broadcast_to(scaled.reshape(w.shape + (1,) * (x.ndim - w.ndim)), x.shape)
     return whole, inner * jnp.sum(scaled), inner * weight
-
-
-def check_kind(kind: Any) -> None:
-    """Refuse what is no kind of Fisher matrix.
-
-    Raises:
-        ValueError: as said.
-    """
-    if kind not in FISHER_KINDS:
-        raise ValueError(f"kind must be one of {FISHER_KINDS}, got {shown(kind)}")
 
 
 def count_samples(name: str, x: Array, inner_axes: int, batch: Any) -> int:

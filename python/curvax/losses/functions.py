@@ -15,8 +15,8 @@ from curvax.losses.checks import (
     mean_of,
     options_of,
 )
-from curvax.ops.linear_ce import LinearSpec, linear_ce_total
-from curvax.ops.softmax_ce.loss import Spec, softmax_ce_total
+from curvax.losses.linear_ce import LinearSpec, linear_ce_total
+from curvax.losses.softmax_ce import Spec, softmax_ce_total
 from curvax.ops.softmax_ce.options import compute_dtype
 
 

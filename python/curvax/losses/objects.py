@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from curvax.checks import shown
 from curvax.losses.checks import (
-    FisherKind,
     Rows,
-    check_kind,
     chunk_rows,
     count_samples,
     counted_rows,
@@ -21,10 +20,22 @@ from curvax.losses.checks import (
     options_of,
 )
 from curvax.losses.functions import linear_cross_entropy, mse, softmax_cross_entropy
-from curvax.ops.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
-from curvax.ops.softmax_ce.loss import Spec, softmax_ce_total
+from curvax.losses.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
+from curvax.losses.softmax_ce import Spec, draw_labels, softmax_ce_total
 from curvax.ops.softmax_ce.options import compute_dtype
-from curvax.ops.softmax_ce.sample import draw_labels
+
+FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
+_FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
+
+
+def check_kind(kind: Any) -> None:
+    """Refuse what is no kind of Fisher matrix.
+
+    Raises:
+        ValueError: as said.
+    """
+    if kind not in _FISHER_KINDS:
+        raise ValueError(f"kind must be one of {_FISHER_KINDS}, got {shown(kind)}")
 
 
 @runtime_checkable

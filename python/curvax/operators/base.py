@@ -14,9 +14,9 @@ from jax import Array
 from scipy.sparse.linalg import LinearOperator
 
 from curvax.arrays import to_array
-from curvax.compiled import jit, untracked_settings
 from curvax.filters import Filter, difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.program import jit, untracked_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Operator(abc.ABC):
             TypeError: `where` is neither callable nor a pytree of bools.
             ValueError: it selects nothing.
         """
-        from curvax.operators.restriction import restrict
+        from curvax.operators.blocks import restrict
 
         return restrict(self, where)
 
@@ -286,7 +286,7 @@ class Operator(abc.ABC):
             TypeError: `by` is none of these, or returns neither a string nor None.
             ValueError: nothing is selected, `stacked` names no container, or a depth below 1.
         """
-        from curvax.operators.restriction import blocks
+        from curvax.operators.blocks import blocks
 
         return blocks(self, by, stacked)
 

@@ -12,7 +12,7 @@ from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
 from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
-from curvax.results import warn
+from curvax.warnings import warn
 
 Microbatches: TypeAlias = int | Callable[[Any], Iterable[Any]] | None
 

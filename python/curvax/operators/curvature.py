@@ -11,7 +11,7 @@ from jax import Array
 
 from curvax.arrays import shares
 from curvax.checks import shown
-from curvax.compiled import CHUNK, jit, over_columns
+from curvax.columns import CHUNK, over_columns
 from curvax.filters import Filter, select
 from curvax.operators.base import Operator, VectorSpace
 from curvax.operators.batches import (
@@ -23,13 +23,14 @@ from curvax.operators.batches import (
     warn_of_pair,
 )
 from curvax.operators.budget import ResidualBudget
-from curvax.operators.fences import fence
-from curvax.operators.linear_map import LinearHalf, ModelMap
+from curvax.operators.microbatch import LinearHalf, ModelMap
 from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.precision import Precision
 from curvax.operators.split import check_split
 from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
+from curvax.ops.fence import fence
+from curvax.program import jit
 
 
 @jax.tree_util.register_dataclass

@@ -23,8 +23,8 @@ from jax import Array
 from curvax.checks import check_number
 from curvax.operators.base import compiled_product
 from curvax.operators.gradient import GradientMap, Hessian
-from curvax.operators.linear_map import LinearHalf
-from curvax.results import warn
+from curvax.operators.microbatch import LinearHalf
+from curvax.warnings import warn
 
 # The steps tried, in units of eps^(1/3): powers of two with these exponents.
 _EXPONENTS = range(-4, 4)

@@ -13,13 +13,13 @@ from jax.tree_util import Partial
 
 from curvax.checks import check_count, shown
 from curvax.filters import Filter, leaf_names
-from curvax.losses.checks import FisherKind, check_kind
+from curvax.losses.objects import FisherKind, check_kind
 from curvax.operators.batches import Microbatches, Numbered, leading_sizes
+from curvax.operators.closure import hoist
 from curvax.operators.curvature import Curvature, assemble
-from curvax.operators.hoist import hoist
-from curvax.operators.linear_map import LinearHalf
+from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
+from curvax.operators.microbatch import LinearHalf
 from curvax.operators.model import accepts_model
-from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
 
 
 @jax.tree_util.register_dataclass

@@ -12,10 +12,10 @@ from jax.tree_util import Partial
 from curvax.filters import Filter
 from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import Curvature, assemble
+from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
+from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
 from curvax.operators.model import accepts_model
-from curvax.operators.outputs import OutputsMap, check_callables, check_outputs
 from curvax.operators.precision import Precision, check_precision
-from curvax.operators.twice import check_linear, first_possible, pull_back
 
 
 @jax.tree_util.register_dataclass

@@ -8,8 +8,8 @@ import jax
 from jax import Array
 
 from curvax.operators.curvature import Curvature
-from curvax.operators.linear_map import ModelMap
-from curvax.operators.twice import check_linear, first_possible, pull_back
+from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
+from curvax.operators.microbatch import ModelMap
 
 
 @jax.tree_util.register_dataclass

@@ -22,9 +22,9 @@ from jax.lax import DotAlgorithmPreset
 from jax.lax import Precision as Level
 
 from curvax.checks import shown
-from curvax.compiled import default_platform
-from curvax.operators.rewriting import Rewriter, equations, rewritten
-from curvax.ops.linear_ce import LinearSpec
+from curvax.jaxprs import Rewriter, equations, rewritten
+from curvax.losses.linear_ce import LinearSpec
+from curvax.program import default_platform
 
 Precision = Literal["highest", "bf16x3"]
 

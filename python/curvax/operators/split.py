@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from curvax.operators.batches import Numbered
-from curvax.operators.linear_map import ModelMap
+from curvax.operators.microbatch import ModelMap
 from curvax.operators.weights import weighted_mean
 
 # What a mean of another order of sums, in 16 bits too, may differ by, relative.

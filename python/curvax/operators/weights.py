@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from curvax.arrays import shares
-from curvax.results import warn
+from curvax.warnings import warn
 
 _PAIR = (
     "A pair that a loss returns is (mean, weight): the mean, and the number of labels, or the sum "

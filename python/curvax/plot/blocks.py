@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from curvax.results import BlockResults, BoolArray, FloatArray
+    from curvax.results import BlockResults
+    from curvax.typing import BoolArray, FloatArray
 
 # Cells per row in which a number can be written.
 _MAX_COLUMNS = 10

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvax.results import FloatArray, SpectralDensity
+    from curvax.results import SpectralDensity
+    from curvax.typing import FloatArray
 
 # A bulk narrower than this part of the spectrum gets a panel of its own.
 _NARROW = 0.05

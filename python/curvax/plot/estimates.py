@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvax.results import DiagonalResult, FloatArray, LanczosTridiagonal, TraceResult
+    from curvax.results import DiagonalResult, LanczosTridiagonal, TraceResult
+    from curvax.typing import FloatArray
 
 _MAX_LEAVES = 40
 

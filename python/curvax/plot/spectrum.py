@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvax.results import BoolArray, EigenResult, FloatArray, IntArray
+    from curvax.results import EigenResult
+    from curvax.typing import BoolArray, FloatArray, IntArray
 
 
 def plot_spectrum(

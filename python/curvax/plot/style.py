@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvax.results import FloatArray
+    from curvax.typing import FloatArray
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the open markers.
 POSITIVE = "#0072B2"

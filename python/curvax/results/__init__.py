@@ -3,17 +3,10 @@
 from curvax.results.blocks import BlockResults
 from curvax.results.density import SpectralDensity
 from curvax.results.eigen import (
-    BoolArray,
-    ConvergenceWarning,
     EigenResult,
-    FloatArray,
-    IntArray,
-    InterruptWarning,
     Matvecs,
     Progress,
     numbered,
-    warn,
-    warn_unconverged,
 )
 from curvax.results.estimates import (
     DiagonalResult,
@@ -26,13 +19,8 @@ from curvax.results.stored import load
 
 __all__ = [
     "BlockResults",
-    "BoolArray",
-    "ConvergenceWarning",
     "DiagonalResult",
     "EigenResult",
-    "FloatArray",
-    "IntArray",
-    "InterruptWarning",
     "LanczosTridiagonal",
     "Matvecs",
     "Progress",
@@ -42,6 +30,4 @@ __all__ = [
     "TraceResult",
     "load",
     "numbered",
-    "warn",
-    "warn_unconverged",
 ]

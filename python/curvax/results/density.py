@@ -17,9 +17,9 @@ from curvax.results.distribution import (
     mass_bounds,
     mean_rule,
 )
-from curvax.results.eigen import FloatArray
 from curvax.results.smoothing import smoothed_density
 from curvax.results.stored import Stored
+from curvax.typing import FloatArray
 
 _MAX_OUTLIERS = 20
 

@@ -14,7 +14,7 @@ Matrices, Moments and Quadrature, 2010, section 6.2 for that rule, of Gauss and 
 
 The mean of the runs' measures has the mean of their moments, so that one recurrence, of the mean,
 does for all runs. Plain Lanczos rounds: T is the exact projection of a matrix whose eigenvalues lie
-in tiny clusters about those of A (see `estimators/recurrence.py`), so that an eigenvalue within
+in tiny clusters about those of A (see `krylov/recurrence.py`), so that an eigenvalue within
 rounding of x may be on either side.
 
 **Starts.** They are uniform on the sphere, so that the mass that a run gives k of d eigenvalues is
@@ -37,7 +37,7 @@ import numpy as np
 import scipy.linalg
 from scipy.special import betainc
 
-from curvax.results.eigen import FloatArray
+from curvax.typing import FloatArray
 
 # A point further out than this many times the largest node counts as this far out.
 FAR = 1e3

@@ -1,8 +1,6 @@
 """What a solve returns: values with their certificates."""
 
 import dataclasses
-import sys
-import warnings
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,18 +8,7 @@ import numpy as np
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned, measured, place, verdict
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
-
-
-class ConvergenceWarning(UserWarning):
-    """Not every wanted pair converged, or the tolerance had to be raised."""
-
-
-class InterruptWarning(ConvergenceWarning):
-    """Ctrl-C ended a computation, whose result holds what was known by then."""
+from curvax.typing import BoolArray, FloatArray, IntArray
 
 
 @record
@@ -176,16 +163,3 @@ class EigenResult(Stored):
 def numbered(count: int, low: int) -> IntArray:
     """Places of `count` values in descending order, the last `low` counted from the low end."""
     return np.append(np.arange(1, count - low + 1), np.arange(-low, 0))
-
-
-def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
-    """Issue a warning at the line that called curvax."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("curvax."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
-
-
-def warn_unconverged(converged: int, k: int, products: int, remedy: str) -> None:
-    """Warn that only `converged` of `k` pairs converged after `products` products."""
-    warn(f"{converged} of {k} pairs converged after {products} products: {remedy}")

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from curvax.filters import leaf_names
-from curvax.results.eigen import FloatArray
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned
+from curvax.typing import FloatArray
 
 # Leaves of a diagonal, and Ritz values at each end, that a table lists.
 _MAX_LEAVES = 20

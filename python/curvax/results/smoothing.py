@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from curvax.results.eigen import FloatArray
+from curvax.typing import FloatArray
 
 # Terms of the sums held at a time: arrays of 2 MB, which stay in the cache.
 _CHUNK = 1 << 18

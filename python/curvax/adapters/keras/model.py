@@ -9,12 +9,7 @@ import jax.numpy as jnp
 import keras
 
 from curvax.adapters.adapted import AdaptedModel
-from curvax.adapters.keras import losses
-from curvax.adapters.keras.batches import PARTS, default_weights, inputs_of, targets_of
-from curvax.adapters.keras.checks import check_model, check_state, check_steps, check_weights
-from curvax.adapters.keras.network import Network
-from curvax.adapters.keras.saved import load
-from curvax.adapters.native import (
+from curvax.adapters.jax_libraries import (
     JaxSource,
     adapt,
     jit_value_and_grad,
@@ -22,6 +17,11 @@ from curvax.adapters.native import (
     noted,
     value_and_gradient,
 )
+from curvax.adapters.keras import losses
+from curvax.adapters.keras.batches import PARTS, default_weights, inputs_of, targets_of
+from curvax.adapters.keras.checks import check_model, check_state, check_steps, check_weights
+from curvax.adapters.keras.network import Network
+from curvax.adapters.keras.saved import load
 from curvax.checks import shown
 
 

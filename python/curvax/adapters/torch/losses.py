@@ -18,7 +18,7 @@ from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import put_together
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
-from curvax.losses.checks import FisherKind
+from curvax.losses.objects import FisherKind
 
 TorchLoss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""

@@ -19,7 +19,7 @@ from curvax.adapters.torch.source import second_derivatives
 from curvax.adapters.torch.state import trainable
 from curvax.checks import shown
 from curvax.operators.base import VectorSpace, check_float_dtype
-from curvax.operators.matrix import HostOperator, HostProducts
+from curvax.operators.conversion import HostOperator, HostProducts
 
 
 class TorchProducts(HostProducts):

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import Precision, PrecisionLike
 
-from curvax.compiled import default_platform
 from curvax.ops.implementation import resolve
 from curvax.ops.matmul_sum import ffi, reference
+from curvax.program import default_platform
 
 __all__ = ["matmul_sum"]
 

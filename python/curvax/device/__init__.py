@@ -1,0 +1,1 @@
+"""Device programs that solvers and estimators share."""

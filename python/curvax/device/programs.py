@@ -1,0 +1,242 @@
+"""The compiled device programs of the eigensolver."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from curvax.columns import matmul, over_columns, random_columns, row_sums
+from curvax.device import storage
+from curvax.device.storage import Length
+from curvax.operators.base import Operator, checked_product
+from curvax.operators.closure import hoist
+from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
+from curvax.ops.shards import whole
+from curvax.program import Clock, program, users_mode
+from curvax.typing import Float64Array
+
+# The most steps that one program does.
+TOGETHER = 8
+
+
+def solve_clock() -> Clock:
+    """A clock with the parts of a solve."""
+    return Clock("products", "orthogonalization", "host", "verification")
+
+
+@program()
+def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
+    """A block of standard normal vectors, as many as `like` is long: the draw-th of the seed."""
+    # The generator is named: the vectors are those of the seed whatever the default one is.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
+    b, n = like.shape[0], op.shape[0]
+
+    def normal(own: Array, width: int) -> Array:
+        return jax.random.normal(own, (b, width), op.dtype)
+
+    def fill(block: Array, first: Array, width: int) -> Array:
+        piece = random_columns(normal, key, first, width)
+        return lax.dynamic_update_slice_in_dim(block, piece, first, axis=1)
+
+    return over_columns(fill, jnp.zeros((b, n), op.dtype), n, rows=b)
+
+
+@program()
+def load(basis: Array, start: Array, like: Array, n: Length | None = None) -> Array:
+    """The vectors that the rows from `start` stand for, as many as `like` is long."""
+    return storage.rows(basis, start, like.shape[0], storage.length(basis, n))
+
+
+@program(donate=(1,))
+def multiply(op: Operator, block: Array) -> Array:
+    """The products of a donated block of flat vectors."""
+    return checked_product(op, block)
+
+
+def _check_whole(basis: Array, block: Array, *rest: Array) -> None:
+    """Refuses shards before compilation fails of them, with a text that is harder to read."""
+    whole("the basis of the solve", basis)
+    whole("a block of vectors", block)
+
+
+@program(donate=(0, 1), wide=True, check=_check_whole)
+def orthonormalize(basis: Array, block: Array, used: Array, seed: Array) -> Any:
+    """Append a block to the basis, both donated.
+
+    Returns:
+        The basis; the vectors that its new rows stand for, which is what can be multiplied next
+        (in the memory of the block, which is then the kernel's scratch: it would be copied if no
+        result took its place); and `(1, ...)` numbers, for `unpack`.
+    """
+    return _append(basis, block, used, seed)
+
+
+@program(donate=(1, 2), wide=True)
+def steps(
+    op: Operator, basis: Array, block: Array, first: Array, seed: Array, count: Array
+) -> tuple[Array, Array, Array]:
+    """As many times as `count` says, up to `TOGETHER`, `multiply` and `orthonormalize` in turn.
+
+    One program in place of many is for products that are over before the host has begun the next.
+
+    Args:
+        op: the operator.
+        basis: `(rows, columns)`, donated.
+        block: `(b, n)`, donated: the vectors that the rows from `first` stand for.
+        first: scalar int32.
+        seed: `(2,)` uint32, of the first; the others follow.
+        count: scalar int32.
+
+    Returns:
+        As `orthonormalize`, with one row of numbers for each time.
+    """
+    b = block.shape[0]
+    with users_mode():
+        product, closed_over = hoist(checked_product, op, block)
+
+    def step(i: Array, carry: Any) -> Any:
+        basis, block, numbers = carry
+        own = seed + jnp.stack([jnp.zeros_like(seed[0]), i.astype(seed.dtype)])
+        used = first + (i + 1) * b
+        basis, block, row = _append(basis, product(closed_over, op, block), used, own)
+        return basis, block, lax.dynamic_update_slice(numbers, row, (i, jnp.zeros_like(i)))
+
+    numbers = jnp.zeros((TOGETHER, 4 + b * (b + basis.shape[0])))
+    return lax.fori_loop(jnp.zeros_like(count), count, step, (basis, block, numbers))
+
+
+def _append(basis: Array, block: Array, used: Array, seed: Array) -> tuple[Array, Array, Array]:
+    b, n = block.shape
+    scale = storage.scale(basis.dtype, n)
+    basis, coefficients, factor, info = orthonormalize_block(basis, block, used, seed, scale=scale)
+    numbers = jnp.concatenate([info, factor.ravel(), coefficients.ravel()])
+    return basis, storage.rows(basis, used, b, n), numbers[None]
+
+
+def unpack(numbers: Float64Array, block: int) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Coefficients, factor and info of `orthonormalize_block`, from a row of numbers."""
+    info, factor, coefficients = np.split(numbers, [4, 4 + block * block])
+    return coefficients.reshape(-1, block), factor.reshape(block, block), info
+
+
+@program(donate=(0,), wide=True)
+def rotate(basis: Array, rotation: Array, used: Array, kept: Array) -> Array:
+    """Replace the first rows of the donated basis by combinations of them."""
+    return rotate_basis(basis, rotation, used, kept)
+
+
+@program(wide=True)
+def residuals(
+    basis: Array, products: Array, start: Array, following: Array, thetas: Array, coupling: Array
+) -> tuple[Array, Array, Array]:
+    """Of rows of the basis, in float64: what their products say, and what the recurrence did not.
+
+    Args:
+        basis: `(rows, columns)`.
+        products: `(b, n)`, the products `w` of the vectors `x` that the rows from `start` are.
+        start: scalar int32.
+        following: scalar int32, the first row of the next block `q`, of b vectors.
+        thetas: `(b,)` Ritz values.
+        coupling: `(b, b)`, with which the recurrence predicts `w = θ x + qᵀ · coupling`.
+
+    Returns:
+        Three arrays `(b,)`: Rayleigh quotients λ, residual norms `‖w − λ x‖/‖x‖`, and the norms of
+        `w − θ x − qᵀ · coupling`.
+    """
+    b, n = products.shape
+
+    def columns(first: Array, width: int) -> tuple[Array, Array]:
+        x = _piece(basis, start, b, first, width, n)
+        w = lax.dynamic_slice_in_dim(products, first, width, axis=1)
+        return x.astype(jnp.float64), w.astype(jnp.float64)
+
+    def moments(total: Any, first: Array, width: int) -> Any:
+        x, w = columns(first, width)
+        return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
+
+    squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n, rows=4 * b)
+    quotients = inner / squares
+
+    def rest(total: Any, first: Array, width: int) -> Any:
+        w = lax.dynamic_slice_in_dim(products, first, width, axis=1).astype(jnp.float64)
+        pieces = _pieces(basis, (start, following), b, first, width, n)
+        x, q = (piece.astype(jnp.float64) for piece in pieces)
+        residual = w - quotients[:, None] * x
+        error = w - thetas[:, None] * x - matmul(coupling.T, q)
+        return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
+
+    norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n, rows=6 * b)
+    return quotients, jnp.sqrt(norms / squares), jnp.sqrt(errors)
+
+
+@program(wide=True)
+def gram(basis: Array, like: Array, n: Length | None = None) -> Array:
+    """`X Xᵀ` in float64 of the vectors that the first rows stand for, as many as `like` is long."""
+    k, length = like.shape[0], storage.length(basis, n)
+
+    def add(total: Array, first: Array, width: int) -> Array:
+        x = _piece(basis, jnp.zeros_like(first), k, first, width, length).astype(jnp.float64)
+        return total + matmul(x, x.T)
+
+    return over_columns(add, jnp.zeros((k, k)), length, rows=k)
+
+
+@program()
+def combine(basis: Array, weights: Array, n: Length | None = None) -> Array:
+    """`weights @ vectors`, `(b, n)`; rows of weight zero may hold any finite numbers."""
+    m, length = basis.shape[0], storage.length(basis, n)
+
+    def fill(out: Array, first: Array, width: int) -> Array:
+        x = _piece(basis, jnp.zeros_like(first), m, first, width, length)
+        piece = matmul(weights, x)
+        return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
+
+    out = jnp.zeros((weights.shape[0], length), weights.dtype)
+    return over_columns(fill, out, length, rows=m)
+
+
+@program(wide=True)
+def squared_distance(a: Array, b: Array) -> Array:
+    """`‖a − b‖²` in float64 of two arrays `(b, n)`."""
+
+    def add(total: Array, first: Array, width: int) -> Array:
+        pieces = (lax.dynamic_slice_in_dim(x, first, width, axis=1) for x in (a, b))
+        wide = [piece.astype(jnp.float64) for piece in pieces]
+        return total + row_sums((wide[0] - wide[1]) ** 2)
+
+    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1], rows=3 * a.shape[0]))
+
+
+@program()
+def take(basis: Array, rows: Array) -> Array:
+    """A copy of the given rows, as they are stored, padding included."""
+    return basis[rows]
+
+
+@program()
+def deliver(op: Operator, stored: Array) -> Any:
+    """Stored rows as vectors of the operator."""
+    n = op.shape[0]
+    return op.unravel(storage.vectors(stored[:, :n], n))
+
+
+def _piece(basis: Array, start: Array, count: int, first: Array, width: int, n: int) -> Array:
+    """Some columns of the vectors of length n that the `count` rows from `start` stand for."""
+    return _pieces(basis, (start,), count, first, width, n)[0]
+
+
+def _pieces(
+    basis: Array, starts: tuple[Array, ...], count: int, first: Array, width: int, n: int
+) -> list[Array]:
+    """As `_piece`, of several blocks of rows."""
+    pieces = []
+    for start in starts:
+        # XLA:CPU slices bfloat16 after widening it, and would hoist a wide copy of the whole basis
+        # out of the loop over the columns. One slice after another, or it widens for both at once.
+        basis, first = lax.optimization_barrier((basis, first))
+        piece = lax.dynamic_slice(basis, (start.astype(first.dtype), first), (count, width))
+        piece, basis = lax.optimization_barrier((piece, basis))
+        pieces.append(storage.vectors(piece, n))
+    return pieces

@@ -1,0 +1,95 @@
+"""Cross entropies of rows of logits: their weighted sum, and labels drawn from their softmax.
+
+The sum is a twice differentiable scalar. Its slot is the logits `(N, V)`; the data are the labels
+`(N,)`, int32, and the weights `(N,)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from curvax.columns import row_sums
+from curvax.ops.manual_axes import zeros_beside
+from curvax.ops.softmax_ce import reference
+from curvax.ops.softmax_ce.api import softmax_ce_hvp, softmax_ce_triple
+from curvax.ops.softmax_ce.options import Options, compute_dtype
+from curvax.second_order import ScalarLoss, TwiceDifferentiable
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Static options; `gauss_newton` leaves out the curvature of the softcap."""
+
+    options: Options
+    gauss_newton: bool = False
+
+
+def weighted(losses: Array, weights: Array) -> Array:
+    """`sum(weights * losses)`, where a row of weight 0 counts nothing even if its loss is inf."""
+    return row_sums(jnp.where(weights == 0, jnp.zeros_like(losses), weights * losses))
+
+
+def hessian_products(
+    logits: Array, tangents: Array, labels: Array, weights: Array, spec: Spec
+) -> Array:
+    """Products of tangents `(b, N, V)`; over the capped logits alone if `gauss_newton`."""
+    arguments = spec.options.arguments
+    cap = arguments["softcap"]
+    if cap is None or not spec.gauss_newton:
+        return softmax_ce_hvp(logits, tangents, labels, weights, **arguments)
+    capped = cap * jnp.tanh(logits / cap)
+    slope = (1 - (capped / cap) ** 2)[None]
+    arguments["softcap"] = None
+    return slope * softmax_ce_hvp(capped, slope * tangents, labels, weights, **arguments)
+
+
+def _value(spec: Spec, slots: Any, data: Any) -> Array:
+    (logits,), (labels, weights) = slots, data
+    return weighted(reference.losses(logits, labels, weights, spec.options), weights)
+
+
+def _gradient(spec: Spec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
+    (logits,), (labels, weights) = slots, data
+    none = zeros_beside(logits, (0, *logits.shape), logits.dtype)
+    losses, _, gradient, _ = softmax_ce_triple(
+        logits, none, labels, weights, **spec.options.arguments
+    )
+    return weighted(losses, weights), (gradient,)
+
+
+def _products(
+    spec: Spec, slots: Any, data: Any, tangents: Any, wanted: tuple[bool, ...]
+) -> tuple[Array, ...]:
+    (logits,), (labels, weights) = slots, data
+    return (hessian_products(logits, tangents[0], labels, weights, spec),) if wanted[0] else ()
+
+
+softmax_ce_total = TwiceDifferentiable(
+    ScalarLoss("softmax_cross_entropy", _value, _gradient, _products)
+)
+
+
+def draw_labels(logits: Array, labels: Array, keys: Array, options: Options) -> Array:
+    """One label per row, of probability `softmax(z)`, `z` the logits after the cap.
+
+    The largest of `z` plus independent Gumbel noise has these probabilities (Maddison et al. 2014,
+    "A* sampling", section 2).
+
+    Args:
+        logits: `(N, V)`.
+        labels: `(N,)` int32; a row whose label is to be ignored keeps it.
+        keys: `(N,)` keys: a row's label depends on its own alone.
+        options: their softcap and `ignore_index` count.
+    """
+    dtype = compute_dtype(logits.dtype)
+    z = logits.astype(dtype)
+    if options.softcap > 0:
+        z = options.softcap * jnp.tanh(z / options.softcap)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, z.shape[1:], dtype))(keys)
+    drawn = jnp.argmax(z + noise, axis=1).astype(labels.dtype)
+    return jnp.where(labels == options.ignore_index, labels, drawn)

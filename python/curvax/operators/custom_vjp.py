@@ -1,0 +1,75 @@
+"""What stands in the way of a second derivative: functions with a `custom_vjp` rule.
+
+Such a function refuses forward mode. Where its backward pass can itself be differentiated, another
+order of differentiation gives the same; where it cannot, its name is what the user needs to know.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from curvax.jaxprs import equations
+
+Result = TypeVar("Result")
+
+
+def first_possible(
+    what: str, fun: Callable[..., Any], args: Sequence[Any], ways: Sequence[Callable[[], Result]]
+) -> Result:
+    """The result of the first of `ways` that JAX can trace.
+
+    Args:
+        what: what is differentiated, for messages.
+        fun: the same, traceable on `args`.
+        args: its arguments.
+        ways: of differentiating it twice.
+
+    Raises:
+        TypeError: none is possible, and `fun` calls functions with a `custom_vjp` rule.
+        Exception: what the first way raises, if `fun` calls none or cannot itself be traced.
+    """
+    first: Exception | None = None
+    for way in ways:
+        try:
+            return way()
+        except Exception as error:
+            if first is None:
+                first, names = error, _custom_vjp_functions(fun, args)
+                if not names:
+                    raise
+    plural = "are jax.custom_vjp functions" if len(names) > 1 else "is a jax.custom_vjp function"
+    raise TypeError(
+        f"{what} cannot be differentiated twice: {', '.join(names)} {plural}, so forward mode is "
+        "refused, and the backward pass cannot be differentiated either. Replace by plain JAX "
+        "operations (for attention: eager, or implementation='xla'), by a jax.custom_jvp rule, or, "
+        "for a loss, by one of curvax.losses; or take hessian(..., method='finite_difference'). "
+        f"JAX says: {first}"
+    ) from first
+
+
+def check_linear(linear: Callable[..., Any], *like: Any) -> None:
+    """Refuse a linear map that JAX can transpose but not evaluate.
+
+    Raises:
+        TypeError: it holds the tangent map of a `custom_vjp` function, which is a placeholder.
+    """
+    found = equations(jax.make_jaxpr(linear)(*like).jaxpr)
+    if any(eqn.primitive.name == "custom_lin" for eqn in found):
+        raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
+
+
+def pull_back(pull: Callable[[Any], Any], cotangents: Any) -> Any:
+    """The result of a `jax.vjp` of a function of one argument."""
+    return pull(cotangents)[0]
+
+
+def _custom_vjp_functions(fun: Callable[..., Any], args: Sequence[Any]) -> list[str]:
+    """Name and place of each such function that `fun` calls; none if it cannot be traced."""
+    try:
+        jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+    except Exception:
+        return []
+    calls = (eqn for eqn in equations(jaxpr) if eqn.primitive.name == "custom_vjp_call")
+    infos: list[Any] = [eqn.params["call_jaxpr"].jaxpr.debug_info for eqn in calls]
+    return sorted({info.func_src_info or "a function" for info in infos})  # "name at file:line"

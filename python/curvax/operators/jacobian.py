@@ -1,0 +1,124 @@
+"""Matrices `Jᵀ M J`: a matrix `M` on a model's outputs, between the Jacobian and its transpose."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from curvax.checks import shown
+from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
+from curvax.operators.microbatch import ModelMap
+
+
+def check_callables(forward: Any, loss: Any) -> None:
+    """Refuse a model or a loss that cannot be called.
+
+    Raises:
+        TypeError: as said.
+    """
+    for name, function in (("forward", forward), ("loss", loss)):
+        if not callable(function):
+            arguments = "params" if name == "forward" else "outputs"
+            raise TypeError(
+                f"{name} must be callable as {name}({arguments}, batch), got {shown(function)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputsMap(ModelMap):
+    """`Jᵀ M J` of one microbatch, with the exact Jacobian `J` of the outputs in the parameters."""
+
+    forward: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any]
+
+    @abc.abstractmethod
+    def middle(self, outputs: Any, batch: Any) -> Any:
+        """`M`, as a pytree that can be called."""
+
+    def data(self, batch: Any) -> Any:
+        """The part of a microbatch that the model and the loss are given."""
+        return batch
+
+    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
+        """See `ModelMap`."""
+        batch = self.data(batch)
+        outputs = self._outputs(self.taken(leaves), leaves, batch)
+        return self.checked(self.loss(outputs, batch), batch)[1]
+
+    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
+        """See `ModelMap`."""
+        data = self.data(batch)
+        outputs, push, pull = self._jacobian(leaves, data)
+        aux = self.checked(self.loss(outputs, data), data)[1]
+        return aux, Partial(_chain, push, self.middle(outputs, batch), pull)
+
+    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
+        """See `ModelMap`."""
+        return self.linear_map(leaves, batch)[1](tangents)
+
+    def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any) -> Any:
+        outputs = self.forward(self.params(selected, leaves), batch)
+        for leaf in jax.tree.leaves(outputs):
+            if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+                kind = getattr(leaf, "dtype", type(leaf).__name__)
+                raise TypeError(
+                    f"forward must return real floating arrays, got {kind}: return what else the "
+                    "loss needs as part of the batch"
+                )
+        return outputs
+
+    def _jacobian(self, leaves: Sequence[Array], batch: Any) -> Any:
+        """The outputs, `J` and its transpose; both maps are pytrees."""
+        taken = self.taken(leaves)
+
+        def outputs_of(selected: Sequence[Array]) -> Any:
+            return self._outputs(selected, leaves, batch)
+
+        def forward_mode() -> Any:
+            outputs, push = jax.linearize(outputs_of, taken)
+            check_linear(push, taken)
+            return outputs, push, Partial(_transpose, push, taken)
+
+        def reverse_mode() -> Any:
+            # Of the transpose, which is linear in the cotangents, the transpose.
+            outputs, pull = jax.vjp(outputs_of, taken)
+            push = Partial(_transpose_of_vjp, pull, outputs)
+            check_linear(push, taken)
+            return outputs, push, Partial(pull_back, pull)
+
+        ways = (forward_mode, reverse_mode)
+        return first_possible("the model", outputs_of, (taken,), ways)
+
+
+def check_outputs(method: str, result: Any, outputs: Any) -> Any:
+    """What a loss's own method returned, if it looks like the outputs.
+
+    Raises:
+        TypeError: it does not.
+    """
+    wanted, got = (
+        jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (outputs, result)
+    )
+    if wanted != got:
+        raise TypeError(
+            f"{method} must return the structure, shapes and dtypes of the outputs: expected "
+            f"{shown(wanted)}, got {shown(got)}"
+        )
+    return result
+
+
+def _chain(push: Any, middle: Any, pull: Any, tangents: list[Array]) -> list[Array]:
+    return pull(middle(push(tangents)))
+
+
+def _transpose(push: Any, like: Any, cotangents: Any) -> Any:
+    return jax.linear_transpose(push, like)(cotangents)[0]
+
+
+def _transpose_of_vjp(pull: Any, like: Any, tangents: Any) -> Any:
+    return jax.vjp(lambda c: pull(c)[0], like)[1](tangents)[0]

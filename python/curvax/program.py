@@ -1,0 +1,188 @@
+"""Compiled device programs, and the clock that times the parts of a computation."""
+
+import collections
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def default_platform() -> str:
+    """The platform of JAX's default device: `"cpu"`, `"gpu"` or another's name."""
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else str(device.platform)
+
+
+class Clock:
+    """Wall seconds by part, without counting a nested part twice."""
+
+    def __init__(self, *parts: str) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(("compile", *parts), 0.0)
+        self._started = time.perf_counter()
+        self._nested = 0.0
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charge the block to `name`, less what nested parts charge."""
+        outer, self._nested = self._nested, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] += spent - self._nested
+            self._nested = outer + spent
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started
+
+
+_users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
+_cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+_CACHED = 32
+
+# JAX traces it anew where a setting is another one that its traces depend on (64-bit mode, the
+# precision of products, the default device, a mesh), and else returns the trace that it has.
+_nothing = jax.jit(lambda: ())
+
+
+def untracked_settings() -> tuple[Any, ...]:
+    """The settings that a trace depends on, and that JAX does not keep its traces apart by.
+
+    The default random generator, and the environment variable CURVAX_IMPL.
+    """
+    generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    return generator, os.environ.get("CURVAX_IMPL")
+
+
+def _settings() -> tuple[Any, ...]:
+    """All settings that a compiled program depends on, as a key."""
+    return _nothing.trace().jaxpr, untracked_settings()
+
+
+def _placement(leaves: list[Any]) -> Any:
+    """Where arguments lie, as a key; arrays that are not bound to a device follow the others."""
+    bound = [leaf.sharding for leaf in leaves if getattr(leaf, "committed", False)]
+    devices = frozenset().union(*(sharding.device_set for sharding in bound))
+    if len(devices) <= 1:
+        return devices
+    return tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
+
+
+# jaxlib 0.10.2 mistranslates rare float64 programs for vectors of more than 128 bits, in silence: a
+# Hessian of mean((concatenate([x, x²], -1) - t)²), with x of shape (4, 5), was off by 12 %.
+_NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
+
+
+def compiler_options(*args: Any) -> dict[str, Any] | None:
+    """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
+    wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
+    return _NARROW if wide else None
+
+
+def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
+    """`jax.jit` with `compiler_options` where it is outermost.
+
+    Args:
+        fun: the function.
+        static: the position of its static argument.
+    """
+    plain = jax.jit(fun, static_argnums=static)
+    narrow = jax.jit(fun, static_argnums=static, compiler_options=_NARROW)
+
+    @functools.wraps(fun)
+    def call(*args: Any) -> Any:
+        # Within a trace a new array is traced too, whatever the arguments are.
+        if compiler_options(*args) is None or isinstance(jnp.zeros(()), jax.core.Tracer):
+            return plain(*args)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (plain if traced else narrow)(*args)
+
+    return call
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function, compiled once per structure, types and devices of its arguments, and settings.
+
+    Compiled ahead of time, so that compilation is timed apart and the memory can be read before
+    a run; under `jax.disable_jit()` too, which has no such programs.
+
+    Attributes:
+        fun: the function.
+        donate: the arguments whose memory the results take over.
+        wide: whether it is traced and run under JAX's 64-bit mode, whatever the user has set.
+        check: called with the arguments before a run, to refuse them.
+    """
+
+    fun: Callable[..., Any]
+    donate: tuple[int, ...] = ()
+    wide: bool = False
+    check: Callable[..., Any] | None = None
+
+    def __call__(self, clock: Clock, *args: Any) -> Any:
+        """Run; the arrays of the donated arguments are gone after it."""
+        if self.check is not None:
+            self.check(*args)
+        with self._mode():
+            return self._compiled(clock, args)(*args)
+
+    def work_bytes(self, clock: Clock, *args: Any) -> int:
+        """What a run allocates beside its arguments: scratch, and results not in donated memory.
+
+        Args:
+            clock: charged for the compilation, which a later run does not repeat.
+            args: arrays, or `jax.ShapeDtypeStruct`s in their place.
+        """
+        with self._mode():
+            memory = self._compiled(clock, args).memory_analysis()
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return int(memory.temp_size_in_bytes + results)
+
+    @contextlib.contextmanager
+    def _mode(self) -> Iterator[None]:
+        own = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        token = _users_mode.set(own)
+        try:
+            with jax.disable_jit(False), jax.enable_x64(self.wide or own):
+                yield
+        finally:
+            _users_mode.reset(token)
+
+    def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
+        leaves, treedef = jax.tree.flatten(args)
+        types = tuple(
+            (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
+        )
+        key = (self, treedef, types, _placement(leaves), _users_mode.get(), _settings())
+        if key not in _cache:
+            # A function of its own, since JAX would return what it has traced under other settings.
+            fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
+            with clock.part("compile"):
+                lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
+                _cache[key] = lowered.compile(compiler_options(*args))
+            while len(_cache) > _CACHED:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        return _cache[key]
+
+
+def users_mode() -> Any:
+    """Within the trace of a wide program: the 64-bit mode that the user has set, as a context."""
+    return jax.enable_x64(_users_mode.get())
+
+
+def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
+    """Turn a function into a `Program` with these options."""
+    return lambda fun: Program(fun, **options)
