@@ -1,6 +1,6 @@
 """Train the byte-level GPT that `curvax demo` analyses, on the running Python's own documentation.
 
-    python examples/train_demo_gpt.py [--out python/curvax/demo] [--steps 400]
+    python examples/train_demo_gpt.py [--out python/curvax/models] [--steps 400]
 
 The corpus is `pydoc_data.topics`, so the bytes, and with them the weights, depend on the Python
 version; the shipped files were made with the version recorded in `gpt.json`. Needs `optax`.
@@ -38,7 +38,7 @@ def windows(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def main() -> None:
     """Train, then write `gpt.npz` and `gpt.json`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("python/curvax/demo"))
+    parser.add_argument("--out", type=Path, default=Path("python/curvax/models"))
     parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args()
 

@@ -12,7 +12,7 @@ import pytest
 from jax.extend.core.primitives import dot_general_p
 
 import curvax as cx
-from curvax import compiled
+from curvax import program as compiled
 from curvax.krylov import lanczos
 
 N = 300

@@ -14,7 +14,7 @@ from benchmarks.gpu.report import tests as counts
 from curvax import _native
 from curvax.cli.machine import cuda_module
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

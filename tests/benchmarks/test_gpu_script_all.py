@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Logs what it is asked for and what the archive then holds; fails or hangs where a file says so.
 STAND_IN = """#!/bin/sh
 echo "$*" >>calls

@@ -12,8 +12,8 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_results import fake_progress, fake_result
 from matplotlib.image import imread
+from tests.results.fake_results import fake_progress, fake_result
 from typer.testing import CliRunner
 
 import curvax

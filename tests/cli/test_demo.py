@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from curvax import _native, demo
 from curvax.models import gpt
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = importlib.resources.files("curvax.models")
 
 

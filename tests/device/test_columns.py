@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import compiled
+from curvax import columns
+from curvax import program as compiled
 from curvax.columns import CHUNK, over_columns, random_columns
 from curvax.device import probes, programs
 from curvax.operators import curvature
@@ -20,7 +21,7 @@ def on_device(monkeypatch):
 
     def switch():
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        monkeypatch.setattr(compiled, "_WIDE_CHUNK", 4 * CHUNK)
+        monkeypatch.setattr(columns, "_WIDE_CHUNK", 4 * CHUNK)
         monkeypatch.setenv("CURVAX_IMPL", "reference")
         compiled._cache.clear()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import compiled
+from curvax import program as compiled
 
 N = 12
 

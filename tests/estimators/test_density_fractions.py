@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_results import fake_density
-from tests.test_distribution import SPECTRA, points
+from tests.results.fake_results import fake_density
+from tests.results.test_distribution import SPECTRA, points
 
 import curvax as cx
 

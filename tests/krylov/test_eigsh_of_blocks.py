@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import curvax as cx
-from curvax import compiled
+from curvax import program as compiled
 from curvax.results import BlockResults
 
 LIKE = {

@@ -5,8 +5,8 @@ import builtins
 import matplotlib
 import numpy as np
 import pytest
-from fake_results import GPT_LIKE, fake_result
 from matplotlib.image import imread
+from tests.results.fake_results import GPT_LIKE, fake_result
 
 import curvax as cx
 from curvax.plot import plot_spectrum

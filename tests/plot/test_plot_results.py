@@ -5,7 +5,9 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
-from fake_results import (
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.image import imread
+from tests.results.fake_results import (
     fake_blocks,
     fake_density,
     fake_diagonal,
@@ -13,8 +15,6 @@ from fake_results import (
     fake_result,
     fake_trace,
 )
-from matplotlib.colors import LogNorm, Normalize, SymLogNorm
-from matplotlib.image import imread
 
 from curvax import plot
 

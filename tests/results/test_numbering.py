@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from fake_results import fake_blocks, fake_result
 from rich.console import Console
+from tests.results.fake_results import fake_blocks, fake_result
 
 import curvax as cx
 from curvax.cli.report import print_result

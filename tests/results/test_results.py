@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_results import fake_blocks, fake_diagonal, fake_result, fake_trace, odd_results
+from tests.results.fake_results import (
+    fake_blocks,
+    fake_diagonal,
+    fake_result,
+    fake_trace,
+    odd_results,
+)
 
 import curvax as cx
 from curvax.results import DiagonalResult, EigenResult, TraceResult

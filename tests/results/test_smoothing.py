@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fake_results import fake_density
+from tests.results.fake_results import fake_density
 
 from curvax.results import smoothing
 from curvax.results.smoothing import smoothed_density

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fake_results import (
+from tests.results.fake_results import (
     fake_blocks,
     fake_density,
     fake_diagonal,
