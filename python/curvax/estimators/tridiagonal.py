@@ -15,7 +15,7 @@ from curvax.estimators.recurrence import BREAKDOWN, Matrix, Recurrence, normaliz
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.plan import readable
-from curvax.krylov.programs import multiply, orthonormalize, unpack
+from curvax.krylov.programs import check_products, multiply, orthonormalize, unpack
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes
@@ -113,6 +113,7 @@ def _reorthogonalized(
     op: Operator, start: Array, steps: int, keep: bool, interrupted: InterruptFlag, clock: Clock
 ) -> tuple[Matrix, Matrix, Array | None]:
     """As `_plain`, with every vector made orthogonal to those before it. Holds these and one."""
+    check_products(clock, op, start)
     basis, seed = jnp.zeros((steps, op.shape[0]), op.dtype), np.zeros(2, np.uint32)
     basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
     alphas: list[float] = []
