@@ -18,12 +18,11 @@ from curvax.losses.checks import (
     elementwise_weights,
     floating,
     head_operands,
-    options_of,
 )
 from curvax.losses.functions import linear_cross_entropy, mse, softmax_cross_entropy
 from curvax.ops.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.ops.softmax_ce.loss import Spec, softmax_ce_total
-from curvax.ops.softmax_ce.options import compute_dtype
+from curvax.ops.softmax_ce.options import compute_dtype, options_of
 from curvax.ops.softmax_ce.sample import draw_labels
 
 
