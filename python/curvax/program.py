@@ -150,6 +150,11 @@ class Program:
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return int(memory.temp_size_in_bytes + results)
 
+    def result_shardings(self, clock: Clock, *args: Any) -> Any:
+        """How each result lies on the devices; the arguments are those of `work_bytes`."""
+        with self._mode():
+            return self._compiled(clock, args).output_shardings
+
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
         own = jax.config.jax_enable_x64  # type: ignore[attr-defined]

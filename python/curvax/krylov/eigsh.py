@@ -105,8 +105,8 @@ def eigsh(  # type: ignore[misc]
         max_basis: the most vectors that the basis may hold, at least `k + 4·block_size`. By
             default `max(3k, k + 64) + 2·block_size`, or what fits in the part of the free memory
             that `plan` gives to it.
-        max_matvecs: the most products of the solve; verification takes k more. By default
-            `min(10n, max(1000, 100k))`.
+        max_matvecs: the most products of the solve; verification takes k more, rounded up to whole
+            blocks. By default `min(10n, max(1000, 100k))`.
         basis_dtype: how the basis is stored: in the dtype of the operator (None) or, for one in
             float32, in `"float16"` or `"bfloat16"`, which take half of the memory. The product is
             applied to the rounded vectors and residuals are measured on them, so that nothing is
@@ -132,7 +132,8 @@ def eigsh(  # type: ignore[misc]
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an argument out of range, or an operator that is measured not to be symmetric.
+        ValueError: an argument out of range, an operator that is measured not to be symmetric, or
+            one whose products come in shards.
         FloatingPointError: a product is not finite, or A holds numbers so small that they are read
             as zero.
         MemoryError: the solve would not fit in the free memory, or memory ran out on the way; the

@@ -11,7 +11,7 @@ from curvax.arrays import reject_tracers
 from curvax.checks import check_count, check_flag, check_seed
 from curvax.device import probing
 from curvax.device.probes import draw
-from curvax.device.programs import multiply, orthonormalize, unpack
+from curvax.device.programs import check_products, multiply, orthonormalize, unpack
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.recurrence import BREAKDOWN, Recurrence, normalize
 from curvax.krylov.scaling import check_range, in_range
@@ -113,6 +113,7 @@ def _reorthogonalized(
     op: Operator, start: Array, steps: int, keep: bool, interrupted: InterruptFlag, clock: Clock
 ) -> tuple[Float64Array, Float64Array, Array | None]:
     """As `_plain`, with every vector made orthogonal to those before it. Holds these and one."""
+    check_products(clock, op, start)
     basis, seed = jnp.zeros((steps, op.shape[0]), op.dtype), np.zeros(2, np.uint32)
     basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
     alphas: list[float] = []

@@ -11,7 +11,7 @@ import numpy as np
 
 from curvax.checks import check_integer
 from curvax.device import storage
-from curvax.device.programs import solve_clock
+from curvax.device.programs import check_products, solve_clock
 from curvax.krylov.arguments import Request, check_arguments
 from curvax.krylov.forecast import (
     Bytes,
@@ -135,7 +135,7 @@ def plan(
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or products that come in shards.
         RuntimeError: a GPU whose free memory is not known; the message names the remedy.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, jnp.zeros(())))):
@@ -168,7 +168,8 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
         limit: bytes; None for what is free.
 
     Raises:
-        ValueError: `max_basis` or `max_matvecs` is too small for the block.
+        ValueError: `max_basis` or `max_matvecs` is too small for the block, or products that would
+            come in shards.
     """
     if limit is None:
         memory = memory_of(op)
@@ -256,6 +257,8 @@ class _Chooser:
         if dense:
             bytes_ = forecast_dense_bytes(self.op, k, block, keep, self.clock)
         else:
+            vectors = jax.ShapeDtypeStruct((block, n), self.op.dtype)
+            check_products(self.clock, self.op, vectors)
             bytes_ = forecast_bytes(self.op, k, block, rows, dtype, keep, self.clock)
         return Plan(
             n=n,
