@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from curvax.checks import shown
+from curvax.compiled import present
 
 _WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
 
@@ -44,6 +45,7 @@ def to_array(value: Any, what: str, dtype: Any = None) -> Array:
     if host.dtype != target:
         _check_kind(host.dtype, target, what)
         _check_range(host, target, what)
+    present()
     # A number without a dtype of its own takes that of what it meets.
     plain = dtype is None and isinstance(value, (bool, int, float, complex))
     return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)

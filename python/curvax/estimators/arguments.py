@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
 from curvax.checks import check_count, check_integer, check_number, shown
+from curvax.compiled import traced
 from curvax.ops.block_ortho import MAX_BLOCK
 
 # With fewer samples no interval is given. Those of ±1 can all be equal though the operator is far
@@ -31,8 +31,7 @@ def reject_tracers(caller: str, *values: Any) -> None:
     Raises:
         TypeError: a value is traced, or what is computed here would be.
     """
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jnp.zeros(())))):
+    if traced(*values):
         raise TypeError(
             f"{caller} runs on the host: call it outside jax.jit, jax.vmap and jax.grad"
         )

@@ -17,6 +17,7 @@ from curvax.estimators.quadrature import (
     lanczos_runs,
 )
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
@@ -102,7 +103,8 @@ def spectral_density(
     arguments.check_callback(callback)
     check_count("num_steps", num_steps, low=2)
     options = (num_runs, num_steps, deflate, seed, block_size)
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         return in_range(
             op, lambda scaled: _estimate(scaled, chosen, callback, options, interrupted)
         )

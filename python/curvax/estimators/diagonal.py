@@ -22,9 +22,9 @@ from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.sketch import Sketch
 from curvax.estimators.symmetry import check_form
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.plan import readable
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
-from curvax.memory import available_bytes
+from curvax.memory import available_bytes, readable
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks, RestrictedOperator
@@ -128,7 +128,9 @@ def diagonal(  # type: ignore[misc]
     if method == "exact":
         count = n
         block = chunk_size(op, clock) if block_size == "auto" else block
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
+    explained = Explained(op, smaller, block)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
             own = scaled_callback(scaled, callback)

@@ -21,6 +21,7 @@ from curvax.estimators.quadrature import (
 )
 from curvax.estimators.recurrence import Matrix
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
@@ -88,7 +89,8 @@ def log_det(
     op = as_operator(A)
     damping = check_number("damping", damping)
     options = (num_runs, num_steps, deflate, seed, block_size)
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         # A logarithm is not in the operator's units: its shift is taken off where it is made.
         return in_range(
             op,

@@ -26,6 +26,7 @@ from curvax.estimators.arguments import check_callback, reject_tracers
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
 from curvax.krylov import programs
+from curvax.krylov.failures import Explained
 from curvax.krylov.programs import solve_clock
 from curvax.krylov.scaling import InRange, check_range, exponent_of, in_range, scaled_callback
 from curvax.operators.algebra import project
@@ -85,7 +86,8 @@ def power_iteration(
     tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
     drawn = check_integer("seed", seed, low=0)
     seed = secrets.randbits(32) if drawn is None else drawn
-    with original_errors(op), InterruptFlag() as interrupted:
+    explained = Explained(op, ["lower k"] if k > 1 else [])
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         check_callback(callback)
 
         def attempt(scaled: Operator) -> EigenResult:

@@ -11,11 +11,12 @@ from jax import Array
 from curvax.estimators.arguments import reject_tracers
 from curvax.krylov import programs
 from curvax.krylov.eigsh import solve_pairs
+from curvax.krylov.failures import Explained
 from curvax.krylov.programs import solve_clock
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
-from curvax.operators.matrix import as_operator
+from curvax.operators.matrix import as_operator, original_errors
 from curvax.results import EigenResult, Matvecs, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
@@ -75,7 +76,8 @@ def sharpness(
     checks = _checks(previous)
     checked = _may_hold(checks, tol)
     if checked:
-        good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
+        with Explained(op), original_errors(op):
+            good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
     result = solve_pairs(op, 1, "LA", start, options)

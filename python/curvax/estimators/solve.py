@@ -17,6 +17,7 @@ from curvax.checks import check_integer, check_number
 from curvax.estimators.arguments import check_choice, reject_tracers
 from curvax.estimators.tridiagonal import lanczos_tridiagonal
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.algebra import identity
 from curvax.operators.base import Operator, compiled_product, is_array
@@ -101,7 +102,8 @@ def solve(
             interrupted=bool(interrupted),
         )
 
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         return in_range(damped, attempt, lambda result, exponent: result)
 
 

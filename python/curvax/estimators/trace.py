@@ -13,9 +13,9 @@ from curvax.estimators.exact import chunk_size
 from curvax.estimators.probes import DISTRIBUTIONS
 from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.plan import readable
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
-from curvax.memory import SHARE, available_bytes
+from curvax.memory import SHARE, available_bytes, readable
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.restriction import Blocks
@@ -23,6 +23,9 @@ from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")
+
+# What lets an estimate need less memory.
+_SMALLER = ["use method='hutchinson', which keeps no vectors"]
 
 # The fewest products that give an estimate and a standard error.
 _FEWEST = {"auto": 4, "hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2}
@@ -140,7 +143,9 @@ def trace(  # type: ignore[misc]
     )
     if request.until is None and request.max_matvecs is not None:
         raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = [] if request.method == "hutchinson" else _SMALLER
+    explained = Explained(op, smaller, request.block)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         if not isinstance(A, Blocks):
             return _in_range(op, request, deflate, interrupted)
         if deflate is not None:

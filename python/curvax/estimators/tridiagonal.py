@@ -14,11 +14,11 @@ from curvax.estimators.probes import draw
 from curvax.estimators.recurrence import BREAKDOWN, Matrix, Recurrence, normalize
 from curvax.estimators.symmetry import check_symmetry
 from curvax.interrupt import InterruptFlag
-from curvax.krylov.plan import readable
+from curvax.krylov.failures import Explained
 from curvax.krylov.programs import multiply, orthonormalize, unpack
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
-from curvax.memory import available_bytes
+from curvax.memory import available_bytes, readable
 from curvax.operators.base import Operator
 from curvax.operators.matrix import as_operator, original_errors
 from curvax.operators.nonfinite import report_nonfinite
@@ -75,7 +75,9 @@ def lanczos_tridiagonal(
     if keep or full:
         _check_memory(op, steps)
     make = _reorthogonalized if full else _plain
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = ["lower num_steps"] if keep or full else []
+    explained = Explained(op, smaller)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> LanczosTridiagonal:
             start = _start(scaled, v0, drawn, clock)

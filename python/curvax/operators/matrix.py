@@ -23,6 +23,7 @@ from curvax.operators.base import (
     check_operator,
     is_array,
 )
+from curvax.operators.failures import is_runtime_error
 from curvax.operators.foreign import adapter_of
 from curvax.operators.hoist import Hoisted, hoist
 from curvax.operators.model import Model
@@ -215,11 +216,11 @@ def original_errors(op: Operator) -> Iterator[None]:
         products.error = None
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        for products in hosts:
-            if products.error is not None:
-                raise products.error from None
-        raise
+    except (RuntimeError, ValueError) as error:
+        raised = next((products.error for products in hosts if products.error is not None), None)
+        if raised is None or not is_runtime_error(error):
+            raise
+        raise raised from None
 
 
 def _host_products(part: Any) -> Iterator[HostProducts]:
