@@ -91,6 +91,8 @@ def spectral_density(
         ValueError: an argument out of range, an operator measured not to be symmetric, or
             `deflate` holds pairs that have not converged, or are measured to be another operator's.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos

@@ -79,6 +79,8 @@ def log_det(
             value, so an eigenvalue below it, says that `A + damping·I` is not positive definite to
             rounding.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos

@@ -74,6 +74,8 @@ def power_iteration(
         ValueError: an argument out of range, `resample` of an operator with one microbatch, or an
             operator measured not to be symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
     """
     reject_tracers("power_iteration", A)
     op = as_operator(A)

@@ -49,6 +49,8 @@ def sharpness(
         TypeError: as for `eigsh`, or `previous` is not a result with its eigenvector.
         ValueError: as for `eigsh`.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: as for `eigsh`.
+        RuntimeError: as for `eigsh`.
 
     References:
         J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of

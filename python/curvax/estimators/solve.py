@@ -67,6 +67,8 @@ def solve(
             measured not to be positive definite.
         FloatingPointError: a product or the solution is not finite, or depends on numbers read as
             zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
     """
     reject_tracers("solve", A, b)
     op, begun = as_operator(A), time.perf_counter()

@@ -118,7 +118,9 @@ def trace(  # type: ignore[misc]
             symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
             are measured to be another operator's.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the sketch of a method asked for by name does not fit in the free memory.
+        MemoryError: the sketch of a method asked for by name does not fit in the free memory, or memory ran out on the
+            way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         M. Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian

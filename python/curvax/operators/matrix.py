@@ -64,8 +64,8 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     Raises:
         TypeError: `matvec` is not callable or not traceable; `like` has a leaf that is not real and
             floating.
-        ValueError: `like` is empty, an integer below 1, or float64 with JAX's 64-bit mode off, or
-            `matvec` returns another structure or other shapes.
+        ValueError: `like` is empty, an integer below 1, of more than 2**48 numbers, or float64
+            with JAX's 64-bit mode off, or `matvec` returns another structure or other shapes.
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
