@@ -98,8 +98,8 @@ def diagonal(  # type: ignore[misc]
         ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
             symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the vectors of `"xdiag"` do not fit in the free memory, or memory ran out on the
-            way.
+        MemoryError: the vectors of `"xdiag"` do not fit in the free memory, or
+            memory ran out on the way.
         RuntimeError: a compiled kernel could not be run.
 
     References:

@@ -118,8 +118,8 @@ def trace(  # type: ignore[misc]
             symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
             are measured to be another operator's.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the sketch of a method asked for by name does not fit in the free memory, or memory ran out on the
-            way.
+        MemoryError: the sketch of a method asked for by name does not fit in the free memory, or
+            memory ran out on the way.
         RuntimeError: a compiled kernel could not be run.
 
     References:

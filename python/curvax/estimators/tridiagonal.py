@@ -58,8 +58,8 @@ def lanczos_tridiagonal(
         ValueError: `num_steps` below 1, a `v0` that is not one finite vector other than zero, or an
             operator measured, from the second step on, not to be symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the vectors to be kept do not fit in the free memory, or memory ran out on the
-            way.
+        MemoryError: the vectors to be kept do not fit in the free memory, or
+            memory ran out on the way.
         RuntimeError: a compiled kernel could not be run.
 
     References:
