@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvax.device.programs import solve_clock
@@ -20,6 +18,7 @@ from curvax.krylov.thick_restart import Solve
 from curvax.operators.base import Operator
 from curvax.operators.blocks import Blocks
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import traced
 from curvax.results import BlockResults, EigenResult, Progress, numbered
 from curvax.typing import FloatArray, IntArray
 
@@ -208,8 +207,7 @@ def solve_pairs(
     options: dict[str, Any],
 ) -> EigenResult:
     """The solve behind `eigsh`; `options` are the other arguments of that, all of them."""
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
+    if traced(A, v0):
         raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
     op, clock = as_operator(A), solve_clock()
     with Explained(op) as explained, original_errors(op):
@@ -222,13 +220,10 @@ def solve_pairs(
                 own = dataclasses.replace(settings, callback=callback)
                 start = starting_block(scaled, v0, own)
                 if own.dense:
-                    return DenseSolve(scaled, own, interrupted, clock).run()
-                solve = Solve(scaled, own, interrupted, clock)
-                try:
+                    with explained.follows(DenseSolve(scaled, own, interrupted, clock)) as dense:
+                        return dense.run()
+                with explained.follows(Solve(scaled, own, interrupted, clock)) as solve:
                     return solve.run(start, warm=v0 is not None)
-                except jax.errors.JaxRuntimeError:
-                    explained.solve = solve
-                    raise
 
             result = in_range(op, attempt)
         indices = _places(settings.wanted, result.eigenvalues)

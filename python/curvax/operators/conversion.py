@@ -25,6 +25,7 @@ from curvax.operators.base import (
 )
 from curvax.operators.blocks import Blocks
 from curvax.operators.closure import Hoisted, hoist
+from curvax.operators.failures import is_runtime_error
 from curvax.operators.foreign import adapter_of
 from curvax.operators.model import Model
 from curvax.operators.placement import check_not_typed_by_shards
@@ -63,8 +64,8 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     Raises:
         TypeError: `matvec` is not callable or not traceable; `like` has a leaf that is not real and
             floating.
-        ValueError: `like` is empty, an integer below 1, or float64 with JAX's 64-bit mode off, or
-            `matvec` returns another structure or other shapes.
+        ValueError: `like` is empty, an integer below 1, of more than 2**48 numbers, or float64
+            with JAX's 64-bit mode off, or `matvec` returns another structure or other shapes.
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
@@ -215,11 +216,11 @@ def original_errors(op: Operator) -> Iterator[None]:
         products.error = None
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        for products in hosts:
-            if products.error is not None:
-                raise products.error from None
-        raise
+    except (RuntimeError, ValueError) as error:
+        raised = next((products.error for products in hosts if products.error is not None), None)
+        if raised is None or not is_runtime_error(error):
+            raise
+        raise raised from None
 
 
 def _host_products(part: Any) -> Iterator[HostProducts]:

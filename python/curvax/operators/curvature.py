@@ -23,6 +23,7 @@ from curvax.operators.batches import (
     warn_of_pair,
 )
 from curvax.operators.budget import ResidualBudget
+from curvax.operators.failures import Explained
 from curvax.operators.microbatch import LinearHalf, ModelMap
 from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
@@ -104,6 +105,12 @@ class Curvature(Operator):
         return np.concatenate([np.asarray(stack.weights) for stack in self.stacks])
 
     @property
+    def microbatch_samples(self) -> int:
+        """The longest leading axis of an array in a microbatch."""
+        shapes = [leaf.shape for stack in self.stacks for leaf in jax.tree.leaves(stack.batch)]
+        return max((shape[1] for shape in shapes if len(shape) > 1), default=1)
+
+    @property
     def residual_bytes(self) -> int:
         """Bytes held by the linearisation residuals."""
         kept = jax.tree.leaves([stack.residuals for stack in self.stacks])
@@ -132,12 +139,13 @@ class Curvature(Operator):
         leaves = self.structure.leaves(params, self.leaves)
         old = self.stacks if batches is None else self._on(batches)
         means, stacks = [], []
-        for stack in old:
-            own, weights, residuals = _evaluate(stack.half, stack.consts, leaves, stack.batch)
-            check_values(own, weights, stack.positions)
-            means.append(own)
-            kept = residuals if stack.half.residual_bytes else None
-            stacks.append(dataclasses.replace(stack, weights=weights, residuals=kept))
+        with _explained((leaves, old), bool(self.residual_bytes)):
+            for stack in old:
+                own, weights, residuals = _evaluate(stack.half, stack.consts, leaves, stack.batch)
+                check_values(own, weights, stack.positions)
+                means.append(own)
+                kept = residuals if stack.half.residual_bytes else None
+                stacks.append(dataclasses.replace(stack, weights=weights, residuals=kept))
         weights = [stack.weights for stack in stacks]
         loss, weight = weighted_mean(means, weights)
         if batches is not None:
@@ -301,17 +309,18 @@ def assemble(
     budget = ResidualBudget.of(linearize, space, (leaves, listed))
     stacks: list[_Stack] = []
     means: list[Array] = []
-    for batch, positions in stacked:
-        try:
-            stack, own = _prepare(model, leaves, batch, positions, budget)
-        except Exception as error:
-            add_hint(error, batches)
-            raise
-        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
-        budget = dataclasses.replace(budget, bytes=budget.bytes - kept)
-        check_values(own, stack.weights, positions)
-        means.append(own)
-        stacks.append(stack)
+    with _explained((leaves, listed), bool(linearize)):
+        for batch, positions in stacked:
+            try:
+                stack, own = _prepare(model, leaves, batch, positions, budget)
+            except Exception as error:
+                add_hint(error, batches)
+                raise
+            kept = sum(leaf.nbytes for leaf in jax.tree.leaves(stack.residuals))
+            budget = dataclasses.replace(budget, bytes=budget.bytes - kept)
+            check_values(own, stack.weights, positions)
+            means.append(own)
+            stacks.append(stack)
     weights = [stack.weights for stack in stacks]
     loss, weight = weighted_mean(means, weights)
     if callable(microbatch_size):
@@ -324,6 +333,14 @@ def assemble(
         treedef, constants, microbatch_size, num_batches, numbered, model.precision
     )
     return kind(leaves, tuple(stacks), loss, weight, space, structure)
+
+
+def _explained(arrays: Any, linearized: bool) -> Explained:
+    """What is said where the device fails the evaluation of the loss."""
+    smaller = ["take smaller microbatches (microbatch_size=)"]
+    if linearized:
+        smaller.append("keep no linearisation residuals (linearize=False)")
+    return Explained(arrays, smaller, "when the loss was evaluated")
 
 
 def _entry(stack: _Stack, place: int) -> _Stack:
