@@ -21,9 +21,9 @@ def case_curvax(runs: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
     cx.spectral_density(op, num_runs=1, num_steps=2, seed=seed)
     meter = Meter()
@@ -39,9 +39,9 @@ def case_hessian_eigenthings(runs: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import spectral_density
 
-    from curvax.models import load
+    from curvax.models import gpt
 
-    op = operator(*load())
+    op = operator(*gpt.load())
     op.matvec(torch.ones(op.size))
     meter = Meter()
     result = spectral_density(

@@ -27,9 +27,9 @@ def _operator(microbatch_size: int | None) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     batch = jnp.asarray(batch)
     loss = cx.losses.SoftmaxCrossEntropy(labels=lambda batch: batch[:, 1:])
     op = cx.fisher(
@@ -71,9 +71,9 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import TorchGPT
     from hessian_eigenthings import EmpiricalFisherOperator, lanczos
 
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     torch.set_num_threads(2)
 
     def loss(model: Any, tokens: Any) -> Any:
@@ -123,9 +123,9 @@ def _jax_product() -> tuple[Any, Any, int]:
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree
 
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     batch = jnp.asarray(batch)
     flat, unravel = ravel_pytree(params)
 

@@ -23,7 +23,7 @@ from benchmarks.facts import machine_facts, publish
 from benchmarks.programs import compile_program, median_seconds, relative_difference
 
 import curvax as cx
-from curvax.models import gpt, load
+from curvax.models import gpt
 from curvax.ops.fence import fence
 
 NO_FUSION = {"xla_disable_hlo_passes": "fusion"}
@@ -48,7 +48,7 @@ def _time_peer(products: int) -> list[float]:
     import torch
     from benchmarks.gpt_torch import operator
 
-    op = operator(*load())
+    op = operator(*gpt.load())
     vector = torch.randn(op.size, generator=torch.Generator().manual_seed(0))
     seconds = []
     for _ in range(products):
@@ -61,7 +61,7 @@ def _time_peer(products: int) -> list[float]:
 def demo_model(repeats: int) -> dict[str, Any]:
     """Products on the shipped model, one batch of 16x64 tokens."""
     before = _peer()
-    params, batch = load()
+    params, batch = gpt.load()
     batch = jnp.asarray(batch)
     op = cx.hessian(gpt.loss, params, batch, linearize=True)
     gauss_newton = cx.ggn(

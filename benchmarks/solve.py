@@ -23,9 +23,9 @@ def case_curvax(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     start = time.perf_counter()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
     built = time.perf_counter() - start
@@ -53,9 +53,9 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import lanczos
 
-    from curvax.models import load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     start = time.perf_counter()
     op = operator(params, batch)
     result = lanczos(op, k=K, max_iter=products, tol=TOL, which="LM", seed=seed)
@@ -74,9 +74,9 @@ def _jitted_hvp() -> tuple[Any, Any, int]:
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree
 
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     batch = jnp.asarray(batch)
     flat, unravel = ravel_pytree(params)
 

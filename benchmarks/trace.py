@@ -29,9 +29,9 @@ def case_curvax(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
     cx.trace(op, num_matvecs=products, seed=seed)
     meter = Meter()
@@ -46,9 +46,9 @@ def case_reference(products: int, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import curvax as cx
-    from curvax.models import gpt, load
+    from curvax.models import gpt
 
-    params, batch = load()
+    params, batch = gpt.load()
     op = cx.hessian(gpt.loss, params, jnp.asarray(batch))
     result = cx.trace(op, num_matvecs=products, method="xtrace", seed=seed)
     return {"estimate": result.estimate, "stderr": result.stderr}
@@ -60,9 +60,9 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     from benchmarks.gpt_torch import operator
     from hessian_eigenthings import trace
 
-    from curvax.models import load
+    from curvax.models import gpt
 
-    op = operator(*load())
+    op = operator(*gpt.load())
     op.matvec(torch.ones(op.size))
     meter = Meter()
     result = trace(op, num_matvecs=products, seed=seed)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import models
 from curvax.models import gpt
 
 
@@ -135,7 +134,7 @@ def default_promotion():
 @pytest.mark.usefixtures("default_promotion")
 def test_on_the_shipped_gpt():
     """At the last rate of its training: at most half of the products of solves from scratch."""
-    params, batch = models.load()[:2]
+    params, batch = gpt.load()
     op, result = cx.hessian(gpt.loss, params, batch[:4]), None
     step = jax.jit(
         lambda p, b: jax.tree.map(lambda x, g: x - 3e-4 * g, p, jax.grad(gpt.loss)(p, b))

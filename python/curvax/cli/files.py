@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from curvax.cli.machine import device, kernels
@@ -30,14 +29,16 @@ def write_result(console: Console, result: Any, path: Path, title: str) -> None:
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-def write_config(console: Console, context: typer.Context, op: Any, out: Path) -> None:
+def write_config(
+    console: Console, command: str, options: dict[str, Any], op: Any, out: Path
+) -> None:
     """Write `config.json`: everything that a run depends on, defaults too."""
     facts = {
         "command": ["curvax", *sys.argv[1:]],
-        "subcommand": context.info_name,
+        "subcommand": command,
         "options": {
             name: str(value) if isinstance(value, Path) else value
-            for name, value in context.params.items()
+            for name, value in options.items()
         },
         "operator": {
             "class": type(op).__name__,

