@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmarks.interleaved import medians
+from benchmarks.lib.interleaved import medians
 
 
 def compile_program(fun: Callable[..., Any], *args: Any, options: Any = None) -> tuple[Any, float]:

@@ -1,6 +1,6 @@
 """Time and memory to the trace of the demo GPT's Hessian, at equal measured errors.
 
-    python -m benchmarks.trace [--repeats 10] [--json benchmarks/baselines/trace.json]
+    python -m benchmarks.estimates.trace [--repeats 10] [--json benchmarks/baselines/trace.json]
 
 Each estimate is a process of its own, with a seed of its own; the cases take turns. The error is
 the root mean square of the distances, over all seeds, to a reference: another estimate, of 500
@@ -13,7 +13,7 @@ the weights in memory to the estimate, after compilation and one product. Needs 
 from typing import Any
 
 import numpy as np
-from benchmarks.processes import Meter, main, medians, run_case
+from benchmarks.lib.processes import Meter, main, medians, run_case
 
 REFERENCE_PRODUCTS = 500
 
@@ -57,7 +57,7 @@ def case_reference(products: int, seed: int) -> dict[str, Any]:
 def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     """With its default, Hutch++."""
     import torch
-    from benchmarks.gpt_torch import operator
+    from benchmarks.lib.torch_gpt import operator
     from hessian_eigenthings import trace
 
     from curvax.models import gpt
@@ -72,7 +72,7 @@ def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
 def case_matfree(products: int, seed: int) -> dict[str, Any]:
     """XTrace, its best, which multiplies all vectors at once unless the product forbids it."""
     import jax
-    from benchmarks.solve import _jitted_hvp
+    from benchmarks.solves.solve import _jitted_hvp
     from matfree import stochtrace
 
     hvp, arguments, n = _jitted_hvp()
@@ -103,10 +103,10 @@ CASES = {
 
 
 def compare(repeats: int) -> dict[str, Any]:
-    reference = run_case("benchmarks.trace", "reference", REFERENCE_PRODUCTS, 1 << 20)
+    reference = run_case("benchmarks.estimates.trace", "reference", REFERENCE_PRODUCTS, 1 << 20)
     rounds = [
         {
-            case: run_case("benchmarks.trace", case, number, seed)
+            case: run_case("benchmarks.estimates.trace", case, number, seed)
             for case, number in PRODUCTS.items()
         }
         for seed in range(repeats)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interleaved import SMOKE, medians
+from benchmarks.lib.interleaved import SMOKE, medians
 
 from curvax.ops.softmax_ce import softmax_ce_hvp
 

@@ -1,6 +1,6 @@
 """Time to the top 10 Hessian eigenpairs of the demo GPT, at a measured residual of 1e-3.
 
-    python -m benchmarks.solve [--repeats 3] [--json benchmarks/baselines/solve.json]
+    python -m benchmarks.solves.solve [--repeats 3] [--json benchmarks/baselines/solve.json]
 
 Each solve is a process of its own; the cases take turns. Every rival gets the smallest number of
 products with which its own method reaches the residual, found beforehand. Time runs from the
@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
-from benchmarks.processes import main, run_case
+from benchmarks.lib.processes import main, run_case
 
 K, TOL = 10, 1e-3
 
@@ -50,7 +50,7 @@ def case_curvax(products: int, seed: int) -> dict[str, Any]:
 
 
 def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
-    from benchmarks.gpt_torch import operator
+    from benchmarks.lib.torch_gpt import operator
     from hessian_eigenthings import lanczos
 
     from curvax.models import gpt
@@ -175,7 +175,7 @@ CASES = {name: functools.partial(_case, solve) for name, solve in SOLVES.items()
 
 
 def _run(case: str, products: int, seed: int) -> dict[str, Any]:
-    return run_case("benchmarks.solve", case, products, seed)
+    return run_case("benchmarks.solves.solve", case, products, seed)
 
 
 def _smallest(case: str, seed: int, low: int = 28, high: int = 40) -> int:

@@ -1,7 +1,7 @@
 """Prints the ratios of a kernel benchmark beside their targets.
 
-    pytest benchmarks --benchmark-json=out.json
-    python benchmarks/compare.py out.json [--baseline benchmarks/baselines/kernels.json] [--smoke]
+    make bench BENCH_ARGS=--benchmark-json=out.json
+    python benchmarks/kernels/compare.py out.json [--baseline FILE] [--smoke]
 
 Exits with 1 if a target is missed, unless ``--smoke``: then ratios are only printed.
 """
@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-BASELINE = pathlib.Path(__file__).parent / "baselines" / "kernels.json"
+BASELINE = pathlib.Path(__file__).parents[1] / "baselines" / "kernels.json"
 # name of the ratio: (bound, whether it is a least value)
 TARGETS = {
     "softmax_ce_hvp (512, 50257): time / (z + u)": (1.3, False),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmarks.gpu.gpt import Shape
+from benchmarks.gpu.shape import Shape
 from torch import nn
 
 

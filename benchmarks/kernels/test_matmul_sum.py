@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from interleaved import SMOKE, medians
+from benchmarks.lib.interleaved import SMOKE, medians
 
 from curvax import _native
 from curvax.ops.matmul_sum import matmul_sum

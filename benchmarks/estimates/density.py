@@ -1,6 +1,6 @@
 """Time and memory of a spectral density of the demo GPT's Hessian: equal runs and steps for all.
 
-    python -m benchmarks.density [--repeats 3] [--json benchmarks/baselines/density.json]
+    python -m benchmarks.estimates.density [--repeats 3] [--json benchmarks/baselines/density.json]
 
 Each density is a process of its own; the cases take turns. Time, and growth of the peak memory, run
 from the weights in memory to the density on a grid, after compilation and one product. Processor
@@ -12,7 +12,7 @@ Needs the extra `bench`. 2 threads.
 from typing import Any
 
 import numpy as np
-from benchmarks.processes import Meter, main, medians, run_case
+from benchmarks.lib.processes import Meter, main, medians, run_case
 
 RUNS, STEPS, POINTS = 3, 80, 10_000
 
@@ -36,7 +36,7 @@ def case_curvax(runs: int, seed: int) -> dict[str, Any]:
 
 def case_hessian_eigenthings(runs: int, seed: int) -> dict[str, Any]:
     import torch
-    from benchmarks.gpt_torch import operator
+    from benchmarks.lib.torch_gpt import operator
     from hessian_eigenthings import spectral_density
 
     from curvax.models import gpt
@@ -56,7 +56,7 @@ def case_hessian_eigenthings(runs: int, seed: int) -> dict[str, Any]:
 def case_matfree(runs: int, seed: int, reortho: str) -> dict[str, Any]:
     """One compiled program per start: `vmap` over the starts would need the bases of all."""
     import jax
-    from benchmarks.solve import _jitted_hvp
+    from benchmarks.solves.solve import _jitted_hvp
     from matfree import decomp
 
     hvp, arguments, n = _jitted_hvp()
@@ -121,7 +121,7 @@ def _differences(found: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def compare(repeats: int) -> dict[str, Any]:
     rounds = [
-        {case: run_case("benchmarks.density", case, RUNS, seed) for case in CASES}
+        {case: run_case("benchmarks.estimates.density", case, RUNS, seed) for case in CASES}
         for seed in range(repeats)
     ]
     found = medians(rounds)

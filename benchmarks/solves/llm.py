@@ -1,6 +1,6 @@
 """The top 5 eigenpairs of SmolLM2 on 128 tokens: curvax beside hessian-eigenthings.
 
-    python -m benchmarks.llm [--steps 20] [--json benchmarks/baselines/llm.json]
+    python -m benchmarks.solves.llm [--steps 20] [--json benchmarks/baselines/llm.json]
 
 Each solve is a process of its own, one after the other, with 2 threads; peak memory is that of the
 whole process. Time runs from the weights in memory to the eigenpairs, with compilation and with
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.facts import machine_facts, publish
+from benchmarks.lib.facts import machine_facts, publish
 
 K, TOL, TOKENS = 5, 1e-2, 128
 
@@ -27,7 +27,7 @@ def _peak() -> float:
 
 
 def case_curvax(operator: str, limit: float) -> dict[str, Any]:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import smollm2_spectrum
 
     import curvax as cx
@@ -57,16 +57,16 @@ def case_curvax(operator: str, limit: float) -> dict[str, Any]:
 def case_hessian_eigenthings(steps: int) -> dict[str, Any]:
     import numpy as np
     import torch
-    from benchmarks import llama_torch
+    from benchmarks.lib import torch_smollm2
     from hessian_eigenthings import HessianOperator, lanczos
 
     from curvax.models import smollm2
 
     torch.set_num_threads(2)
-    model = llama_torch.model()
+    model = torch_smollm2.model()
     tokens = torch.tensor(np.asarray(smollm2.batch(TOKENS)), dtype=torch.long)
     start = time.perf_counter()
-    op = HessianOperator(model, [tokens], llama_torch.loss)
+    op = HessianOperator(model, [tokens], torch_smollm2.loss)
     result = lanczos(op, k=K, max_iter=steps, tol=TOL, which="LM", seed=0)
     seconds, peak = time.perf_counter() - start, _peak()
     values = result.eigenvalues.tolist()
@@ -80,7 +80,7 @@ def case_hessian_eigenthings(steps: int) -> dict[str, Any]:
         rows.append(float(torch.linalg.norm(product - value * v)))
         best.append(float(torch.linalg.norm(product - quotients[-1] * v)))
     return {
-        "loss": float(llama_torch.loss(model, tokens).detach()),
+        "loss": float(torch_smollm2.loss(model, tokens).detach()),
         "seconds": seconds,
         "products": steps,
         "values": values,
@@ -93,7 +93,7 @@ def case_hessian_eigenthings(steps: int) -> dict[str, Any]:
 
 
 def _run(*arguments: Any) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.llm", *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks.solves.llm", *map(str, arguments)]
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(json.loads(out.splitlines()[-1]))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.facts import machine_facts, publish
+from benchmarks.lib.facts import machine_facts, publish
 
 Case = Callable[[int, int], dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """Time the head of a language model: hidden states to cross entropy, and its Hessian products.
 
-    python -m benchmarks.head [--repeats 7] [--json benchmarks/baselines/head.json]
+    python -m benchmarks.products.head [--repeats 7] [--json benchmarks/baselines/head.json]
 
 1024 tokens, width 256, 50,304 classes, default chunks; all programs interleaved in one process
 with 2 threads; medians. The materialised form is the plain jnp loss under `jit(jvp(grad))`. The
@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks.facts import machine_facts, publish
-from benchmarks.programs import compile_program, median_seconds, relative_difference
+from benchmarks.lib.compiled import compile_program, median_seconds, relative_difference
+from benchmarks.lib.facts import machine_facts, publish
 
 from curvax import losses
 

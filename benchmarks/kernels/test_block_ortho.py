@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interleaved import SMOKE, medians
+from benchmarks.lib.interleaved import SMOKE, medians
 from jax import lax
 
 from curvax import _native

@@ -1,6 +1,6 @@
 """Time one Hessian-vector product of the demo GPT, and of a deep one, against its rivals.
 
-    python -m benchmarks.hvp [--repeats 25] [--json benchmarks/baselines/hvp.json]
+    python -m benchmarks.products.hvp [--repeats 25] [--json benchmarks/baselines/hvp.json]
 
 All JAX programs run interleaved in one process with 2 threads; hessian-eigenthings runs in one of
 its own, before and after, since two thread pools in one process hinder each other. Figures are
@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.facts import machine_facts, publish
-from benchmarks.programs import compile_program, median_seconds, relative_difference
+from benchmarks.lib.compiled import compile_program, median_seconds, relative_difference
+from benchmarks.lib.facts import machine_facts, publish
 
 import curvax as cx
 from curvax.models import gpt
@@ -39,14 +39,14 @@ def _hvp(params: Any, batch: Any, vector: Any) -> Any:
 
 def _peer(products: int = 11) -> list[float]:
     """Seconds of hessian-eigenthings' products, in a process of its own, without the first."""
-    command = [sys.executable, "-m", "benchmarks.hvp", "--peer", str(products)]
+    command = [sys.executable, "-m", "benchmarks.products.hvp", "--peer", str(products)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(json.loads(out.splitlines()[-1]))
 
 
 def _time_peer(products: int) -> list[float]:
     import torch
-    from benchmarks.gpt_torch import operator
+    from benchmarks.lib.torch_gpt import operator
 
     op = operator(*gpt.load())
     vector = torch.randn(op.size, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,6 @@
 """Time and memory to the top 10 of the demo GPT's empirical Fisher matrix, at a residual of 1e-3.
 
-    python -m benchmarks.fisher [--repeats 3] [--json benchmarks/baselines/fisher.json]
+    python -m benchmarks.solves.fisher [--repeats 3] [--json benchmarks/baselines/fisher.json]
 
 Each solve is a process of its own; the cases take turns. A sample is a sequence. Every rival gets
 the smallest number of products with which its own method reaches the residual, found beforehand;
@@ -14,7 +14,7 @@ the extra `bench`. 2 threads.
 from typing import Any
 
 import numpy as np
-from benchmarks.processes import Meter, main, medians, run_case
+from benchmarks.lib.processes import Meter, main, medians, run_case
 
 K, TOL = 10, 1e-3
 
@@ -68,7 +68,7 @@ def case_curvax(products: int, seed: int, microbatch_size: int | None) -> dict[s
 def case_hessian_eigenthings(products: int, seed: int) -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
-    from benchmarks.gpt_torch import TorchGPT
+    from benchmarks.lib.torch_gpt import TorchGPT
     from hessian_eigenthings import EmpiricalFisherOperator, lanczos
 
     from curvax.models import gpt
@@ -167,7 +167,7 @@ CASES = {
 
 
 def _run(case: str, products: int, seed: int) -> dict[str, Any]:
-    return run_case("benchmarks.fisher", case, products, seed)
+    return run_case("benchmarks.solves.fisher", case, products, seed)
 
 
 def _smallest(case: str, seed: int) -> int:
@@ -178,7 +178,7 @@ def _smallest(case: str, seed: int) -> int:
 def product_seconds() -> dict[str, float]:
     """One product of each kind, and one gradient, in turn."""
     import jax
-    from benchmarks.programs import median_seconds
+    from benchmarks.lib.compiled import median_seconds
 
     from curvax.models import gpt
     from curvax.operators.base import compiled_product
