@@ -36,10 +36,7 @@ def write_config(
     facts = {
         "command": ["curvax", *sys.argv[1:]],
         "subcommand": command,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in options.items()
-        },
+        "options": options,
         "operator": {
             "class": type(op).__name__,
             "parameters": op.shape[0],
@@ -58,5 +55,5 @@ def write_config(
         "kernels": kernels(),
     }
     path = out / "config.json"
-    path.write_text(json.dumps(facts, indent=2) + "\n")
+    path.write_text(json.dumps(facts, indent=2, default=str) + "\n")
     console.print(f"wrote {path}", soft_wrap=True)
