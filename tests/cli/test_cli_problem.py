@@ -314,8 +314,8 @@ def test_bad_input_exits_with_2(arguments, message, problem):
             "(Possible options: --max-matvecs, --num-matvecs)",
         ),
         (("plan", TARGET, "-j", 9), "-j (Possible options: --count, --kind, --limit"),
-        (("plan", TARGET, "--tol", 0.1, "--tol", 0.2), "'--tol': given more than once"),
-        (("plan", TARGET, "-k", 3, "--count", 4), "'--count' / '-k': given more than once"),
+        (("plan", TARGET, "--tol", 0.1, "--tol", 0.2), "--tol: given more than once"),
+        (("plan", TARGET, "-k", 3, "--count", 4), "--count / -k: given more than once"),
         (("trace", TARGET, "--method", "hutch"), "'hutchinson', 'hutch++', 'xtrace', 'xnystrace'"),
     ],
 )
