@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from curvax import cli
+from curvax.cli.problem import problem_of
 from curvax.models import llama, smollm2
 
 TINY = llama.Config(
@@ -55,6 +56,8 @@ def test_a_solve(operator, which, tiny, tmp_path):
     assert "SmolLM2-135M-Instruct, weights rounded to four bits" in outcome.stdout
     assert "peak: what is alive at once" in outcome.stdout  # the forecast
     assert "all 2 eigenpairs converged" in outcome.stdout
+    asked = json.loads((tmp_path / "config.json").read_text())["options"]
+    assert (asked["target"], asked["parameters"]) == (SMOLLM2, {"tokens": 24})
     assert imread(tmp_path / "spectrum.png").std() > 0.01
 
 
@@ -72,18 +75,16 @@ def test_a_plan(tiny, tmp_path, monkeypatch):
         assert "give either MODULE:FUNCTION or --model" in " ".join(outcome.output.split())
 
 
-def test_a_llama_of_a_size_that_is_asked_for(tmp_path):
-    sizes = [f"--set={size}" for size in ("layers=1", "width=8", "vocab=11", "tokens=9")]
+def test_a_llama_of_a_size_that_is_asked_for():
+    sizes = ["layers=1", "width=8", "vocab=11", "tokens=9"]
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        outcome = run("diagonal", "--model", "llama", *sizes, "--num-matvecs", 5, "--out", tmp_path)
-        assert outcome.exit_code == 0, outcome.output
+        op, facts = problem_of(model="llama", parameters=sizes, operator="ggn").load()
         model, batch = llama.make_problem(layers=1, width=8, vocab=11, tokens=9)
         loss = llama.loss(model.params, batch, llama.Config(11, 8, 1, 4, 2, 24, 9, 1e-5, 1e4))
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["options"]["target"] == "curvax.models.llama:make_problem"
-    assert config["options"]["parameters"] == dict(layers=1, width=8, vocab=11, tokens=9)
-    assert config["operator"]["parameters"] == sum(x.size for x in jax.tree.leaves(model.params))
-    assert config["operator"]["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert facts["problem"] == f"curvax.models.llama:make_problem, {', '.join(sizes)}"
+    assert facts["about"] == "A Llama with random weights on random tokens; nats per token."
+    assert op.shape[0] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert float(op.loss) == pytest.approx(float(loss), rel=1e-6)
 
 
 @pytest.mark.parametrize(

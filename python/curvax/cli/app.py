@@ -50,6 +50,7 @@ app = typer.Typer(
     name="curvax",
     cls=Group,
     no_args_is_help=True,
+    context_settings={"max_content_width": 100},
     # Plain help: the decorated one gives every flag a type.
     rich_markup_mode=None,
     add_completion=False,

@@ -14,7 +14,8 @@ from curvax.warnings import InterruptWarning
 
 EstimateSeed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random vectors.")]
 Products = Annotated[
-    int, typer.Option("--num-matvecs", min=1, metavar="N", help="Products with the operator.")
+    int,
+    typer.Option("--num-matvecs", min=1, metavar="N", help="How many products with the operator."),
 ]
 
 
@@ -68,7 +69,7 @@ def diagonal(
 ) -> Status:
     """Find or estimate the diagonal of a problem.
 
-    With standard errors where it is estimated. Writes diagonal.npz, .json, .txt and .png, and
+    An estimated one comes with its standard errors. Writes diagonal.npz, .json, .txt and .png, and
     config.json, into DIR. The exit status is 0, 2 for bad input and 130 after Ctrl-C.
     """
     options = {"method": method, "num_matvecs": num_matvecs, "seed": seed}
@@ -79,10 +80,10 @@ def diagonal(
 def density(
     session: Session,
     num_runs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Random starting vectors.")
+        int, typer.Option(min=1, metavar="N", help="How many random starting vectors.")
     ] = 10,
     num_steps: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Lanczos steps, so products, of each.")
+        int, typer.Option(min=2, metavar="N", help="How many Lanczos steps, so products, of each.")
     ] = 80,
     width: Annotated[
         float | None,
@@ -94,8 +95,8 @@ def density(
 ) -> Status:
     """Estimate the density of all eigenvalues of a problem.
 
-    With a band of 95 %. Writes density.npz, .json, .txt and .png, and config.json, into DIR. The
-    exit status is 0, 2 for bad input and 130 after Ctrl-C.
+    It comes with a band of 95 %. Writes density.npz, .json, .txt and .png, and config.json, into
+    DIR. The exit status is 0, 2 for bad input and 130 after Ctrl-C.
     """
 
     def standing(progress: Any) -> str:
