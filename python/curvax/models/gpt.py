@@ -14,6 +14,7 @@ from jax import Array
 
 from curvax.losses import SoftmaxCrossEntropy
 from curvax.operators.model import Model
+from curvax.program import present
 
 Params = dict[str, Any]
 
@@ -117,7 +118,11 @@ def load() -> tuple[Params, Array]:
 
     Returns:
         The parameters, float32 in the structure of `init`, and the batch, uint8 `(16, 65)`.
+
+    Raises:
+        ValueError: JAX has no device of the platforms that it was told to use.
     """
+    present()
     file = importlib.resources.files(__package__).joinpath("gpt.npz")
     with file.open("rb") as stream, np.load(stream) as stored:
         flat, batch = stored["parameters"], stored["batch"]
