@@ -120,7 +120,7 @@ def test_arrays_have_names_that_people_can_read(tmp_path):
         np.testing.assert_array_equal(stored["eigenvalues"], [3.0, 1.0])
         assert stored["eigenvectors.blocks.0.w"].dtype == np.uint16
         facts = json.loads(str(stored["facts"]))
-    assert facts["format"] == 1 and facts["result"]["class"] == "EigenResult"
+    assert facts["format"] == 2 and facts["result"]["class"] == "EigenResult"
     npz, _ = fake_blocks(["x.0.mlp"], lambda i: fake_result([3.0])).save(tmp_path / "y")
     with np.load(npz) as stored:
         np.testing.assert_array_equal(stored["results.x.0.mlp.eigenvalues"], [3.0])
@@ -132,7 +132,7 @@ def test_the_json_is_for_people(tmp_path):
     facts = json.loads(result.save(tmp_path / "x")[1].read_text(), parse_constant=pytest.fail)
     assert facts["class"] == "EigenResult" and "eigenvectors" not in facts
     assert facts["eigenvalues"] == [2.0, 1.0] and facts["residuals"] == [None, None]
-    assert facts["num_matvecs"] == {"solve": 60, "verification": 2}
+    assert facts["num_matvecs"] == 60 and facts["num_verification"] == 2
     assert facts["history"][-1]["matvecs"] == 60
     blocks = fake_blocks("ab", lambda i: fake_trace(1.0, INF))
     facts = json.loads(blocks.save(tmp_path / "x")[1].read_text(), parse_constant=pytest.fail)

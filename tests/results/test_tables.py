@@ -62,12 +62,12 @@ def test_a_plan_and_a_verification_show_what_they_print():
 
 def test_a_solution_is_told_in_whole_sentences():
     assert str(fake_solution()) == (
-        "CG solved A x = b with 12 products.\n"
+        "CG solved A x = b with 11 products, and 1 to verify.\n"
         "The measured relative residual is 1.23e-06, within the tolerance of 1e-05."
     )
     failed = dict(converged=False, relative_residual=0.5, method="minres", damping=0.25)
     assert str(fake_solution(num_matvecs=12345, **failed)) == (
-        "MINRES did not solve (A + 0.25 I) x = b with 12,345 products.\n"
+        "MINRES did not solve (A + 0.25 I) x = b with 12,345 products, and 1 to verify.\n"
         "The measured relative residual is 5.00e-01, above the tolerance of 1e-05."
     )
     interrupted = str(fake_solution(**failed, interrupted=True))

@@ -172,6 +172,8 @@ class LanczosTridiagonal(Stored):
         basis: `(m, n)` rows q, if they were asked for, else None.
         num_matvecs: m.
         seed: of the start, None if it was given.
+        seconds: wall time by part: `compile`, `products`, `recurrence`, `host` and `total`.
+        interrupted: whether Ctrl-C ended it.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("basis",)
@@ -182,6 +184,8 @@ class LanczosTridiagonal(Stored):
     basis: Any
     num_matvecs: int
     seed: int | None
+    seconds: dict[str, float]
+    interrupted: bool = False
 
     def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Ritz values `(m,)` descending, their weights, and their residuals.
@@ -204,8 +208,9 @@ class LanczosTridiagonal(Stored):
         ]
         if len(rows) > 2 * _MAX_EXTREME:
             rows[_MAX_EXTREME:-_MAX_EXTREME] = [("...", "", "")]
-        steps = f"steps {len(self.alphas)}, last beta {self.last_beta:.3g}\n"
-        return steps + aligned(("Ritz value", "residual", "weight"), rows)
+        steps = f"steps {len(self.alphas)}, last beta {self.last_beta:.3g}"
+        table = aligned(("Ritz value", "residual", "weight"), rows)
+        return "\n".join([steps, table, *["interrupted"] * self.interrupted])
 
 
 def summary(leaves: Sequence[FloatArray]) -> tuple[str, str, str, str]:
