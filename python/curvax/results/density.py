@@ -30,8 +30,12 @@ _TENTH, _FINEST = 0.1, 1e-15
 class DensityProgress(NamedTuple):
     """The state of `spectral_density` after a step of a block of runs; what `callback` receives.
 
-    `matvecs` products are made, and `runs` runs are complete; no more than `max_matvecs` products,
-    for `num_runs` runs, will be. `seconds` is the wall time so far.
+    Attributes:
+        matvecs: vectors multiplied so far.
+        max_matvecs: vectors multiplied at the end, unless runs break down before.
+        runs: complete runs.
+        num_runs: runs at the end.
+        seconds: wall time so far.
     """
 
     matvecs: int

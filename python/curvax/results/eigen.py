@@ -17,9 +17,17 @@ from curvax.typing import BoolArray, FloatArray, IntArray
 class Progress(NamedTuple):
     """The state of a solve after a block of products; what `callback` receives.
 
-    `residual` is the worst estimated residual of a wanted pair, relative to the largest absolute
-    Ritz value (infinite while there are fewer Ritz values than wanted ones); the solve ends when
-    it falls to `tol`, or when `matvecs` reaches `max_matvecs`.
+    Attributes:
+        matvecs: vectors multiplied so far, without verification.
+        converged: wanted pairs whose estimated residual is within what is allowed of it.
+        k: wanted pairs.
+        residual: the worst estimated residual of a wanted pair, relative to the largest absolute
+            Ritz value; infinite while there are fewer Ritz values than wanted ones.
+        tol: the solve ends when `residual` falls to it,
+        max_matvecs: or when `matvecs` reaches this.
+        restarts: thick restarts so far.
+        largest: the largest absolute Ritz value.
+        seconds: wall time so far.
     """
 
     matvecs: int

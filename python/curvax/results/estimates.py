@@ -22,9 +22,13 @@ _MAX_EXTREME = 5
 class TraceProgress(NamedTuple):
     """The state of an estimate after a block of products; what `callback` receives.
 
-    `estimate` and `stderr` are those of all samples so far (NaN or infinite while there are too
-    few); the estimate ends when `stderr` falls to `until`, or when `matvecs` reaches
-    `max_matvecs`.
+    Attributes:
+        matvecs: vectors multiplied so far.
+        estimate: of all samples so far; NaN while there are too few.
+        stderr: its standard error; NaN or infinite while there are too few.
+        max_matvecs: the estimate ends when `matvecs` reaches it,
+        until: or when `stderr` falls to this; None if that was not asked for.
+        seconds: wall time so far.
     """
 
     matvecs: int

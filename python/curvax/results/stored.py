@@ -166,7 +166,8 @@ def _read(file: Path, stream: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
                 raise ValueError("it has no facts")
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(str(arrays.pop(_FACTS)))
-        if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
+        known = isinstance(facts, dict) and isinstance(facts.get("format"), int)
+        if not known or facts["format"] < 1:
             raise ValueError("its facts are not a result's")
     return facts, arrays
 
