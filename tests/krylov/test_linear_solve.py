@@ -97,7 +97,7 @@ class TestWhatItTook:
         # One measures the residual; as many as were made look for a reason where it is too large.
         assert result.num_verification == (1 if result.converged else 1 + result.num_matvecs)
         assert result.converged == (limit is None)
-        # Beside SciPy's steps, of which MINRES makes one to begin: what measures where they stopped.
+        # Beside SciPy's steps, and one that MINRES begins with: what measures where they stopped.
         assert limit is None or limit <= result.num_matvecs <= limit + 2
 
     def test_seconds_by_part(self):
