@@ -38,6 +38,9 @@ class Failing:
     def __getattr__(self, name):
         return getattr(self.program, name)
 
+    def result_shardings(self, clock, *args):
+        return self.program.result_shardings(clock, *args)
+
 
 @pytest.fixture
 def fail(monkeypatch):
