@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from curvax.filters import match_names as match_names
     from curvax.filters import match_regex as match_regex
     from curvax.krylov.eigsh import eigsh as eigsh
-    from curvax.krylov.failures import KernelFailure as KernelFailure
-    from curvax.krylov.failures import OutOfMemory as OutOfMemory
     from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal as lanczos_tridiagonal
     from curvax.krylov.linear_solve import solve as solve
     from curvax.krylov.plan import Plan as Plan
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from curvax.operators.base import VectorSpace as VectorSpace
     from curvax.operators.blocks import Blocks as Blocks
     from curvax.operators.conversion import from_matvec as from_matvec
+    from curvax.operators.failures import KernelFailure as KernelFailure
+    from curvax.operators.failures import OutOfMemory as OutOfMemory
     from curvax.operators.fisher import fisher as fisher
     from curvax.operators.ggn import ggn as ggn
     from curvax.operators.hessian import hessian as hessian
@@ -58,11 +58,11 @@ _HOMES = {
     "DiagonalResult": "curvax.results",
     "EigenResult": "curvax.results",
     "InterruptWarning": "curvax.warnings",
-    "KernelFailure": "curvax.krylov.failures",
+    "KernelFailure": "curvax.operators.failures",
     "LanczosTridiagonal": "curvax.results",
     "Model": "curvax.operators.model",
     "Operator": "curvax.operators.base",
-    "OutOfMemory": "curvax.krylov.failures",
+    "OutOfMemory": "curvax.operators.failures",
     "Plan": "curvax.krylov.plan",
     "Progress": "curvax.results",
     "SolveResult": "curvax.results",
