@@ -81,8 +81,8 @@ def test_demo_prints_what_it_writes(solver, tmp_path):
     assert [row[0] for row in rows] == [str(i) for i in [*range(1, 11), *range(-5, 0)]]
     np.testing.assert_allclose([float(row[1]) for row in rows], written["eigenvalues"], atol=5e-6)
     np.testing.assert_allclose([float(row[2]) for row in rows], written["residuals"], rtol=5e-3)
-    np.testing.assert_allclose([float(row[3]) for row in rows], written["bounds"], rtol=5e-3)
-    relative = np.divide(written["bounds"], np.abs(written["eigenvalues"]))
+    np.testing.assert_allclose([float(row[3]) for row in rows], written["residuals"], rtol=5e-3)
+    relative = np.divide(written["residuals"], np.abs(written["eigenvalues"]))
     np.testing.assert_allclose([float(row[4]) for row in rows], relative, rtol=5e-3)
     assert [row[5] for row in rows] == ["✓"] * 15
     with np.load(out / "spectrum.npz") as arrays:

@@ -40,7 +40,7 @@ def test_small_budget_end_to_end(tmp_path):
     assert outcome.returncode in (0, 3), outcome.stderr
     written = json.loads((tmp_path / "spectrum.json").read_text())
     assert written["eigenvalues"][0] == pytest.approx(151.5556, abs=0.1)
-    assert written["num_matvecs"]["solve"] <= 12
+    assert written["num_matvecs"] <= 12
     assert (outcome.returncode == 0) == all(written["converged"])
 
 

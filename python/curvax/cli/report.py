@@ -54,7 +54,7 @@ def _value_format(result: EigenResult) -> str:
 
 
 def _facts(result: EigenResult) -> dict[str, str]:
-    products, seconds = result.num_matvecs, dict(result.seconds)
+    seconds = dict(result.seconds)
     total = seconds.pop("total")
     parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
     return {
@@ -62,7 +62,7 @@ def _facts(result: EigenResult) -> dict[str, str]:
         "noise": f"{result.noise:.1e} of max |eigenvalue|",
         "orthogonality": f"{result.orthogonality:.1e}",
         "complete": _COMPLETE[result.complete],
-        "products": f"{products.solve} solve + {products.verification} verification",
+        "products": f"{result.num_matvecs} solve + {result.num_verification} verification",
         "restarts": str(result.num_restarts),
         "seconds": f"{total:.2f} in all: {parts}",
     }
@@ -83,6 +83,6 @@ def _verdict(result: EigenResult, wanted: int) -> str:
     if result.all_converged:
         return f"all {k} eigenpairs converged"
     return (
-        f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs.solve} products; "
+        f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs} products; "
         "raise --max-matvecs or --tol"
     )

@@ -1,7 +1,7 @@
 """`spectral_density`: the density of an operator's eigenvalues, with a confidence band."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,23 +22,13 @@ from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.program import Clock
-from curvax.results import EigenResult, SpectralDensity
+from curvax.results import DensityProgress, EigenResult, SpectralDensity
 from curvax.results.smoothing import smoothed_density
 from curvax.results.units import times
 from curvax.warnings import warn
 
 # The narrowest Gaussian that float64 resolves on a grid, relative to the largest point of it.
 _NARROWEST = 1e-13
-
-
-class DensityProgress(NamedTuple):
-    """The state of `spectral_density` after a step; what `callback` receives."""
-
-    matvecs: int
-    max_matvecs: int
-    runs: int
-    num_runs: int
-    seconds: float
 
 
 def spectral_density(
@@ -145,7 +135,7 @@ def _estimate(
         num_matvecs=made + request.known.matvecs,
         block_size=request.block_size,
         seed=request.seed,
-        seconds={**clock.seconds, "total": clock.total()},
+        seconds=clock.parts(),
         interrupted=bool(interrupted),
     )
 

@@ -236,7 +236,7 @@ def _deliver(
             num_matvecs=run.matvecs,
             block_size=run.settings.block,
             seed=None if method == "exact" else run.settings.seed,
-            seconds={**run.clock.seconds, "total": run.clock.total()},
+            seconds=run.clock.parts(),
             interrupted=bool(run.interrupted),
             no_stderr=reason,
         )

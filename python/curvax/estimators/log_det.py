@@ -144,7 +144,7 @@ def _estimate(
         block_size=request.block_size,
         seed=request.seed,
         history=tuple(history),
-        seconds={**clock.seconds, "total": clock.total()},
+        seconds=clock.parts(),
         interrupted=bool(interrupted),
     )
 

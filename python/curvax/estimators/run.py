@@ -313,7 +313,7 @@ class Run:
             block_size=s.block,
             seed=s.seed,
             history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            seconds=self.clock.parts(),
             interrupted=bool(self.interrupted),
             no_interval=missing_interval(ends, count, SKETCH_PART.get(method, 1)),
         )

@@ -17,7 +17,7 @@ from curvax.operators.base import Operator
 from curvax.operators.evidence import ASYMMETRY_LIMIT
 from curvax.operators.precision import more_accurate
 from curvax.program import Clock
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.results import EigenResult, Progress
 from curvax.typing import Float64Array
 from curvax.warnings import warn_unconverged
 
@@ -108,26 +108,24 @@ class DenseSolve:
         converged = measured & (known <= parts * scale)
         if not stopped:
             self._warn(converged)
-        order = np.argsort(-values, kind="stable")
-        wide = x[order].astype(np.float64)
-        keep = self.settings.return_eigenvectors
-        return EigenResult(
-            eigenvalues=values[order],
-            eigenvectors=self.op.unravel(jnp.asarray(x[order])) if keep else None,
-            residuals=residuals[order],
-            bounds=residuals[order].copy(),
-            estimated_errors=errors[order],
-            converged=converged[order],
+        wide, keep = x.astype(np.float64), self.settings.return_eigenvectors
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self.op.unravel(jnp.asarray(x[down])) if keep else None,
+            estimated_errors=errors,
+            converged=converged,
             complete=None if stopped else True,
             orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
             noise=noise,
-            tol_effective=parts[order],
-            num_matvecs=Matvecs(m, made),
+            tol_effective=parts,
+            num_matvecs=m,
+            num_verification=made,
             num_restarts=0,
             block_size=self.settings.block,
             seed=self.settings.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            history=self.history,
+            clock=self.clock,
             interrupted=stopped,
         )
 

@@ -135,9 +135,10 @@ def eigsh(  # type: ignore[misc]
             one whose products come in shards.
         FloatingPointError: a product is not finite, or A holds numbers so small that they are read
             as zero.
-        MemoryError: the solve would not fit in the free memory, or memory ran out on the way; the
-            message holds the forecast. What was known by then is the error's attribute `result`.
-        RuntimeError: a compiled kernel could not be run; likewise with `result`.
+        MemoryError: the solve would not fit in the free memory; the message holds the forecast.
+        OutOfMemory: memory ran out on the way, a `MemoryError` too. What was known by then is the
+            error's attribute `result`.
+        KernelFailure: a compiled kernel could not be run, a `RuntimeError`; likewise with `result`.
 
     References:
         K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue

@@ -92,6 +92,8 @@ def lanczos_tridiagonal(
                 basis=basis,
                 num_matvecs=len(alphas),
                 seed=drawn if v0 is None else None,
+                seconds=clock.parts(),
+                interrupted=bool(interrupted),
             )
 
         return in_range(op, attempt)

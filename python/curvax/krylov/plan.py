@@ -32,7 +32,6 @@ from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.failures import alternatives
 from curvax.program import Clock, traced
-from curvax.results import Matvecs
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,7 +45,8 @@ class Plan:
         max_basis: rows of the basis.
         basis_dtype: how they are stored.
         dense: whether the whole matrix is formed instead, which n products do.
-        matvecs: forecast products, of the solve and of its verification.
+        num_matvecs: forecast products of the solve.
+        num_verification: forecast products of its verification.
         bytes: forecast memory, and its parts.
         limit: bytes by which the memory may grow.
     """
@@ -57,7 +57,8 @@ class Plan:
     max_basis: int
     basis_dtype: np.dtype[Any]
     dense: bool
-    matvecs: Matvecs
+    num_matvecs: int
+    num_verification: int
     bytes: Bytes
     limit: int
 
@@ -75,7 +76,7 @@ class Plan:
         how = f"a basis of {self.max_basis} vectors in {self.basis_dtype.name}"
         if self.dense:
             how = "the whole matrix"
-        solve, verification = self.matvecs
+        products = f"{self.num_matvecs} + {self.num_verification}"
         parts = [
             ("basis", size.basis),
             ("product, work space", size.product),
@@ -90,7 +91,7 @@ class Plan:
             [
                 f"{self.k} eigenpairs of {self.n:,} parameters from {how}, block size "
                 f"{self.block_size}: {'fits' if self.fits else 'DOES NOT FIT'}",
-                f"  {'products, to solve and to verify':<38} {f'{solve} + {verification}':>12}",
+                f"  {'products, to solve and to verify':<38} {products:>12}",
                 *(f"  {name:<38} {readable(count):>12}" for name, count in parts),
             ]
         )
@@ -261,10 +262,12 @@ class _Chooser:
             )
         dense = n <= min(rows, matvec_limit(request.max_matvecs, k, block, n))
         if dense:
+            made, verifying = n, k
             bytes_ = forecast_dense_bytes(self.op, k, block, keep, self.clock)
         else:
             vectors = jax.ShapeDtypeStruct((block, n), self.op.dtype)
             check_products(self.clock, self.op, vectors)
+            made, verifying = forecast_matvecs(k, block, rows, request.certify)
             bytes_ = forecast_bytes(self.op, k, block, rows, dtype, keep, self.clock)
         return Plan(
             n=n,
@@ -273,7 +276,8 @@ class _Chooser:
             max_basis=rows,
             basis_dtype=self.op.dtype if dense else dtype,
             dense=dense,
-            matvecs=Matvecs(n, k) if dense else forecast_matvecs(k, block, rows, request.certify),
+            num_matvecs=made,
+            num_verification=verifying,
             bytes=bytes_,
             limit=self.free,
         )

@@ -33,7 +33,7 @@ from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.program import program
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.results import EigenResult, Progress
 from curvax.warnings import warn_unconverged
 
 
@@ -235,26 +235,25 @@ class _Power:
         if not (self.resample or interrupted or converged.all()):
             remedy = f"raise max_matvecs ({self.limit}), or use eigsh"
             warn_unconverged(int(converged.sum()), len(values), self.matvecs, remedy)
-        down = np.argsort(-values, kind="stable")
-        vectors = self.found[: len(values)][down]
+        vectors = self.found[: len(values)]
         wide = np.asarray(programs.gram(self.clock, vectors, np.zeros(len(values), np.int32)))
-        return EigenResult(
-            eigenvalues=values[down],
-            eigenvectors=self.op.unravel(vectors),
-            residuals=residuals[down],
-            bounds=residuals[down],
-            estimated_errors=residuals[down],  # nothing is known of further eigenvalues
-            converged=converged[down],
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self.op.unravel(vectors[down]),
+            estimated_errors=residuals,  # nothing is known of further eigenvalues
+            converged=converged,
             complete=None,
             orthogonality=float(np.abs(wide - np.eye(len(values))).max()),
             noise=0.0,
             tol_effective=np.full(len(values), self.tol),
-            num_matvecs=Matvecs(self.matvecs, 0),
+            num_matvecs=self.matvecs,
+            num_verification=0,
             num_restarts=0,
             block_size=1,
             seed=self.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            history=self.history,
+            clock=self.clock,
             interrupted=interrupted,
             certified=not self.resample,
         )

@@ -17,7 +17,7 @@ from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.results import EigenResult, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
 _MOST_CHECKS = 8
@@ -42,7 +42,7 @@ def sharpness(
     Returns:
         One pair, its residual measured. That no larger eigenvalue was missed is not proved, less
         so by one product: an eigenvalue that overtakes the one followed, also in parameters that
-        this has no part of, is seen when that moves, or after eight steps. `num_matvecs.solve` is 0
+        this has no part of, is seen when that moves, or after eight steps. `num_matvecs` is 0
         where one product was all.
 
     Raises:
@@ -83,13 +83,12 @@ def sharpness(
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
     result = solve_pairs(op, 1, "LA", start, options)
-    made = result.num_matvecs
-    return dataclasses.replace(result, num_matvecs=Matvecs(made.solve, made.verification + checked))
+    return dataclasses.replace(result, num_verification=result.num_verification + checked)
 
 
 def _checks(result: EigenResult) -> tuple[Progress, ...]:
     """The checks by one product since the last solve."""
-    return () if result.num_matvecs.solve else result.history
+    return () if result.num_matvecs else result.history
 
 
 def _may_hold(checks: tuple[Progress, ...], tol: float) -> bool:
@@ -125,21 +124,21 @@ def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResu
         largest=float(values[0]),
         seconds=clock.total(),
     )
-    return EigenResult(
-        eigenvalues=values,
-        eigenvectors=op.unravel(vector),
-        residuals=residuals,
-        bounds=residuals,
+    return EigenResult.measured(
+        values,
+        residuals,
+        lambda order: op.unravel(vector),
         estimated_errors=residuals,
         converged=np.ones(1, bool),
         complete=None,
         orthogonality=float(jnp.abs(jnp.vdot(vector, vector, precision="highest") - 1)),
         noise=0.0,
         tol_effective=np.full(1, tol),
-        num_matvecs=Matvecs(0, 1),
+        num_matvecs=0,
+        num_verification=1,
         num_restarts=0,
         block_size=1,
         seed=seed,
-        history=(check,),
-        seconds={**clock.seconds, "total": clock.total()},
+        history=[check],
+        clock=clock,
     )

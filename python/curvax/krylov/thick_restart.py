@@ -28,8 +28,8 @@ from curvax.krylov.start import COLD, WARM, Start
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.program import Clock
-from curvax.results import EigenResult, Matvecs, Progress
-from curvax.typing import Float64Array
+from curvax.results import EigenResult, Progress
+from curvax.typing import Float64Array, IntArray
 from curvax.warnings import warn_unconverged
 
 # Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
@@ -347,30 +347,28 @@ class Solve:
             loss = math.nan if self._lost else orthogonality(state, len(values))
         state.share_out_seconds(self.solve_matvecs)
         self._warn(converged)
-        down = np.argsort(-values, kind="stable")
         wanted = settings.return_eigenvectors and not self._lost
-        vectors = self._vectors(down) if wanted else None
-        return EigenResult(
-            eigenvalues=values[down],
-            eigenvectors=vectors,
-            residuals=residuals[down],
-            bounds=residuals[down],
-            estimated_errors=errors[down],
-            converged=converged[down],
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self._vectors(down) if wanted else None,
+            estimated_errors=errors,
+            converged=converged,
             complete=complete,
             orthogonality=loss,
             noise=max(self.noise, state.asymmetry),
-            tol_effective=self.tolerance.parts(values, residuals, pairs.scale)[down],
-            num_matvecs=Matvecs(self.solve_matvecs, self.verification),
+            tol_effective=self.tolerance.parts(values, residuals, pairs.scale),
+            num_matvecs=self.solve_matvecs,
+            num_verification=self.verification,
             num_restarts=state.restarts,
             block_size=settings.block,
             seed=settings.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            history=self.history,
+            clock=self.clock,
             interrupted=bool(self.interrupted) or self._failed,
         )
 
-    def _vectors(self, order: Indices) -> Any:
+    def _vectors(self, order: IntArray) -> Any:
         """The rows `order` as vectors of the operator. The basis is gone before they are wide."""
         rows = programs.take(self.clock, self.state.basis, order.astype(np.int32))
         jax.block_until_ready(rows)
