@@ -103,11 +103,11 @@ def test_kernels_know_neither_xla_nor_python():
             )
 
 
-def test_levels_share_no_header_with_inline_functions():
-    """Standard C++ headers would be merged across instruction levels by the linker."""
+def test_targets_share_no_header_with_inline_functions():
+    """Standard C++ headers would be merged across targets by the linker."""
     allowed = {"cstddef", "cstdint", "immintrin.h"}
     for path in sources("kernels/cpu") + sources("kernels/common"):
-        if path.name == "dispatch.cc":  # compiled once, for the base level
+        if path.name == "dispatch.cc":  # compiled once, for the base target
             continue
         for name in includes(path):
             ours = name.startswith(("cpu/", "common/", "curvax/"))

@@ -33,7 +33,7 @@
 #include "common/storage.h"
 #include "curvax/block_ortho.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 constexpr int kMaxPasses = 12;
 
@@ -301,6 +301,6 @@ class BlockOrthoPass {
   const int64_t stride_, m_, b_;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_BLOCK_ORTHO_PASS_H_

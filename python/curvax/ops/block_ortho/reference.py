@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from curvax.ops.block_ortho.arguments import Arguments
+from curvax.ops.dtypes import compute_dtype
+
 _MAX_PASSES = 12
 _FINAL_DEVIATION = 1e-2
 _PANEL = 512
@@ -162,15 +165,9 @@ def _power_of_two_scale(block: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.ldexp(block, -exponent[:, None]), exponent
 
 
-def orthonormalize_block(
-    basis: jax.Array,
-    block: jax.Array,
-    used: jax.Array,
-    seed: jax.Array,
-    scale: float,
-    lazy_below: float,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def orthonormalize_block(given: Arguments) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
+    basis, block, used, seed, scale, lazy_below = given
     (rows, columns), (b, n) = basis.shape, block.shape
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     small = jnp.dtype(jnp.float64 if x64 else jnp.float32)
@@ -219,7 +216,7 @@ def rotate_basis(
 ) -> jax.Array:
     """See `api.rotate_basis`."""
     index = jnp.arange(basis.shape[0], dtype=used.dtype)
-    compute = jnp.float64 if basis.dtype == jnp.float64 else jnp.float32
+    compute = compute_dtype(basis.dtype)
     q = jnp.where((index < used)[:, None], basis, jnp.zeros_like(basis)).astype(compute)
     mask = (index < used)[:, None] & (index < kept)[None, :]
     r = jnp.where(mask, rotation, jnp.zeros_like(rotation))
