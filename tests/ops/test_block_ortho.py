@@ -148,6 +148,23 @@ def test_dependent_directions(impl, dtype, name, replaced, rng):
     assert (np.abs(s).max(1) == 0).sum() == replaced
 
 
+def test_the_kernel_and_the_reference_decide_alike(native_kernels, rng):
+    """But for columns whose square is between the smallest that each can measure."""
+    used, b, n = 15, 4, 1203
+    q, alone = orthonormal(rng, used, n), orthonormal(rng, b, n)
+    mixed = rng.normal(size=(b, used)) @ q
+    mixed /= np.linalg.norm(mixed, axis=1)[:, None]
+    calls = [jax.jit(functools.partial(orthonormalize_block, impl=i)) for i in ("ffi", "reference")]
+    for size in (1e-1, 1e-2, 1e-6, 0):
+        near_each_other = np.stack([*alone[:3], alone[0] + size * alone[3]])
+        for w in (mixed + size * alone, near_each_other):
+            with jax.enable_x64(True):
+                basis, block = basis_of(q, b + 1, "float32"), jnp.asarray(w, jnp.float32)
+                kernel, plain = (call(basis, block, jnp.int32(used), 4)[3] for call in calls)
+            # Passes, and directions replaced.
+            np.testing.assert_array_equal(kernel[:2], plain[:2], err_msg=f"size {size}")
+
+
 @pytest.mark.thin(5)
 @pytest.mark.parametrize("exponent", [-46, 46, 100])
 def test_only_relative_sizes_matter(impl, exponent, rng):

@@ -43,6 +43,7 @@ def hessian_products(
     if slope is None or not spec.gauss_newton:
         return softmax_ce.hvp(logits, tangents, labels, weights, options)
     uncapped = dataclasses.replace(options, softcap=None)
+    slope = slope[None]
     return slope * softmax_ce.hvp(capped, slope * tangents, labels, weights, uncapped)
 
 
