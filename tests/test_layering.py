@@ -122,3 +122,12 @@ def test_only_csrc_includes_xla_or_nanobind():
 @pytest.mark.parametrize("path", sources("kernels") + sources("csrc"), ids=lambda p: p.name)
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_operations_are_used_by_their_face(path):
+    """Outside `ops`, nothing knows the modules that an operation is made of."""
+    for name in imports(path) if layer(name_of(path)) != "ops" else ():
+        inner = re.match(r"curvax\.ops\.(\w+)\.(\w+)", name)
+        file = PACKAGE.joinpath("ops", *inner.groups()).with_suffix(".py") if inner else None
+        assert file is None or not file.exists(), f"{name_of(path)} imports {name}"

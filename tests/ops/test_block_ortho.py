@@ -160,7 +160,8 @@ def test_the_kernel_and_the_reference_decide_alike(native_kernels, rng):
         for w in (mixed + size * alone, near_each_other):
             with jax.enable_x64(True):
                 basis, block = basis_of(q, b + 1, "float32"), jnp.asarray(w, jnp.float32)
-                kernel, plain = (call(basis, block, jnp.int32(used), 4)[3] for call in calls)
+                given = basis, block, jnp.int32(used), jnp.array([4, 0], jnp.uint32)
+                kernel, plain = (call(*given)[3] for call in calls)
             # Passes, and directions replaced.
             np.testing.assert_array_equal(kernel[:2], plain[:2], err_msg=f"size {size}")
 

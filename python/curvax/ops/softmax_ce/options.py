@@ -67,9 +67,7 @@ class Options:
                 "above all logits is None"
             )
         if abs(self.z_loss) > float(info.max):
-            raise ValueError(
-                f"z_loss must be at most {info.max:.2g} {where}, got {self.z_loss:g}"
-            )
+            raise ValueError(f"z_loss must be at most {info.max:.2g} {where}, got {self.z_loss:g}")
 
 
 def _number(name: str, value: Any) -> float:
