@@ -133,11 +133,11 @@ def test_kernels_know_neither_xla_nor_python():
             )
 
 
-def test_levels_share_no_header_with_inline_functions():
-    """Standard C++ headers would be merged across instruction levels by the linker."""
+def test_targets_share_no_header_with_inline_functions():
+    """Standard C++ headers would be merged across targets by the linker."""
     allowed = {"cstddef", "cstdint", "immintrin.h"}
     for path in sources("kernels/cpu") + sources("kernels/common"):
-        if path.name == "dispatch.cc":  # compiled once, for the base level
+        if path.name == "dispatch.cc":  # compiled once, for the base target
             continue
         for name in includes(path):
             ours = name.startswith(("cpu/", "common/", "curvax/"))
@@ -152,3 +152,12 @@ def test_only_csrc_includes_xla_or_nanobind():
 @pytest.mark.parametrize("path", sources("kernels") + sources("csrc"), ids=lambda p: p.name)
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_operations_are_used_by_their_face(path):
+    """Outside `ops`, nothing knows the modules that an operation is made of."""
+    for name in imports(path) if layer(name_of(path)) != "ops" else ():
+        inner = re.match(r"curvax\.ops\.(\w+)\.(\w+)", name)
+        file = PACKAGE.joinpath("ops", *inner.groups()).with_suffix(".py") if inner else None
+        assert file is None or not file.exists(), f"{name_of(path)} imports {name}"

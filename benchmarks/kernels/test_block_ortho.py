@@ -17,6 +17,7 @@ from benchmarks.lib.interleaved import SMOKE, medians
 from jax import lax
 
 from curvax import _native
+from curvax.ops.block_ortho.arguments import Arguments
 from curvax.ops.block_ortho.ffi import call_block_ortho
 
 assert _native.available()  # which registers the kernels: `call_block_ortho` takes it for granted
@@ -73,7 +74,7 @@ def test_orthonormalise_block(benchmark, b):
     fresh = jax.jit(lambda x: x + 0)
     seed = jnp.zeros(2, jnp.uint32)
     kernel = jax.jit(
-        lambda basis, w: call_block_ortho(basis, w, jnp.int32(USED), seed, 1.0, 0.0),
+        lambda basis, w: call_block_ortho(Arguments(basis, w, jnp.int32(USED), seed, 1.0, 0.0)),
         donate_argnums=(0, 1),
     )
     state = {"basis": full, "block": block + 0}

@@ -366,7 +366,7 @@ def test_info_describes_the_build():
     assert facts["jax"].startswith("0.") and "jaxlib" in facts["jax"]
     assert facts["CURVAX_IMPL"] == "reference" and facts["fence"] == "not active"
     if build:
-        assert build["active_level"] in outcome.stdout and "fence" in facts["kernels"]
+        assert build["active_target"] in outcome.stdout and "fence" in facts["kernels"]
         assert "switched off by CURVAX_IMPL" in facts["kernels"]
 
 
@@ -390,8 +390,8 @@ def test_info_wraps_on_a_terminal_only():
 
 
 @native
-def test_a_bad_level_is_an_exception_that_lists_those_to_be_had(monkeypatch):
-    best = _native.build_info()["active_level"]
+def test_a_bad_target_is_an_exception_that_lists_those_to_be_had(monkeypatch):
+    best = _native.build_info()["active_target"]
     monkeypatch.setenv("CURVAX_ISA", "v9")
     with pytest.raises(ValueError, match=rf"one of base\b.*\b{best}, which .* got 'v9'"):
         _native.build_info()

@@ -19,7 +19,7 @@ def curvax_command(*arguments):
 
 
 @pytest.mark.skipif(not _native.available(), reason="built without the compiled module")
-def test_a_bad_level_is_one_line_and_lists_the_others(monkeypatch):
+def test_a_bad_target_is_one_line_and_lists_the_others(monkeypatch):
     monkeypatch.setenv("CURVAX_ISA", "bogus")
     outcome = subprocess.run(curvax_command("info"), capture_output=True, text=True)
     assert (outcome.returncode, outcome.stdout) == (2, "")
@@ -28,7 +28,7 @@ def test_a_bad_level_is_one_line_and_lists_the_others(monkeypatch):
     assert "got 'bogus'; unset it" in message
 
 
-def test_a_bad_level_spoils_only_what_needs_the_kernels(monkeypatch):
+def test_a_bad_target_spoils_only_what_needs_the_kernels(monkeypatch):
     monkeypatch.setenv("CURVAX_ISA", "bogus")
     outcome = subprocess.run(curvax_command("--version"), capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (0, "")

@@ -36,7 +36,7 @@ def _info() -> Iterable[tuple[str, str]]:
     yield "kernels", kernels()
     if build:
         yield "FFI API", f"0.{build['ffi_api_minor']}"
-        yield "levels", f"{', '.join(build['compiled_levels'])}; in use: {build['active_level']}"
+        yield "targets", f"{', '.join(build['compiled_targets'])}; in use: {build['active_target']}"
         # GCC gives its number alone, other compilers their name too.
         name = "GCC " if build["compiler"][0].isdigit() else ""
         yield "compiler", name + build["compiler"]

@@ -1,3 +1,4 @@
+// What concerns the device and the module as a whole, not one family of kernels.
 #include <cuda_runtime.h>
 
 #include "curvax/cuda.h"
@@ -28,5 +29,16 @@ DeviceFacts CheckDevice(int ordinal) {
   facts.message = status == cudaSuccess ? "" : cudaGetErrorString(status);
   return facts;
 }
+
+const char* Copy(void* to, const void* from, int64_t bytes, Stream stream) {
+  const cudaError_t status =
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream);
+  if (status == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();  // so that nobody else takes it for theirs
+  return cudaGetErrorString(status);
+}
+
+const char* Architectures() { return CURVAX_CUDA_ARCHITECTURES; }
+int RuntimeVersion() { return CUDART_VERSION; }
 
 }  // namespace curvax::cuda

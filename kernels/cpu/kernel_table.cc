@@ -1,17 +1,17 @@
-// The table of entry points of one instruction level; compiled once per level.
-#include "cpu/block_ortho_level.h"
-#include "cpu/matmul_sum_level.h"
-#include "cpu/softmax_ce_level.h"
+// The table of entry points of one target; compiled once for each.
+#include "cpu/block_ortho.h"
+#include "cpu/matmul_sum.h"
+#include "cpu/softmax_ce.h"
 #include "curvax/dispatch.h"
 
 #define CURVAX_STRING_(x) #x
 #define CURVAX_STRING(x) CURVAX_STRING_(x)
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    CURVAX_STRING(CURVAX_LEVEL),
+    CURVAX_STRING(CURVAX_TARGET),
     SoftmaxCeWorkspaceBytes,
     SoftmaxCe,
     MatmulSumWorkspaceBytes,
@@ -22,4 +22,4 @@ const KernelTable kTable = {
     RotateBasis,
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET

@@ -1,7 +1,7 @@
-// The last step of every handler of the CPU: finds the kernel, gives it threads and memory, calls
-// it.
-#ifndef CURVAX_CSRC_CPU_RUN_KERNEL_H_
-#define CURVAX_CSRC_CPU_RUN_KERNEL_H_
+// What the handlers of the CPU share: the context, copies, and the last step of each, which finds
+// the kernel, gives it threads and memory, and calls it.
+#ifndef CURVAX_CSRC_CPU_PLATFORM_H_
+#define CURVAX_CSRC_CPU_PLATFORM_H_
 
 #include <cstdlib>
 #include <cstring>
@@ -58,16 +58,18 @@ class Workspace {
   Memory own_;
 };
 
-// The kernels of the active level, chosen once; an error names what CURVAX_ISA may be.
+// The kernels of the active target, chosen once.
 inline xla::ffi::Error FindKernels(const KernelTable** kernels) {
-  static const char* error = nullptr;
-  static const KernelTable* const table = ActiveTable(&error);
-  if (table == nullptr) return xla::ffi::Error::InvalidArgument(std::string("curvax: ") + error);
+  static const KernelTable* const table = ActiveTable();
+  if (table == nullptr) {
+    return xla::ffi::Error::InvalidArgument(
+        "curvax: CURVAX_ISA must name a target that this build and this machine have");
+  }
   *kernels = table;
   return xla::ffi::Error::Success();
 }
 
-// `bytes` and `kernel` are the two entries of one kernel in the table of the active level.
+// `bytes` and `kernel` are the two entries of one kernel in the table of the active target.
 template <typename Args>
 xla::ffi::Error RunKernel(const char* op, xla::ffi::ThreadPool threads,
                           int64_t (*KernelTable::*bytes)(const Args&, int64_t),
@@ -89,4 +91,4 @@ xla::ffi::Error RunKernel(const char* op, xla::ffi::ThreadPool threads,
 
 }  // namespace curvax
 
-#endif  // CURVAX_CSRC_CPU_RUN_KERNEL_H_
+#endif  // CURVAX_CSRC_CPU_PLATFORM_H_

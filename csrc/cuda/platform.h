@@ -1,6 +1,6 @@
-// What the handlers of CUDA share: the context, and how a failed launch becomes an error.
-#ifndef CURVAX_CSRC_CUDA_LAUNCH_H_
-#define CURVAX_CSRC_CUDA_LAUNCH_H_
+// What the handlers of CUDA share: the context, copies, and how a failed launch becomes an error.
+#ifndef CURVAX_CSRC_CUDA_PLATFORM_H_
+#define CURVAX_CSRC_CUDA_PLATFORM_H_
 
 #include "csrc/ffi_helpers.h"
 #include "curvax/cuda.h"
@@ -15,6 +15,13 @@ inline xla::ffi::Error LaunchResult(const char* op, const char* failure) {
   return xla::ffi::Error::Internal(std::string(op) + ": " + failure);
 }
 
+struct CudaPlatform {
+  using Context = cuda::Stream;
+  static xla::ffi::Error Copy(void* to, const void* from, int64_t bytes, Context stream) {
+    return LaunchResult("curvax: copy of an operand", cuda::Copy(to, from, bytes, stream));
+  }
+};
+
 // An error unless `buffer` has room for what the kernels ask for.
 inline xla::ffi::Error CheckWorkspace(const char* op, const xla::ffi::AnyBuffer& buffer,
                                       int64_t bytes) {
@@ -26,4 +33,4 @@ inline xla::ffi::Error CheckWorkspace(const char* op, const xla::ffi::AnyBuffer&
 
 }  // namespace curvax
 
-#endif  // CURVAX_CSRC_CUDA_LAUNCH_H_
+#endif  // CURVAX_CSRC_CUDA_PLATFORM_H_

@@ -1,11 +1,18 @@
 // How many threads, blocks and bytes of shared memory the device code takes: plain functions of
 // sizes, so that the same sums are formed in the same order on every device.
-#ifndef CURVAX_CUDA_LAUNCH_CONFIG_H_
-#define CURVAX_CUDA_LAUNCH_CONFIG_H_
+//
+// What they are given to is a launcher (stream_launcher.h, loader.h and, in tests, that of the
+// emulated GPU), which has
+//   int64_t SharedLimit()                      the most shared memory that a block can have
+//   int64_t MostSweepBlocks()                  kMostSweepBlocks; fewer only in tests
+//   int64_t Residents(kernel, threads, bytes)  blocks that the device holds at once
+//   bool Launch(kernel, LaunchShape, args)     false if it failed; the launcher knows why
+#ifndef CURVAX_CUDA_SHAPES_H_
+#define CURVAX_CUDA_SHAPES_H_
 
 #include "common/storage.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 struct LaunchShape {
   int64_t blocks;
@@ -214,6 +221,6 @@ constexpr int64_t RotatePanel(int64_t rows, int64_t compute_bytes) {
   return 0;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
-#endif  // CURVAX_CUDA_LAUNCH_CONFIG_H_
+#endif  // CURVAX_CUDA_SHAPES_H_

@@ -1,10 +1,10 @@
-// Entry points of the block_ortho kernels at this instruction level.
-#ifndef CURVAX_CPU_BLOCK_ORTHO_LEVEL_H_
-#define CURVAX_CPU_BLOCK_ORTHO_LEVEL_H_
+// Entry points of the block_ortho kernels of this target.
+#ifndef CURVAX_CPU_BLOCK_ORTHO_H_
+#define CURVAX_CPU_BLOCK_ORTHO_H_
 
 #include "curvax/block_ortho.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Bytes of BlockOrthoArgs::workspace for a pool of `max_workers`.
 int64_t BlockOrthoWorkspaceBytes(const BlockOrthoArgs& args, int64_t max_workers);
@@ -18,6 +18,6 @@ int64_t RotateBasisWorkspaceBytes(const RotateBasisArgs& args, int64_t max_worke
 // Replaces the first rows of the basis by combinations of its used rows.
 void RotateBasis(const RotateBasisArgs& args, const ParallelFor& pool);
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
-#endif  // CURVAX_CPU_BLOCK_ORTHO_LEVEL_H_
+#endif  // CURVAX_CPU_BLOCK_ORTHO_H_
