@@ -17,8 +17,10 @@ from curvax.losses.checks import (
 from curvax.losses.linear_ce import LinearSpec, linear_ce_total
 from curvax.losses.softmax_ce import Spec, softmax_ce_total
 from curvax.ops.softmax_ce.options import compute_dtype, options_of
+from curvax.options import takes_options
 
 
+@takes_options()
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -75,6 +77,7 @@ def softmax_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -133,6 +136,7 @@ def linear_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def mse(
     outputs: ArrayLike,
     targets: ArrayLike,
