@@ -117,6 +117,7 @@ def test_an_argument_given_twice_is_named(name):
         (lambda: cx.eigsh(A, kk=3), r"eigsh has no argument 'kk': did you mean k\?"),
         (lambda: cx.eigsh(A, 1, ncv=20), "eigsh has no argument 'ncv': it has A, k, which, tol, "),
         (lambda: cx.eigsh(A, 1, "LA"), "eigsh takes A and k by position, got 3 .* such as which="),
+        (lambda: cx.identity(A, 1), "identity takes like by position, got 2 arguments there$"),
         (lambda: cx.eigsh(A), "missing 1 required positional argument: 'k'"),
         (lambda: cx.plan(A, 1, limits=3), r"plan has no argument 'limits': did you mean limit\?"),
     ],

@@ -11,7 +11,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -30,21 +30,15 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         signature = _signature(function, declared)
         defaults = {p.name: p.default for p in _declared(declared)}
-        by_position = [
-            p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
-        ]
+        names = list(signature.parameters)
+        kinds = [p.kind for p in signature.parameters.values()]
+        positional = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
         @functools.wraps(function)
         def call(*args: Any, **given: Any) -> Any:
-            twice = given.keys() & by_position[: len(args)]
-            if twice or not given.keys() <= signature.parameters.keys():
-                _refuse(function.__name__, list(signature.parameters), by_position, args, given)
-            if len(args) > len(by_position):
-                rest = list(signature.parameters)[len(by_position) :]
-                raise TypeError(
-                    f"{function.__name__} takes {_listed(by_position)} by position, got "
-                    f"{len(args)} arguments there: give the others by name, such as {rest[0]}="
-                )
+            twice = given.keys() & names[: min(positional, len(args))]
+            if twice or len(args) > positional or not given.keys() <= signature.parameters.keys():
+                _refuse(function.__name__, names, positional, args, given)
             return function(*args, **{**defaults, **given})
 
         call.__signature__ = signature  # type: ignore[attr-defined]
@@ -76,15 +70,12 @@ def _signature(function: Callable[..., Any], declared: type | None) -> inspect.S
 
 
 def _refuse(
-    function: str,
-    names: list[str],
-    by_position: list[str],
-    args: tuple[Any, ...],
-    given: dict[str, Any],
-) -> None:
+    function: str, names: list[str], positional: int, args: tuple[Any, ...], given: dict[str, Any]
+) -> NoReturn:
+    """Raise for the first thing that is wrong; the first `positional` names have a position."""
     for name in given:
-        if name in by_position[: len(args)]:
-            place = by_position.index(name) + 1
+        if name in names[: min(positional, len(args))]:
+            place = names.index(name) + 1
             raise TypeError(
                 f"{function} got {name} twice, as argument {place} and as {name}=: leave one out"
             )
@@ -92,6 +83,12 @@ def _refuse(
             near = difflib.get_close_matches(name, names, n=3)
             hint = f"did you mean {_listed(near, 'or')}?" if near else f"it has {_listed(names)}"
             raise TypeError(f"{function} has no argument {name!r}: {hint}")
+    rest = names[positional:]
+    remedy = f": give the others by name, such as {rest[0]}=" if rest else ""
+    raise TypeError(
+        f"{function} takes {_listed(names[:positional])} by position, got {len(args)} arguments "
+        f"there{remedy}"
+    )
 
 
 def _listed(names: Sequence[str], word: str = "and") -> str:
