@@ -17,6 +17,7 @@ LAYERS = (
         "drawing",
         "jaxprs",
         "lazy",
+        "options",
         "program",
         "typing",
         "version",

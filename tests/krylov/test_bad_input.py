@@ -30,8 +30,8 @@ def _on_arrays():
         (np.ones(N + 1), ValueError, r"v0.* must have shape \(5,\).*, got \(6,\)"),
         (np.ones((2, 2, N)), ValueError, r"v0.* must have shape \(5,\).*, got \(2, 2, 5\)"),
         (np.ones((0, N)), ValueError, "v0 must have at least one vector"),
-        (np.ones(N) * 1j, TypeError, "v0 must be made of real numbers, got dtype complex128"),
-        ("ones", TypeError, "v0 must be made of real numbers, got dtype <U4"),
+        (np.ones(N) * 1j, TypeError, "v0 must be real, got complex"),
+        ("ones", TypeError, "v0 must be made of real numbers, got 'ones'"),
         ({"x": np.ones(N)}, ValueError, "v0 must have the structure"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.krylov.test_storage import network_matrix
 
 import curvax as cx
 from curvax.device import programs
-from curvax.krylov import failures, lanczos, settings
+from curvax.krylov import failures, lanczos
 from curvax.krylov import plan as planning
 from curvax.krylov.lanczos import Lanczos
 from curvax.memory import Memory
@@ -86,8 +86,7 @@ class TestMessage:
 
     def test_the_same_before_the_solve(self, monkeypatch):
         short = Memory(1000, 110 * 10**9, on_device=True)
-        for module in (planning, settings):
-            monkeypatch.setattr(module, "memory_of", lambda op: short)
+        monkeypatch.setattr(planning, "memory_of", lambda op: short)
         text = str(solve())
         assert "end the other process that holds 110.0 GB" in text
         # A product alone takes more than the 1000 bytes.
@@ -95,8 +94,7 @@ class TestMessage:
             assert useless not in text
 
     def test_what_shrinks_a_product(self, monkeypatch):
-        for module in (planning, settings):
-            monkeypatch.setattr(module, "memory_of", lambda op: Memory(100))
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(100))
         batch = {"x": jnp.ones((12, 9))}
 
         def loss(params, batch):
@@ -127,12 +125,12 @@ class TestMessage:
             cx.eigsh(op, 2, max_basis=4096)
 
     def test_the_small_matrices_beside_a_device(self, monkeypatch):
-        monkeypatch.setattr(settings, "on_device", lambda op: True)
-        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2 - 1)
+        monkeypatch.setattr(planning, "on_device", lambda op: True)
+        monkeypatch.setattr(planning, "host_bytes", lambda: 7 * 8 * 40**2 - 1)
         text = str(solve())
         assert "the small matrices of the solve need 89.60 kB on the host, but 89.60 kB" in text
         assert "lower max_basis (40)" in text
-        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2)
+        monkeypatch.setattr(planning, "host_bytes", lambda: 7 * 8 * 40**2)
         cx.eigsh(network_matrix(301)[1], 4, seed=0, max_basis=40)
 
     def test_of_a_program_that_had_run_before(self, fail):

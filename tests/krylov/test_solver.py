@@ -424,7 +424,7 @@ class TestBadOperators:
         (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
         (2, {"basis_dtype": "short"}, ValueError, "one of float32, float16, .*got 'short'"),
         (2, {"basis_dtype": 3}, ValueError, "basis_dtype must be one of .*'auto'; got 3"),
-        (2, {"block_size": None}, ValueError, "block_size must be 'auto', 'tune' or an integer"),
+        (2, {"block_size": None}, TypeError, "block_size must be 'auto', 'tune' or an integer"),
         (2, {"return_eigenvectors": "yes"}, TypeError, "return_eigenvectors must be True or"),
         (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
         (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),

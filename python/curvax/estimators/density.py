@@ -21,6 +21,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import DensityProgress, EigenResult, SpectralDensity
 from curvax.results.smoothing import smoothed_density
@@ -31,6 +32,7 @@ from curvax.warnings import warn
 _NARROWEST = 1e-13
 
 
+@takes_options()
 def spectral_density(
     A: Any,
     *,
@@ -131,8 +133,8 @@ def _estimate(
         **values,
         num_parameters=op.shape[0],
         num_steps=request.num_steps,
-        num_deflated=request.known.count,
-        num_matvecs=made + request.known.matvecs,
+        num_deflated=request.deflation.count,
+        num_matvecs=made + request.deflation.matvecs,
         block_size=request.block_size,
         seed=request.seed,
         seconds=clock.parts(),

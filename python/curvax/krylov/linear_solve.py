@@ -11,7 +11,7 @@ from jax import Array
 from scipy.linalg import eigvalsh_tridiagonal, norm
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
-from curvax.arrays import reject_tracers, to_array
+from curvax.arrays import reject_tracers, scale_of
 from curvax.checks import check_choice, check_integer, check_number
 from curvax.device.programs import multiply
 from curvax.interrupt import InterruptFlag
@@ -19,9 +19,11 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.algebra import identity
-from curvax.operators.base import Operator, is_array
+from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.evidence import report_nonfinite
+from curvax.operators.vectors import read_vector
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import SolveResult
 from curvax.results.units import times
@@ -33,6 +35,7 @@ _SOLVERS = {"cg": cg, "minres": minres}
 _CHECKED = 30
 
 
+@takes_options()
 def solve(
     A: Any,
     b: Any,
@@ -49,7 +52,7 @@ def solve(
 
     Args:
         A: see `eigsh`.
-        b: the right-hand side, as a vector of the operator or flat `(n,)`, such as a gradient.
+        b: the right-hand side, a vector as of the operator or flat `(n,)`, such as a gradient.
         damping: added to every eigenvalue; not negative.
         method: `"cg"` for positive definite `A + damping·I`, as a damped GGN or Fisher;
             `"minres"` for any, as a Hessian with negative eigenvalues (Paige and Saunders 1975).
@@ -141,9 +144,7 @@ def _delivered(x: Array, exponent: int) -> Array:
 
 
 def _flat(op: Operator, b: Any) -> Array:
-    is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
-    flat = b if is_flat else op.space.ravel(b, what="b")
-    flat = to_array(flat, "b", op.dtype)
+    flat = read_vector(op.space, b, "b")
     host = np.asarray(flat)  # where the smallest numbers are not read as zero
     if not np.isfinite(host).all() or not host.any():
         raise ValueError("b must be finite and not zero")
@@ -204,8 +205,7 @@ def _iterate(
 
 @jax.jit
 def _relative_residual(b: Array, product: Array) -> Array:
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    largest = jnp.max(jnp.abs(b))
+    largest = scale_of(b)
     rest = (b - product) / largest
     return jnp.linalg.norm(rest) / jnp.linalg.norm(b / largest)
 

@@ -11,18 +11,20 @@ from jax import Array
 from curvax.arrays import reject_tracers
 from curvax.device import programs
 from curvax.device.programs import solve_clock
-from curvax.krylov.eigsh import solve_pairs
+from curvax.krylov.eigsh import eigsh
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.options import takes_options
 from curvax.results import EigenResult, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
 _MOST_CHECKS = 8
 
 
+@takes_options()
 def sharpness(
     A: Any, previous: EigenResult | None = None, *, tol: float = 1e-2, seed: int = 0
 ) -> EigenResult:
@@ -58,20 +60,12 @@ def sharpness(
     """
     reject_tracers("sharpness", A, previous)
     op = as_operator(A)
-    options = {
-        "tol": tol,
-        "relative_to": None,
-        "seed": seed,
-        "block_size": 1,
-        "max_basis": None,
-        "max_matvecs": None,
-        "basis_dtype": None,
-        "certify": "residuals",
-        "callback": None,
-        "return_eigenvectors": True,
-    }
+
+    def solve(v0: Array | None) -> EigenResult:
+        return eigsh(op, 1, which="LA", tol=tol, v0=v0, seed=seed, block_size=1)
+
     if previous is None:
-        return solve_pairs(op, 1, "LA", None, options)
+        return solve(None)
     if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
@@ -82,7 +76,7 @@ def sharpness(
             good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
-    result = solve_pairs(op, 1, "LA", start, options)
+    result = solve(start)
     return dataclasses.replace(result, num_verification=result.num_verification + checked)
 
 

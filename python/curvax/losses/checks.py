@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from curvax.arrays import into_range, to_array
-from curvax.checks import shown
+from curvax.checks import is_integer, shown
 from curvax.ops.softmax_ce import Options
 
 
@@ -190,7 +190,7 @@ def chunk_rows(chunk: Any) -> int | None:
         if chunk != "auto":
             raise ValueError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
         return None
-    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)):
+    if not is_integer(chunk):
         raise TypeError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")

@@ -18,8 +18,10 @@ from curvax.losses.linear_ce import LinearSpec, linear_ce_total
 from curvax.losses.softmax_ce import Spec, softmax_ce_total
 from curvax.ops.dtypes import compute_dtype
 from curvax.ops.softmax_ce import Options
+from curvax.options import takes_options
 
 
+@takes_options()
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -76,6 +78,7 @@ def softmax_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -134,6 +137,7 @@ def linear_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def mse(
     outputs: ArrayLike,
     targets: ArrayLike,

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.arrays import to_array
-from curvax.checks import shown
+from curvax.arrays import unit_rows
+from curvax.checks import is_number, shown
 from curvax.filters import difference
 from curvax.operators.base import (
     Operator,
     VectorSpace,
-    check_float_dtype,
     checked_product,
     is_array,
 )
 from curvax.operators.batches import for_several
+from curvax.operators.vectors import check_lengths, read_rows, read_vector, space_like
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -97,37 +98,28 @@ class ProjectedOperator(Operator):
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
 
+_unit_rows = jax.jit(unit_rows)
+
+
 def project(vectors: Array, block: Array) -> Array:
     """`block (b, n)` less its components along the orthonormal rows `vectors (k, n)`."""
     inner = jnp.matmul(block, vectors.T, precision="highest")
     return block - jnp.matmul(inner, vectors, precision="highest")
 
 
+@takes_options()
 def identity(like: Any) -> IdentityOperator:
     """Make an identity, to damp an operator with: `A + damping * cx.identity(A)`.
 
     Args:
-        like: an operator, a pytree of real floating arrays, or an integer n for flat float32
-            vectors.
+        like: an operator, an example vector (an array or a pytree of arrays or
+            `ShapeDtypeStruct`s), or an integer n for flat float32 vectors of length n.
 
     Raises:
-        TypeError: none of these.
-        ValueError: no element, or float64 with JAX's 64-bit mode off.
+        TypeError: none of these, or a leaf that is not real and floating.
+        ValueError: no element, an integer below 1, or float64 with JAX's 64-bit mode off.
     """
-    if isinstance(like, Operator):
-        return IdentityOperator(like.space)
-    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
-        like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
-    leaves = jax.tree.leaves(like)
-    if not leaves or not all(hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves):
-        raise TypeError(
-            f"like must be an operator, a pytree of arrays or an integer n, got {shown(like)}"
-        )
-    dtype = max((check_float_dtype(x.dtype, "like") for x in leaves), key=lambda d: d.itemsize)
-    space = VectorSpace.of(like, dtype)
-    if space.n < 1:
-        raise ValueError(f"like must have at least one element, got {shown(like)}")
-    return IdentityOperator(space)
+    return IdentityOperator(space_like(like))
 
 
 def add(terms: Sequence[Operator]) -> SumOperator:
@@ -156,8 +148,7 @@ def scale(factor: Any, op: Operator) -> SumOperator:
         TypeError: `factor` is not a real number.
         ValueError: `factor` is an array, or not finite.
     """
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not (number or is_array(factor)) or jnp.iscomplexobj(factor):
+    if not (is_number(factor) or is_array(factor)) or jnp.iscomplexobj(factor):
         raise TypeError(f"an operator is multiplied by a real number, got {shown(factor)}")
     if np.shape(factor) != ():
         raise ValueError(
@@ -178,10 +169,7 @@ def scale(factor: Any, op: Operator) -> SumOperator:
 
 def congruence(op: Operator, diagonal: Any) -> CongruentOperator:
     """`D A D`; see `Operator.congruence`."""
-    flat = diagonal
-    if not (is_array(diagonal) and np.shape(diagonal) == (op.shape[0],)):
-        flat = op.space.ravel(diagonal, what="diagonal")
-    flat = to_array(flat, "diagonal", op.dtype)
+    flat = read_vector(op.space, diagonal, "diagonal")
     if not isinstance(flat, jax.core.Tracer) and not bool(jnp.isfinite(flat).all()):
         raise ValueError("diagonal must be finite, got NaN or infinite entries")
     return CongruentOperator(op, flat, op.space)
@@ -189,19 +177,10 @@ def congruence(op: Operator, diagonal: Any) -> CongruentOperator:
 
 def project_off(op: Operator, vectors: Any) -> ProjectedOperator:
     """`P A P`; see `Operator.project_off`."""
-    block = _flat_block(op, vectors)
+    block = read_rows(op.space, vectors, "vectors")
     if block.shape[0] >= op.shape[0]:
         raise ValueError(f"vectors must be fewer than n = {op.shape[0]}, got {block.shape[0]}")
     return ProjectedOperator(op, orthonormal_rows(block), op.space)
-
-
-def _flat_block(op: Operator, vectors: Any) -> Array:
-    own = getattr(vectors, "eigenvectors", vectors)
-    if own is None:
-        raise TypeError("vectors is a result without eigenvectors (return_eigenvectors=False)")
-    if is_array(own) and np.shape(own)[-1:] == (op.shape[0],) and np.ndim(own) in (1, 2):
-        return jnp.atleast_2d(to_array(own, "vectors", op.dtype))
-    return jnp.atleast_2d(op.ravel(own))
 
 
 def orthonormal_rows(block: Array) -> Array:
@@ -214,8 +193,7 @@ def orthonormal_rows(block: Array) -> Array:
         ValueError: a row that is zero or not finite, or rows that are dependent.
     """
     rows, norms = _unit_rows(block)
-    if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
-        raise ValueError("vectors must be finite and not zero")
+    check_lengths(norms, "vectors")
     for _ in range(2):
         gram = np.asarray(_gram(rows), np.float64)
         values, basis = np.linalg.eigh(gram)
@@ -227,15 +205,6 @@ def orthonormal_rows(block: Array) -> Array:
         mix = (basis / np.sqrt(values)) @ basis.T
         rows = jnp.matmul(jnp.asarray(mix, rows.dtype), rows, precision="highest")
     return rows
-
-
-@jax.jit
-def _unit_rows(block: Array) -> tuple[Array, Array]:
-    """The rows divided by their norms, and those."""
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    scaled = block / jnp.max(jnp.abs(block), axis=1, keepdims=True)
-    norms = jnp.linalg.norm(scaled, axis=1)
-    return scaled / norms[:, None], norms
 
 
 @jax.jit

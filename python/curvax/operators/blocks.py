@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from curvax.checks import cut, shown
+from curvax.checks import cut, is_integer, shown
 from curvax.filters import Filter, matching, select
 from curvax.operators.base import Operator, VectorSpace, checked_product
 
@@ -145,7 +145,8 @@ def blocks(op: Operator, by: By, stacked: str | Sequence[str]) -> Blocks:
     pieces = _pieces(op.space, containers)
     if isinstance(by, Mapping):
         groups = _by_filters(pieces, by)
-    elif callable(by) or (isinstance(by, int) and not isinstance(by, bool)):
+    elif callable(by) or is_integer(by):
+        by = by if callable(by) else int(by)
         groups = _by_names(pieces, by)
     else:
         raise TypeError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from curvax.checks import check_count, shown
+from curvax.checks import check_count, check_seed, seed_word, shown
 from curvax.filters import Filter, leaf_names
 from curvax.losses.objects import FisherKind, check_kind
 from curvax.operators.batches import Microbatches, Numbered, leading_sizes
@@ -20,6 +19,7 @@ from curvax.operators.curvature import Curvature, assemble
 from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
 from curvax.operators.microbatch import LinearHalf
 from curvax.operators.model import accepts_model
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +39,7 @@ class Fisher(Curvature):
 
 
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
+@takes_options()
 def fisher(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
@@ -138,7 +139,7 @@ def _check_draws(kind: str, num_samples: Any, seed: Any) -> tuple[int | None, in
             )
     if kind != "mc":
         return None, None
-    return int(num_samples), secrets.randbits(32) if seed is None else int(seed)
+    return int(num_samples), check_seed(seed)
 
 
 def _check_loss(loss: Any, kind: str) -> None:
@@ -202,7 +203,7 @@ class FisherMap(OutputsMap):
     def _mean_over_draws(self, outputs: Any, batch: Numbered, u: Any) -> Any:
         assert self.draws is not None
         assert self.seed is not None
-        key = jax.random.key(self.seed & 0xFFFFFFFF, impl="threefry2x32")
+        key = jax.random.key(seed_word(self.seed), impl="threefry2x32")
 
         def one(draw: Array) -> Any:
             own = jax.random.fold_in(key, draw)

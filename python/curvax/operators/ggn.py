@@ -16,6 +16,7 @@ from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
 from curvax.operators.model import accepts_model
 from curvax.operators.precision import Precision, check_precision
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +26,7 @@ class GaussNewton(Curvature):
 
 
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
+@takes_options()
 def ggn(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],

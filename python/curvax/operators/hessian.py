@@ -14,9 +14,11 @@ from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap,
 from curvax.operators.gradient import GradientMap, Hessian
 from curvax.operators.model import accepts_model
 from curvax.operators.precision import Precision, check_precision
+from curvax.options import takes_options
 
 
 @accepts_model(lambda model: (model.objective, model.params))
+@takes_options()
 def hessian(
     loss: Callable[[Any, Any], Any],
     params: Any,
