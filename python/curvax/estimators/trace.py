@@ -275,7 +275,7 @@ def _result(sampling: Sampling, found: Estimate) -> TraceResult:
         block_size=s.block,
         seed=s.seed,
         history=tuple(sampling.history),
-        seconds={**sampling.clock.seconds, "total": sampling.clock.total()},
+        seconds=sampling.clock.parts(),
         interrupted=bool(sampling.interrupted),
         no_interval=arguments.missing_interval(ends, count, SKETCH_PART.get(found.method, 1)),
     )
