@@ -14,7 +14,7 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("archives", "checks", "program", "jaxprs", "typing", "warnings"),
+    ("archives", "checks", "program", "jaxprs", "jaxpr_keys", "typing", "warnings"),
     ("arrays", "columns", "filters", "interrupt"),
     ("results",),
     ("_native",),

@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from curvax.krylov.plan import Plan, plan
     from curvax.krylov.power_iteration import power_iteration
     from curvax.krylov.sharpness import sharpness
-    from curvax.operators.algebra import identity
-    from curvax.operators.base import Operator, VectorSpace
-    from curvax.operators.blocks import Blocks
-    from curvax.operators.conversion import from_matvec
+    from curvax.operators.base import Blocks, Operator
+    from curvax.operators.conversion import from_matvec, identity
     from curvax.operators.fisher import fisher
     from curvax.operators.ggn import ggn
     from curvax.operators.hessian import hessian
     from curvax.operators.model import Model
+    from curvax.operators.space import VectorSpace
     from curvax.results import (
         BlockResults,
         DiagonalResult,
@@ -98,17 +97,19 @@ _MODULES = {
         "Plan",
         "plan",
     ),
-    "curvax.operators.algebra": ("identity",),
     "curvax.operators.base": (
+        "Blocks",
         "Operator",
-        "VectorSpace",
     ),
     "curvax.operators.fisher": ("fisher",),
     "curvax.operators.ggn": ("ggn",),
     "curvax.operators.hessian": ("hessian",),
-    "curvax.operators.conversion": ("from_matvec",),
+    "curvax.operators.conversion": (
+        "from_matvec",
+        "identity",
+    ),
     "curvax.operators.model": ("Model",),
-    "curvax.operators.blocks": ("Blocks",),
+    "curvax.operators.space": ("VectorSpace",),
     "curvax.warnings": (
         "ConvergenceWarning",
         "InterruptWarning",

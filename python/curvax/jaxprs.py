@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 
 class Rewriter(abc.ABC):
@@ -61,6 +61,43 @@ def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
     return wrapped
+
+
+# What an equation is replaced by: a jaxpr, and what its constants and arguments are.
+Body = tuple[Jaxpr, Sequence[Any]]
+
+
+def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None]) -> Jaxpr:
+    """A jaxpr with some of its calls replaced by what they call.
+
+    Args:
+        jaxpr: where they are.
+        body_of: what takes the place of an equation with these operands, and may have such calls
+            itself; None for an equation that stays.
+    """
+    equations: list[JaxprEqn] = []
+
+    def walk(jaxpr: Jaxpr, known: dict[Var, Any]) -> list[Any]:
+        """Append the equations, with variables of their own, and return the results."""
+
+        def current(atoms: Sequence[Any]) -> list[Any]:
+            return [a if isinstance(a, Literal) else known.get(a, a) for a in atoms]
+
+        for eqn in jaxpr.eqns:
+            invars = current(eqn.invars)
+            body = body_of(eqn, invars)
+            if body is not None:
+                inner, operands = body
+                given = dict(zip([*inner.constvars, *inner.invars], operands, strict=True))
+                outvars = walk(inner, given)
+            else:
+                outvars = [Var(var.aval) for var in eqn.outvars]
+                equations.append(eqn.replace(invars=invars, outvars=outvars))
+            known.update(zip(eqn.outvars, outvars, strict=True))
+        return current(jaxpr.outvars)
+
+    outvars = walk(jaxpr, {})
+    return jaxpr.replace(eqns=equations, outvars=outvars)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

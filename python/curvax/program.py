@@ -1,5 +1,6 @@
 """Compiled device programs, and the clock that times the parts of a computation."""
 
+import abc
 import collections
 import contextlib
 import contextvars
@@ -55,6 +56,28 @@ _CACHED = 32
 # JAX traces it anew where a setting is another one that its traces depend on (64-bit mode, the
 # precision of products, the default device, a mesh), and else returns the trace that it has.
 _nothing = jax.jit(lambda: ())
+
+
+class Argument(abc.ABC):
+    """Part of an argument, a pytree, of which compiled programs need less than is there.
+
+    What they do not need would keep programs apart that are the same, and be kept with them.
+    """
+
+    @abc.abstractmethod
+    def as_argument(self) -> Any:
+        """What a program needs, for one that is run rather than differentiated."""
+
+
+def as_arguments(args: Any) -> Any:
+    """A pytree with what compiled programs need of it; as it is, where anything in it is traced."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return args
+    return jax.tree.map(
+        lambda part: part.as_argument() if isinstance(part, Argument) else part,
+        args,
+        is_leaf=lambda part: isinstance(part, Argument),
+    )
 
 
 def untracked_settings() -> tuple[Any, ...]:
@@ -116,6 +139,8 @@ def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
 class Program:
     """A function, compiled once per structure, types and devices of its arguments, and settings.
 
+    Operators in them are compared by what they compute: those of one loss share what is compiled.
+
     Compiled ahead of time, so that compilation is timed apart and the memory can be read before
     a run; under `jax.disable_jit()` too, which has no such programs.
 
@@ -135,6 +160,7 @@ class Program:
         """Run; the arrays of the donated arguments are gone after it."""
         if self.check is not None:
             self.check(*args)
+        args = as_arguments(args)
         with self._mode():
             return self._compiled(clock, args)(*args)
 
@@ -146,7 +172,7 @@ class Program:
             args: arrays, or `jax.ShapeDtypeStruct`s in their place.
         """
         with self._mode():
-            memory = self._compiled(clock, args).memory_analysis()
+            memory = self._compiled(clock, as_arguments(args)).memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return int(memory.temp_size_in_bytes + results)
 

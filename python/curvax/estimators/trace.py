@@ -15,8 +15,7 @@ from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes, readable
-from curvax.operators.base import Operator
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.program import Clock
 from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult

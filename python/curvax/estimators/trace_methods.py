@@ -17,7 +17,7 @@ from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.run import SKETCH_PART, Run
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks
 from curvax.results import TraceResult
 from curvax.typing import FloatArray
 

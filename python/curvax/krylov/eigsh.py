@@ -17,8 +17,7 @@ from curvax.krylov.selection import Wanted
 from curvax.krylov.settings import settle
 from curvax.krylov.start import starting_block
 from curvax.krylov.thick_restart import Solve
-from curvax.operators.base import Operator
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.results import BlockResults, EigenResult, Progress, numbered
 from curvax.typing import FloatArray, IntArray

@@ -17,10 +17,11 @@ from curvax.checks import check_choice, check_integer, check_number
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
-from curvax.operators.algebra import identity
-from curvax.operators.base import Operator, compiled_product, is_array
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.base import Operator
+from curvax.operators.checked_product import compiled_product
+from curvax.operators.conversion import as_operator, identity, original_errors
 from curvax.operators.evidence import report_nonfinite
+from curvax.operators.space import is_array
 from curvax.results import SolveResult
 from curvax.results.units import times
 from curvax.warnings import warn

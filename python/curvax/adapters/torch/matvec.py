@@ -18,8 +18,8 @@ from curvax.adapters.torch.module import call
 from curvax.adapters.torch.source import second_derivatives
 from curvax.adapters.torch.state import trainable
 from curvax.checks import shown
-from curvax.operators.base import VectorSpace, check_float_dtype
 from curvax.operators.conversion import HostOperator, HostProducts
+from curvax.operators.space import VectorSpace, check_float_dtype
 
 
 class TorchProducts(HostProducts):
