@@ -94,6 +94,8 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return kind, value
     if kind in (float, complex):
         return kind, np.asarray(value).tobytes()  # 0.0 == -0.0, and nan != nan
+    if isinstance(value, (int, float, complex)) and isinstance(_dtype(value), np.dtype):
+        return kind, _dtype(value), np.asarray(value, _dtype(value)).tobytes()
     if isinstance(value, (np.ndarray, np.generic)):
         return _of_array(value)
     if isinstance(value, (ClosedJaxpr, Jaxpr)):
@@ -118,6 +120,11 @@ def _content(value: Any, seen: Seen) -> Hashable:
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _Same(kind), tuple(_content(field, seen) for field in fields)
     return _Same(value)
+
+
+def _dtype(value: Any) -> Any:
+    """Of an array, or of a number of JAX's that is one of Python with a dtype."""
+    return getattr(value, "dtype", None)
 
 
 def _is_record(value: Any) -> bool:
