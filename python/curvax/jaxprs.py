@@ -100,6 +100,21 @@ def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None])
     return jaxpr.replace(eqns=equations, outvars=outvars)
 
 
+def jaxpr_of_linear(linear: Callable[..., Any], *like: Any) -> Jaxpr:
+    """What a linear map computes.
+
+    Args:
+        linear: the map. One that `jax.linearize` returned is a partial application of a traced
+            program, which is found there: to trace it again takes as long as the product.
+        like: its arguments.
+    """
+    given = getattr(getattr(linear, "func", None), "args", ())
+    for part in given:
+        if isinstance(part, (Jaxpr, ClosedJaxpr)):
+            return part.jaxpr if isinstance(part, ClosedJaxpr) else part
+    return jax.make_jaxpr(linear)(*like).jaxpr
+
+
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """All equations of a jaxpr and of what it calls, but not of `custom_vjp` functions.
 

@@ -18,8 +18,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from curvax.arrays import to_array
 from curvax.jaxpr_keys import Key, Keyed, key_of
-from curvax.jaxprs import Body, Rewriter, inlined
+from curvax.jaxprs import Body, Rewriter, equations, inlined
 from curvax.program import Argument
+
+_WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
 
 
 def refuse_pickling() -> NoReturn:
@@ -59,6 +61,8 @@ class Traced(Keyed):
     @functools.cached_property
     def without_rules(self) -> "Traced":
         """The same values, without rules of differentiation, which are compared by identity."""
+        if not any(eqn.primitive.name in _WITH_RULES for eqn in equations(self.jaxpr)):
+            return self
         return Traced(_WithoutRules().rewrite(self.jaxpr), self.out_tree)
 
 
@@ -148,7 +152,7 @@ class _WithoutRules(Rewriter):
 
 
 def _body_with_rule(eqn: JaxprEqn, operands: Sequence[Any]) -> Body | None:
-    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+    if eqn.primitive.name not in _WITH_RULES:
         return None
     inner = eqn.params["call_jaxpr"]
     return None if inner.consts else (inner.jaxpr, operands)

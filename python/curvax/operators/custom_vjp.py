@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from curvax.jaxprs import equations
+from curvax.jaxprs import equations, jaxpr_of_linear
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ def check_linear(linear: Callable[..., Any], *like: Any) -> None:
     Raises:
         TypeError: it holds the tangent map of a `custom_vjp` function, which is a placeholder.
     """
-    found = equations(jax.make_jaxpr(linear)(*like).jaxpr)
+    found = equations(jaxpr_of_linear(linear, *like))
     if any(eqn.primitive.name == "custom_lin" for eqn in found):
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
