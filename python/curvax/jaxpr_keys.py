@@ -1,11 +1,10 @@
 """Which traced programs compute the same: a key of a jaxpr by what is in it, not by which it is.
 
 Two jaxprs have equal keys if they bind the same primitives to the same variables with the same
-parameters, on arguments of the same types. Names and places in the source do not count, nor the
-values of the arrays that a program takes as constants: they are arguments. A parameter of a type
-that is not known here is compared by identity, and so are functions: a callback, or a rule of
-differentiation. Programs may then be told apart that compute the same, but none is taken for
-another.
+parameters, on arguments of the same types. Places in the source do not count, nor the values of
+the arrays that a program takes as constants: they are arguments. A parameter of a type that is not
+known here is compared by identity, and so are functions: a callback, or a rule of differentiation.
+Programs may then be told apart that compute the same, but none is taken for another.
 """
 
 import abc
@@ -13,7 +12,7 @@ import dataclasses
 import enum
 import types
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -100,13 +99,11 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return _of_array(value)
     if isinstance(value, (ClosedJaxpr, Jaxpr)):
         return _of_jaxpr(value, seen)
-    if isinstance(value, (tuple, list)):
-        return kind, tuple(_content(item, seen) for item in value)
-    if isinstance(value, (frozenset, set)):
-        return kind, frozenset(_content(item, seen) for item in value)
-    if isinstance(value, Mapping):
-        items = [(_content(k, seen), _content(v, seen)) for k, v in value.items()]
-        return kind, tuple(items)
+    if isinstance(value, (tuple, list, frozenset, set)) and not getattr(value, "__dict__", None):
+        items = [_content(item, seen) for item in value]
+        return _Same(kind), tuple(items) if isinstance(value, (tuple, list)) else frozenset(items)
+    if kind is dict:
+        return kind, tuple((_content(k, seen), _content(v, seen)) for k, v in value.items())
     if isinstance(value, enum.Enum):
         return _Same(value)
     if isinstance(value, (np.dtype, *_OF_JAX)):
@@ -131,17 +128,22 @@ def _is_record(value: Any) -> bool:
     """Whether a value is of a frozen dataclass, with nothing in it but the fields."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
-    own = {field.name for field in dataclasses.fields(value)}
     params: Any = type(value).__dataclass_params__  # type: ignore[attr-defined]
-    return bool(params.frozen) and set(getattr(value, "__dict__", ())) <= own
+    held = set(getattr(value, "__dict__", ()))
+    for base in type(value).__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        held |= {slots} if isinstance(slots, str) else set(slots)
+    fields = {field.name for field in dataclasses.fields(value)}
+    return bool(params.frozen) and held <= {*fields, "__weakref__"}
 
 
 def _of_array(array: Any) -> Hashable:
-    if array.dtype.hasobject:
+    # JAX's own arrays on the host have a type beside that of NumPy, and may be of a weak one.
+    aval = getattr(array, "aval", None)
+    known = isinstance(array, np.generic) or type(array) is np.ndarray or aval is not None
+    if array.dtype.hasobject or not known:
         return _Same(array)
-    # JAX's own arrays on the host may have a weak type.
-    weak = getattr(getattr(array, "aval", None), "weak_type", None)
-    return type(array), weak, array.dtype, array.shape, array.tobytes()
+    return type(array), aval, array.dtype, array.shape, array.tobytes()
 
 
 def _of_jaxpr(jaxpr: Any, seen: Seen) -> Hashable:
@@ -158,7 +160,8 @@ def _equations(jaxpr: Jaxpr, seen: Seen) -> Hashable:
 
     def read(atom: Any) -> Hashable:
         if isinstance(atom, Literal):
-            return atom.aval, _content(atom.val, seen)  # type: ignore[attr-defined]
+            aval: Any = atom.aval  # type: ignore[attr-defined]
+            return type(aval), aval, _content(atom.val, seen)
         return number[atom]
 
     def write(variables: Any) -> Hashable:
