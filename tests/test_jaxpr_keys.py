@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curvax import jaxpr_keys
-from curvax.jaxpr_keys import key_of
+from curvax.jaxpr_keys import key_of, key_of_program
 
 X = np.ones(3, np.float32)
 
@@ -20,7 +20,7 @@ X = np.ones(3, np.float32)
 def key(fun, *args):
     """Of a function that is traced anew: JAX would return its trace of the same one."""
     closed = jax.make_jaxpr(lambda *own: fun(*own))(*(args or (X,)))
-    return key_of(closed.jaxpr), closed
+    return key_of_program(closed.jaxpr), closed
 
 
 def scanned(x, step):

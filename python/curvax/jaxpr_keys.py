@@ -46,8 +46,13 @@ _keys: weakref.WeakValueDictionary[Hashable, Key] = weakref.WeakValueDictionary(
 
 
 def key_of(value: Any) -> Key:
-    """The key of a jaxpr, or of what may be a parameter in one."""
+    """The key of what may be a parameter in a jaxpr: a jaxpr too, with its constants."""
     return _shared(_content(value, {}))
+
+
+def key_of_program(jaxpr: Jaxpr) -> Key:
+    """The key of a jaxpr whose own constants are arguments."""
+    return _shared(_equations(jaxpr, {}))
 
 
 def _shared(content: Hashable) -> Key:
@@ -77,6 +82,10 @@ _OF_JAX = (
     jax.sharding.PartitionSpec,
     jax.sharding.Sharding,
 )
+
+# From JAX 0.11 on loops name the structure of what they carry, by trees of which the class is not
+# public; what they remember of themselves is left out.
+_TREES, _DERIVED = "jax._src.flattree", ("paths", "vals")
 
 Seen = dict[int, tuple[Jaxpr, Key]]
 
@@ -113,6 +122,9 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return kind, _content(value.node_data(), seen), children
     if isinstance(value, types.MethodType):
         return kind, _Same(value.__func__), _Same(value.__self__)
+    if kind.__module__ == _TREES:
+        held = {name: part for name, part in vars(value).items() if name not in _DERIVED}
+        return _Same(kind), _content(held, seen)
     if _is_record(value):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _Same(kind), tuple(_content(field, seen) for field in fields)
@@ -147,12 +159,13 @@ def _of_array(array: Any) -> Hashable:
 
 
 def _of_jaxpr(jaxpr: Any, seen: Seen) -> Hashable:
-    """A closed one by the identity of its constants, but for those of NumPy, which may change."""
-    if isinstance(jaxpr, ClosedJaxpr) and not isinstance(jaxpr, Jaxpr):
-        return ClosedJaxpr, _of_jaxpr(jaxpr.jaxpr, seen), _content(list(jaxpr.consts), seen)
-    if id(jaxpr) not in seen:
-        seen[id(jaxpr)] = (jaxpr, _shared(_equations(jaxpr, seen)))
-    return seen[id(jaxpr)][1]
+    """With its constants: by identity, but for those of NumPy, which may change."""
+    program = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    if id(program) not in seen:
+        seen[id(program)] = (program, _shared(_equations(program, seen)))
+    # From JAX 0.11 on there is one class of both, and an open one may have constants too.
+    consts = [_content(const, seen) for const in getattr(jaxpr, "consts", ())]
+    return Jaxpr, seen[id(program)][1], tuple(consts)
 
 
 def _equations(jaxpr: Jaxpr, seen: Seen) -> Hashable:

@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from curvax.arrays import to_array
-from curvax.jaxpr_keys import Key, Keyed, key_of
+from curvax.jaxpr_keys import Key, Keyed, key_of, key_of_program
 from curvax.jaxprs import Body, Rewriter, equations, inlined
 from curvax.program import Argument
 
@@ -56,7 +56,7 @@ class Traced(Keyed):
     @functools.cached_property
     def key(self) -> Key:
         """See `Keyed`."""
-        return key_of((self.jaxpr, self.out_tree))
+        return key_of((key_of_program(self.jaxpr), self.out_tree))
 
     @functools.cached_property
     def without_rules(self) -> "Traced":
