@@ -63,8 +63,8 @@ timed() {
 
 gpu() { timed "$1" "$2" benchmarks/gpu.sh "${@:3}"; }
 
-# XLA ends the process if it does not know a flag. cuBLAS alone, without Triton's products, needs half of
-# the time to compile, and adds a product to a sum in one call.
+# XLA ends the process if it does not know a flag. Without Triton's products none is compiled and timed
+# for each matrix; cuBLAS alone adds a product to a sum in one call.
 flag=--xla_gpu_enable_triton_gemm=false
 [ -z "${CURVAX_BENCH_SMOKE:-}" ] && platform='"cuda"' || platform=
 list=("${PYTHON:-python3}" -c "import jax; print(jax.devices($platform))")

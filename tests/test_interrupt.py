@@ -56,6 +56,23 @@ def test_an_interrupted_computation_warns_at_the_line_that_called(name):
     assert getattr(result, "interrupted", True)
 
 
+@pytest.mark.parametrize("name", ["eigsh", "eigsh, dense", "solve", "trace"])
+def test_a_second_one_within_a_product_on_the_host(name):
+    """XLA's error of the callback, in which it fell, is a RuntimeError or a ValueError."""
+
+    def matvec(v):
+        press()
+        press()
+        return VALUES.astype(np.float32) * v
+
+    like = jnp.zeros(N)
+    op = cx.from_matvec(lambda v: jax.pure_callback(matvec, like, v, vmap_method="sequential"), N)
+    calls = {**CALLS, "solve": lambda op: cx.solve(op, np.ones(N))}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        calls[name](op)
+    assert "callback" in str(caught.value.__cause__)
+
+
 def tree():
     return {"a": jnp.ones(3), "b": jnp.ones(4), "c": jnp.ones(5)}
 

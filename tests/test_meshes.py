@@ -33,6 +33,11 @@ v = jax.tree.map(jnp.cos, params)
 def linear(p, b):
     return cx.losses.linear_cross_entropy(jnp.tanh(b[0] @ p["w"]), p["u"].T, b[1])
 
+def small(p, b):
+    return jnp.mean(jnp.tanh(b[0] @ p) ** 2)
+
+ones = jnp.ones(6)
+
 def materialised(p, b):
     return cx.losses.softmax_cross_entropy(jnp.tanh(b[0] @ p["w"]) @ p["u"], b[1])
 
@@ -69,7 +74,7 @@ def check(places, losses, entries):
                 except ValueError as error:
                     # XLA may shard products with parameters in shards, which no basis can hold.
                     assert place == "sharded parameters", (loss.__name__, place, name, error)
-                    assert "a block of vectors must lie whole" in str(error)
+                    assert "products of the operator would come in shards" in str(error)
                     assert name not in ("product", "diagonal", "solve")
                     continue
                 error = np.abs(got - want[name]).max() / np.abs(want[name]).max()
@@ -81,7 +86,10 @@ def check(places, losses, entries):
 """
 
 REFUSED = """
+import functools
+from unittest import mock
 import pytest
+from curvax.program import Program
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 
 typed = put(batch, P("d"), AxisType.Explicit)
@@ -115,8 +123,8 @@ for impl in ("auto", "reference"):
 rows = np.asarray(shard_mapped(P(), "auto", True))[:3]
 assert np.abs(rows @ rows.T - np.eye(3)).max() <= 1e-6
 
-def orthonormalize(q, w):
-    return orthonormalize_block(q, w, 1, 0)
+def orthonormalize(q, w, impl="auto"):
+    return orthonormalize_block(q, w, 1, 0, impl=impl)
 
 def rotate(q):
     return rotate_basis(q, jnp.eye(4), 3, 2)
@@ -127,8 +135,9 @@ with jax.enable_x64(True):
     for operands in ((put(q, columns), put(w, P())), (put(q, P()), put(w, columns))):
         with pytest.raises(ValueError, match=r"\\((basis|block)=.* must lie whole on every device"):
             orthonormalize(*operands)
-        with pytest.raises(jax.errors.JaxRuntimeError, match="must lie whole on every device"):
-            jax.jit(orthonormalize)(*operands)
+        for call in (orthonormalize, functools.partial(orthonormalize, impl="reference")):
+            with pytest.raises(jax.errors.JaxRuntimeError, match="must lie whole on every device"):
+                jax.jit(call)(*operands)
     for call in (rotate, jax.jit(rotate)):
         with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="basis=.*lie whole"):
             call(put(q, columns))
@@ -143,8 +152,34 @@ with jax.enable_x64(True):
     step = jax.jit(orthonormalize, donate_argnums=0)
     text = step.lower(*put((q, w), P())).compile().as_text()
     assert "input_output_alias={ {0}: (0" in text and "f32[4,64]{1,0} copy(" not in text
-with pytest.raises(ValueError, match="a block of vectors must lie whole on every device"):
-    cx.eigsh(cx.hessian(materialised, *PLACES["sharded parameters"]), 2, seed=0)
+
+# What names the arrays is said before any program runs.
+features = put(params, P()), (put(batch[0], P(None, "d")), batch[1])
+calls = [
+    cx.plan,
+    cx.eigsh,
+    lambda op, k: cx.trace(op, num_matvecs=6, seed=0),
+    lambda op, k: cx.lanczos_tridiagonal(op, 4, v0=v, reorthogonalize=True),
+]
+in_shards = "products of the operator would come in shards.* In shards are "
+for place, names in [
+    (features, r"batch array '0' P\\(None, 'd'\\): replicate"),
+    (PLACES["sharded parameters"], r"parameter 'u' P\\('d',\\), parameter 'w' P\\('d',\\)"),
+]:
+    op = cx.hessian(materialised, *place)
+    for call in calls:
+        with pytest.raises(ValueError, match=in_shards + names):
+            call(op, 2)
+    with mock.patch.object(Program, "__call__", side_effect=AssertionError("a program runs")):
+        with pytest.raises(ValueError, match=in_shards + names):
+            cx.eigsh(op, 2, seed=0)
+scaled = cx.from_matvec(lambda x, s=put(jnp.ones(800), P("d")): s * x, 800)
+with pytest.raises(ValueError, match=r"are the operator's array 'consts.0' P\\('d',\\): replicate"):
+    cx.plan(scaled, 2)
+# Of which the whole matrix, of rows on the host, can be formed.
+want = np.linalg.eigvalsh(np.asarray(cx.hessian(small, ones, batch) @ jnp.eye(6)))
+got = cx.eigsh(cx.hessian(small, put(ones, P("d")), batch), 6).eigenvalues
+assert np.abs(np.sort(got) - want).max() <= 1e-5 * np.abs(want).max()
 with pytest.raises(ValueError, match="a block of vectors must lie whole on every device"):
     cx.eigsh(cx.hessian(materialised, params, batch), 2, seed=0, v0=put(v, P("d")))
 """

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from curvax.checks import shown
+from curvax.program import present, traced
 
 _WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
 
@@ -44,6 +45,7 @@ def to_array(value: Any, what: str, dtype: Any = None) -> Array:
     if host.dtype != target:
         _check_kind(host.dtype, target, what)
         _check_range(host, target, what)
+    present()
     # A number without a dtype of its own takes that of what it meets.
     plain = dtype is None and isinstance(value, (bool, int, float, complex))
     return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
@@ -111,8 +113,7 @@ def reject_tracers(caller: str, *values: Any) -> None:
     Raises:
         TypeError: a value is traced, or what is computed here would be.
     """
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jnp.zeros(())))):
+    if traced(*values):
         raise TypeError(
             f"{caller} runs on the host: call it outside jax.jit, jax.vmap and jax.grad"
         )

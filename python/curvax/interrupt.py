@@ -9,7 +9,7 @@ from curvax.warnings import InterruptWarning, warn
 
 
 class InterruptFlag:
-    """Within the context the first SIGINT sets the flag; a second one raises as usual.
+    """Within the context the first SIGINT sets the flag; a second one raises KeyboardInterrupt.
 
     An interrupt that fell between the donation of the basis and its return would lose it. Outside
     the main thread, where Python delivers no signals, the flag stays unset. Whoever called is told
@@ -24,7 +24,7 @@ class InterruptFlag:
             warns: whether to warn at the end; not where the program ends anyway.
         """
         self._warns = warns
-        self._set = False
+        self._set = self._raised = False
         self._previous: Any = None
 
     def __bool__(self) -> bool:
@@ -37,6 +37,7 @@ class InterruptFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._set:
+            self._raised = True
             raise KeyboardInterrupt
         self._set = True
 
@@ -50,6 +51,9 @@ class InterruptFlag:
             signal.signal(signal.SIGINT, self._previous)
         if not self._set:
             return
+        # Out of a callback on the host, XLA brings an error of its own in place of it.
+        if self._raised and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
         outer = getattr(self._previous, "__self__", None)
         if isinstance(outer, InterruptFlag):
             outer._set = True

@@ -100,15 +100,13 @@ def default_device() -> Any:
 def memory_on(device: Any) -> Memory:
     """On a GPU, what the allocator can still give.
 
-    On a CPU the smaller of the system's available memory and what the control group still allows; a
-    very large number if neither is known.
+    On a CPU that of the host.
 
     Raises:
         RuntimeError: the device does not say how much memory it has.
     """
     if device.platform == "cpu":
-        known = [_meminfo_available(), _control_group_free()]
-        return Memory(min((bytes_ for bytes_ in known if bytes_ is not None), default=1 << 62))
+        return Memory(host_bytes())
     stats = device.memory_stats() or {}
     driver = _native.device_memory(device.local_hardware_id) if device.platform == "gpu" else None
     if "bytes_limit" not in stats:
@@ -127,6 +125,24 @@ def memory_on(device: Any) -> Memory:
         free = min(free, stats["pool_bytes"] - stats["bytes_in_use"] + unused)
         foreign = max(total - unused - stats["pool_bytes"], 0)
     return Memory(int(free), int(foreign), on_device=True)
+
+
+def host_bytes() -> int:
+    """Free bytes of the host.
+
+    The smaller of the system's available memory and what the control group still allows; a very
+    large number if neither is known.
+    """
+    known = [_meminfo_available(), _control_group_free()]
+    return min((bytes_ for bytes_ in known if bytes_ is not None), default=1 << 62)
+
+
+def readable(count: int) -> str:
+    """Bytes in kB, MB or GB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.2f} kB"
 
 
 def _meminfo_available() -> int | None:
@@ -150,11 +166,3 @@ def _control_group_free() -> int | None:
         return None
     # The page cache is charged to the group but given back under pressure.
     return int(limit) - used + int(statistics.get("inactive_file", 0))
-
-
-def readable(count: int) -> str:
-    """Bytes in kB, MB or GB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.2f} kB"

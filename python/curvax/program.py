@@ -14,12 +14,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.backend import backends
+
+
+def present() -> frozenset[str]:
+    """Platforms that JAX has devices of.
+
+    Raises:
+        ValueError: JAX has none of those that it was told to use.
+    """
+    try:
+        return frozenset(backends())
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            raise
+        raise ValueError(
+            f"JAX_PLATFORMS must name platforms that JAX can start here, got {asked!r}: "
+            f"{str(error) or 'there is no such device'}. For 'cuda' install JAX's plugin, "
+            'pip install "jax[cuda13]", and see that nvidia-smi lists a device; JAX_PLATFORMS=cpu '
+            "uses the CPU, and without the variable JAX chooses"
+        ) from error
+
+
+def traced(*values: Any) -> bool:
+    """Whether a value is traced, or what is computed here would be; starts JAX's platforms."""
+    present()
+    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
+    leaves = jax.tree.leaves((values, jnp.zeros(())))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def default_platform() -> str:
     """The platform of JAX's default device: `"cpu"`, `"gpu"` or another's name."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
+        present()
         return jax.default_backend()
     return device if isinstance(device, str) else str(device.platform)
 
@@ -172,9 +202,18 @@ class Program:
             args: arrays, or `jax.ShapeDtypeStruct`s in their place.
         """
         with self._mode():
-            memory = self._compiled(clock, as_arguments(args)).memory_analysis()
-        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return int(memory.temp_size_in_bytes + results)
+            return _work_bytes(self._compiled(clock, as_arguments(args)))
+
+    def known_work_bytes(self, *args: Any) -> int | None:
+        """The same, if the program has been compiled for these arguments, else None."""
+        with self._mode():
+            compiled = _cache.get(self._key(as_arguments(args)))
+        return None if compiled is None else _work_bytes(compiled)
+
+    def result_shardings(self, clock: Clock, *args: Any) -> Any:
+        """How each result lies on the devices; the arguments are those of `work_bytes`."""
+        with self._mode():
+            return self._compiled(clock, as_arguments(args)).output_shardings
 
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
@@ -186,12 +225,15 @@ class Program:
         finally:
             _users_mode.reset(token)
 
-    def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
+    def _key(self, args: tuple[Any, ...]) -> Any:
         leaves, treedef = jax.tree.flatten(args)
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
-        key = (self, treedef, types, _placement(leaves), _users_mode.get(), _settings())
+        return self, treedef, types, _placement(leaves), _users_mode.get(), _settings()
+
+    def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
+        key = self._key(args)
         if key not in _cache:
             # A function of its own, since JAX would return what it has traced under other settings.
             fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
@@ -202,6 +244,12 @@ class Program:
                 _cache.popitem(last=False)
         _cache.move_to_end(key)
         return _cache[key]
+
+
+def _work_bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(memory.temp_size_in_bytes + results)
 
 
 def users_mode() -> Any:

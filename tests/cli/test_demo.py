@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from curvax import _native, demo
+from curvax import _native, models
 from curvax.models import gpt
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def default_promotion():
 
 @pytest.fixture(scope="module")
 def loaded():
-    return demo.load()
+    return models.load()
 
 
 def test_params_have_the_structure_of_init(loaded):
@@ -72,7 +72,7 @@ def test_loading_draws_no_random_numbers(monkeypatch):
 
     normal = jax.random.normal
     monkeypatch.setattr(jax.random, "normal", draw)
-    demo.load()
+    models.load()
 
 
 def test_data_ships_and_is_small():

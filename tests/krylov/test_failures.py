@@ -1,11 +1,13 @@
 """Memory that runs out after all, and kernels that fail: what is said, and what is kept."""
 
+import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator
 from tests.krylov.test_storage import network_matrix
 
 import curvax as cx
@@ -21,19 +23,20 @@ GONE = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 25000000000 b
 class Failing:
     """A compiled program that fails at one of its runs, with or without its donated arguments."""
 
-    def __init__(self, program, at, message, consumes=()):
-        self.program, self.at, self.message, self.consumes = program, at, message, consumes
+    def __init__(self, program, at, message, consumes=(), kind=jax.errors.JaxRuntimeError):
+        self.program, self.at, self.consumes = program, at, consumes
+        self.error = kind(message)
 
     def __call__(self, clock, *args):
         self.at -= 1
         if self.at == 0:
             for i in self.consumes:
                 args[i].delete()
-            raise jax.errors.JaxRuntimeError(self.message)
+            raise self.error
         return self.program(clock, *args)
 
-    def work_bytes(self, clock, *args):
-        return self.program.work_bytes(clock, *args)
+    def __getattr__(self, name):
+        return getattr(self.program, name)
 
 
 @pytest.fixture
@@ -49,6 +52,11 @@ def solve(error=MemoryError, op=None, k=4, **options):
     with pytest.raises(error) as caught:
         cx.eigsh(network_matrix(301)[1] if op is None else op, k, seed=0, max_basis=40, **options)
     return caught.value
+
+
+def dense_matrix():
+    rows = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+    return rows + rows.T
 
 
 class TestMessage:
@@ -77,7 +85,80 @@ class TestMessage:
         short = Memory(1000, 110 * 10**9, on_device=True)
         for module in (planning, settings):
             monkeypatch.setattr(module, "memory_of", lambda op: short)
-        assert "end the other process that holds 110.0 GB" in str(solve())
+        text = str(solve())
+        assert "end the other process that holds 110.0 GB" in text
+        # A product alone takes more than the 1000 bytes.
+        for useless in ("max_basis (", "basis_dtype", "lower k"):
+            assert useless not in text
+
+    def test_what_shrinks_a_product(self, monkeypatch):
+        for module in (planning, settings):
+            monkeypatch.setattr(module, "memory_of", lambda op: Memory(100))
+        batch = {"x": jnp.ones((12, 9))}
+
+        def loss(params, batch):
+            return jnp.mean(jnp.sin(batch["x"] @ params) ** 2)
+
+        def remedies(**options):
+            op = cx.hessian(loss, jnp.ones(9), batch, **options)
+            text = str(solve(op=op, k=1, block_size=2))
+            return text.partition(" are free: ")[2].partition(". The forecast")[0]
+
+        fewer = "lower the number of parameters by a filter (where=)"
+        smaller = "take smaller microbatches (microbatch_size below 6)"
+        kept = "keep no linearisation residuals (linearize=False)"
+        assert remedies(microbatch_size=6, linearize=False) == (
+            f"lower block_size, {smaller}, or {fewer}"
+        )
+        assert remedies(microbatch_size=1, linearize=True) == (
+            f"lower block_size, {kept}, take shorter samples, or {fewer}"
+        )
+
+    def test_the_forecast_comes_before_the_small_matrices(self):
+        """Of 8e14 bytes each; and a basis whose bytes overflow would end the process in XLA."""
+        op = cx.from_matvec(lambda v: 2 * v, 10**7)
+        with pytest.raises(MemoryError, match="the solve needs 6000000.* lower max_basis"):
+            cx.eigsh(op, 2, max_basis=10**8)
+        op = cx.from_matvec(lambda v: 2 * v, 2**48)
+        with pytest.raises(MemoryError, match="a basis of 4096 vectors of 281474976710656 numbers"):
+            cx.eigsh(op, 2, max_basis=4096)
+
+    def test_the_small_matrices_beside_a_device(self, monkeypatch):
+        monkeypatch.setattr(settings, "on_device", lambda op: True)
+        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2 - 1)
+        text = str(solve())
+        assert "the small matrices of the solve need 89.60 kB on the host, but 89.60 kB" in text
+        assert "lower max_basis (40)" in text
+        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2)
+        cx.eigsh(network_matrix(301)[1], 4, seed=0, max_basis=40)
+
+    def test_of_a_program_that_had_run_before(self, fail):
+        """JAX raises a plain ValueError then, as it does for a product on the host."""
+        fail("multiply", 9, kind=ValueError)
+        error = solve()
+        assert str(error).startswith(f"memory ran out after 8 products ({GONE}): ")
+        assert error.result.num_matvecs == (8, 0)
+        fail("multiply", 9, "x must be positive: 2", kind=ValueError)
+        assert str(solve(ValueError)) == "x must be positive: 2"
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_memory_that_a_product_in_python_lacks(self, wrapped):
+        calls = itertools.count(1)
+
+        def product(v):
+            if next(calls) == 5:
+                raise MemoryError("mine")
+            return np.float32(2) * v
+
+        op = LinearOperator((50, 50), matvec=product, dtype=np.float32)
+        if wrapped:
+            like = jax.ShapeDtypeStruct((50,), jnp.float32)
+            op = cx.from_matvec(lambda v: jax.pure_callback(product, like, v), like)
+        error = solve((MemoryError, RuntimeError, ValueError), op=op, block_size=1)
+        if not wrapped:
+            assert type(error) is MemoryError and str(error) == "mine"
+        (note,) = error.__notes__
+        assert "4 eigenpairs of 50 parameters from a basis of 40 vectors" in note
 
     def test_a_basis_that_cannot_be_allocated(self, monkeypatch):
         """In XLA's own words."""
@@ -155,10 +236,46 @@ class TestKept:
 
     def test_pairs_that_were_not_yet_measured(self, fail):
         whole = cx.eigsh(network_matrix(301)[1], 4, seed=0, max_basis=40)
-        fail("residuals", 2)
+        fail("residuals", 3)
         result = solve().result
         np.testing.assert_allclose(result.eigenvalues, whole.eigenvalues, rtol=1e-6)
-        assert np.isnan(result.residuals).all() and result.eigenvectors is not None
+        # Those of largest magnitude are measured first.
+        measured = np.argsort(-np.abs(whole.eigenvalues))[:2]
+        np.testing.assert_array_equal(result.residuals[measured], whole.residuals[measured])
+        assert list(np.flatnonzero(result.converged)) == sorted(measured)
+        assert np.isnan(np.delete(result.residuals, measured)).all()
+        assert result.eigenvectors is not None and result.interrupted
+        assert result.num_matvecs == (whole.num_matvecs.solve, 3)
+
+    def test_the_rows_of_a_whole_matrix(self, fail):
+        matrix = dense_matrix()
+        fail("multiply", 9)
+        error = solve(op=matrix, k=3)
+        assert str(error).startswith(f"memory ran out after 8 products ({GONE}): ")
+        result, known = error.result, np.linalg.eigvalsh(matrix[:8, :8].astype(np.float64))
+        assert result.interrupted and result.num_matvecs == (8, 0) and result.complete is None
+        assert not result.converged.any() and np.isnan(result.residuals).all()
+        wanted = known[np.argsort(-np.abs(known))[:3]]
+        np.testing.assert_allclose(result.eigenvalues, np.sort(wanted)[::-1], rtol=1e-5)
+
+    def test_what_was_verified_of_a_whole_matrix(self, fail):
+        matrix = dense_matrix()
+        whole = cx.eigsh(matrix, 3, seed=0, max_basis=40)
+        fail("multiply", 23)
+        error = solve(op=matrix, k=3)
+        assert "memory ran out after 22 products" in str(error)
+        result = error.result
+        assert result.num_matvecs == (20, 2) and result.complete is None and result.interrupted
+        np.testing.assert_allclose(result.eigenvalues, whole.eigenvalues, rtol=1e-6)
+        measured = np.sort(np.argsort(-np.abs(whole.eigenvalues))[:2])
+        np.testing.assert_array_equal(np.flatnonzero(result.converged), measured)
+        np.testing.assert_array_equal(result.residuals[measured], whole.residuals[measured])
+        assert np.isnan(np.delete(result.residuals, measured)).all()
+
+    def test_nothing_of_a_whole_matrix(self, fail):
+        fail("multiply", 1)
+        error = solve(op=dense_matrix(), k=3)
+        assert "memory ran out after 0 products" in str(error) and error.result is None
 
     @pytest.mark.parametrize("name", ["take", "deliver"])
     def test_what_was_certified_without_room_for_the_vectors(self, fail, name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import demo
+from curvax import models
 from curvax.models import gpt
 
 
@@ -135,7 +135,7 @@ def default_promotion():
 @pytest.mark.usefixtures("default_promotion")
 def test_on_the_shipped_gpt():
     """At the last rate of its training: at most half of the products of solves from scratch."""
-    params, batch = demo.load()[:2]
+    params, batch = models.load()[:2]
     op, result = cx.hessian(gpt.loss, params, batch[:4]), None
     step = jax.jit(
         lambda p, b: jax.tree.map(lambda x, g: x - 3e-4 * g, p, jax.grad(gpt.loss)(p, b))

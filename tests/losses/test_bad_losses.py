@@ -39,6 +39,12 @@ BOTH = [
     ({"label_smoothing": "a"}, TypeError, "label_smoothing must be a number"),
     ({"z_loss": jnp.ones(())}, TypeError, "z_loss must be a number known when"),
     ({"z_loss": np.inf}, ValueError, "z_loss must be finite"),
+    (
+        {"softcap": 1e300},
+        ValueError,
+        "softcap must be in [1.1e-19, 1e+31] for a computation in float32",
+    ),
+    ({"z_loss": -1e300}, ValueError, "z_loss must be at most 3.4e+38 for a computation in float32"),
     ({"softcap": 0}, ValueError, "softcap must be positive or None, got 0"),
     ({"softcap": -2.0}, ValueError, "softcap must be positive or None, got -2.0"),
     ({"ignore_index": 1.0}, TypeError, "ignore_index must be an integer, got 1.0"),

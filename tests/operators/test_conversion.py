@@ -94,6 +94,7 @@ def test_bad_matrices(a, error, message):
         (lambda v: {"x": v}, N, ValueError, "structure"),
         (lambda v: v, 0, ValueError, "like must be an integer n of at least 1, got 0"),
         (lambda v: v, -1, ValueError, "like must be an integer n of at least 1, got -1"),
+        (lambda v: v, 10**19, ValueError, f"at most {2**48} numbers, got n = {10**19}"),
         (lambda v: v, {}, ValueError, "like must have at least one element"),
         (lambda v: v, np.zeros((0, 2), np.float32), ValueError, "at least one element"),
         (lambda v: v, True, TypeError, "like must be an integer n, an array.*, got True"),

@@ -101,6 +101,20 @@ def test_padded_length(n, dtype, columns):
     assert columns * jnp.dtype(dtype).itemsize % 128 == 0 and 0 <= columns - n < 128
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", object])
+def test_padded_length_is_of_a_basis(dtype):
+    with pytest.raises(ValueError, match="dtype must be float32, float64, bfloat16 or float16"):
+        padded_length(100, dtype)
+    assert padded_length(np.int8(127), "float32") == 128
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scales_near_the_ends_of_the_range(impl, scale, rng):
+    q, w = orthonormal(rng, 5, 3001), np.float32(rng.normal(size=(2, 3001)))
+    basis, c, s, info = run(impl, basis_of(q, 3, "float32", scale), w, 5, scale=scale)
+    check(basis, w, c, s, 5, "float32", scale)
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_small_matrices_are_float64(impl, x64, rng):
     w = np.float32(rng.normal(size=(2, 100)))
@@ -233,6 +247,9 @@ def test_runtime_count_out_of_range(native_kernels, rng):
         ({"seed": jnp.zeros(3)}, "seed=.*uint32"),
         ({"scale": 0.0}, "scale=.*positive"),
         ({"scale": np.inf}, "scale=.*positive and finite"),
+        ({"scale": 1e300}, r"scale=.*in \[9.9e-32, 1e\+31\] .* float32 .*, got 1e\+300"),
+        ({"scale": 1e-300}, "scale=.*got 1e-300"),
+        ({"scale": 7e4, "basis": jnp.zeros((5, 40), "half")}, r"scale=.*6.6e\+04\].*float16"),
         ({"reorthogonalize": ["lazy"]}, "must be 'full' or 'lazy'"),
         ({"reorthogonalize": "no"}, "reorthogonalize=.*'full' or 'lazy', got 'no'"),
         ({"impl": "fast"}, "impl=.*'fast'"),

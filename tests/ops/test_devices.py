@@ -7,10 +7,13 @@ import re
 import types
 
 import jax
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from curvax import cli
+import curvax as cx
+from curvax import cli, models
+from curvax import program as program_module
 from curvax._native import devices, loading
 
 GB = 10**9
@@ -158,23 +161,52 @@ def test_info_where_there_is_a_plugin_and_no_device(monkeypatch):
     assert re.search("CUDA plugin +jax-cuda13-pjrt 0.11.2; JAX finds no device", info().stdout)
 
 
-@pytest.mark.parametrize("command", [["info"], ["demo"], ["plan", "somewhere:problem"]])
-@pytest.mark.parametrize("why", [AssertionError(), RuntimeError("Unable to initialize 'cuda'")])
-def test_a_platform_that_jax_cannot_start(monkeypatch, tmp_path, command, why):
-    def start():
-        raise why
+@pytest.fixture(params=[AssertionError(), RuntimeError("Unable to initialize 'cuda'")])
+def why(request, monkeypatch):
+    """What JAX raises where it was told to use CUDA and cannot."""
 
-    monkeypatch.setattr(loading, "backends", start)
-    monkeypatch.chdir(tmp_path)
+    def start():
+        raise request.param
+
+    monkeypatch.setattr(program_module, "backends", start)
     asked = jax.config.jax_platforms
     jax.config.update("jax_platforms", "cuda")
-    try:
-        outcome = CliRunner().invoke(cli.app, command)
-    finally:
-        jax.config.update("jax_platforms", asked)
+    yield str(request.param)
+    jax.config.update("jax_platforms", asked)
+
+
+NAMED = "JAX_PLATFORMS must name platforms that JAX can start here, got 'cuda': "
+
+
+@pytest.mark.parametrize("command", [["info"], ["demo"], ["plan", "somewhere:problem"]])
+def test_a_platform_that_jax_cannot_start(monkeypatch, tmp_path, command, why):
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(cli.app, command)
     assert outcome.exit_code == 2
-    assert "JAX_PLATFORMS must name platforms that JAX can start here, got 'cuda': " in (
-        outcome.stderr
-    )
-    assert (str(why) or "there is no such device") in outcome.stderr
+    assert f"{NAMED}{why or 'there is no such device'}" in outcome.stderr
     assert "JAX_PLATFORMS=cpu" in outcome.stderr and "Traceback" not in outcome.output
+
+
+EYE, ONES = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
+CALLS = {
+    "hessian": lambda: cx.hessian(lambda params, batch: params @ batch, ONES, ONES),
+    "from_matvec": lambda: cx.from_matvec(lambda v: 2 * v, 3) @ ONES,
+    "eigsh": lambda: cx.eigsh(EYE, 1),
+    "plan": lambda: cx.plan(EYE, 1),
+    "sharpness": lambda: cx.sharpness(EYE),
+    "trace": lambda: cx.trace(EYE),
+    "diagonal": lambda: cx.diagonal(EYE),
+    "spectral_density": lambda: cx.spectral_density(EYE),
+    "log_det": lambda: cx.log_det(EYE),
+    "lanczos_tridiagonal": lambda: cx.lanczos_tridiagonal(EYE, 2),
+    "power_iteration": lambda: cx.power_iteration(EYE),
+    "solve": lambda: cx.solve(EYE, ONES),
+    "models": models.load,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_of_the_library_on_a_platform_that_jax_cannot_start(name, why):
+    """Without a word of ours JAX's own AssertionError has none at all."""
+    with pytest.raises(ValueError, match=NAMED + (why or "there is no such device")):
+        CALLS[name]()

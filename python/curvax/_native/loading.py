@@ -11,34 +11,14 @@ import re
 from typing import Any
 
 import jax
-from jax.extend.backend import backends
 
 from curvax._native import devices
+from curvax.program import present as present
 
 # Platforms of compiled modules, by JAX's name for them when a target is registered.
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
 # How curvax is installed without the module of a platform.
 _WITHOUT = {"cpu": "with CURVAX_NO_NATIVE=1", "cuda": "without CURVAX_CUDA=ON"}
-
-
-def present() -> frozenset[str]:
-    """Platforms that JAX has devices of.
-
-    Raises:
-        ValueError: JAX has none of those that it was told to use.
-    """
-    try:
-        return frozenset(backends())
-    except (RuntimeError, AssertionError) as error:
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
-        if not asked:
-            raise
-        raise ValueError(
-            f"JAX_PLATFORMS must name platforms that JAX can start here, got {asked!r}: "
-            f"{str(error) or 'there is no such device'}. For 'cuda' install JAX's plugin, "
-            'pip install "jax[cuda13]", and see that nvidia-smi lists a device; JAX_PLATFORMS=cpu '
-            "uses the CPU, and without the variable JAX chooses"
-        ) from error
 
 
 def _runtime_ffi_minor() -> int | None:

@@ -13,6 +13,7 @@ from curvax.device.storage import Length
 from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.closure import close
+from curvax.operators.shards import sharded_arrays
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
 from curvax.program import Clock, program, users_mode
@@ -54,6 +55,31 @@ def load(basis: Array, start: Array, like: Array, n: Length | None = None) -> Ar
 def multiply(op: Operator, block: Array) -> Array:
     """The products of a donated block of flat vectors."""
     return checked_product(op, block)
+
+
+def check_products(clock: Clock, op: Operator, block: Any) -> None:
+    """Refuses an operator whose products come in shards, before the first of them.
+
+    Args:
+        clock: charged for the compilation of `multiply`, which is not done again.
+        op: the operator.
+        block: as for `multiply`, or a `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: they do, so that no basis could be kept of them.
+    """
+    sharding = multiply.result_shardings(clock, op, block)
+    if not sharding.is_fully_replicated:
+        found = sharded_arrays(op)
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ValueError(
+            "the products of the operator would come in shards, but a basis of them must lie "
+            "whole on every device. In shards are "
+            f"{', '.join(found[:4]) or 'none of its arrays, but what it computes'}{more}: "
+            "replicate these, jax.device_put(x, NamedSharding(mesh, PartitionSpec())), or bring "
+            "all arrays to one device, jax.device_put(x, jax.devices()[0]). Data sharded over its "
+            "samples alone may stay so"
+        )
 
 
 def _check_whole(basis: Array, block: Array, *rest: Array) -> None:

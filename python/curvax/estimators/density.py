@@ -8,7 +8,7 @@ import numpy as np
 
 from curvax.arrays import reject_tracers
 from curvax.checks import check_callback, check_count, check_number
-from curvax.estimators import resolution
+from curvax.estimators import arguments, resolution
 from curvax.estimators.quadrature import (
     Quadrature,
     Request,
@@ -17,6 +17,7 @@ from curvax.estimators.quadrature import (
     lanczos_runs,
 )
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
@@ -92,6 +93,8 @@ def spectral_density(
         ValueError: an argument out of range, an operator measured not to be symmetric, or
             `deflate` holds pairs that have not converged, or are measured to be another operator's.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -104,7 +107,8 @@ def spectral_density(
     check_callback(callback)
     check_count("num_steps", num_steps, low=2)
     options = (num_runs, num_steps, deflate, seed, block_size)
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         return in_range(
             op, lambda scaled: _estimate(scaled, chosen, callback, options, interrupted)
         )

@@ -22,6 +22,7 @@ from curvax.estimators.exact import chunk_size, exact_diagonal
 from curvax.estimators.run import Known, Run, Settings
 from curvax.estimators.sketch import Sketch
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.memory import available_bytes, readable
 from curvax.operators.base import Blocks, Operator, RestrictedOperator
@@ -98,7 +99,9 @@ def diagonal(  # type: ignore[misc]
         ValueError: an argument out of range, or (`"xdiag"`) an operator measured not to be
             symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the vectors of `"xdiag"` do not fit in the free memory.
+        MemoryError: the vectors of `"xdiag"` do not fit in the free memory, or
+            memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         C. Bekas, E. Kokiopoulou and Y. Saad, "An estimator for the diagonal of a matrix", Appl.
@@ -128,7 +131,9 @@ def diagonal(  # type: ignore[misc]
     if method == "exact":
         count = n
         block = chunk_size(op, clock) if block_size == "auto" else block
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
+    explained = Explained(op, smaller, block)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
             own = scaled_callback(scaled, callback)

@@ -9,6 +9,7 @@ from scipy.special import stdtrit
 
 from curvax.arrays import reject_tracers
 from curvax.checks import check_number
+from curvax.estimators import arguments
 from curvax.estimators.quadrature import (
     Quadrature,
     Request,
@@ -19,6 +20,7 @@ from curvax.estimators.quadrature import (
     radau,
 )
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
@@ -79,6 +81,8 @@ def log_det(
             value, so an eigenvalue below it, says that `A + damping·I` is not positive definite to
             rounding.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -89,7 +93,8 @@ def log_det(
     op = as_operator(A)
     damping = check_number("damping", damping)
     options = (num_runs, num_steps, deflate, seed, block_size)
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         # A logarithm is not in the operator's units: its shift is taken off where it is made.
         return in_range(
             op,

@@ -105,6 +105,7 @@ class Sketch:
         run, old = self.run, self.size
         known = run.known.vectors
         block = run.probes(old, count, known)
+        programs.check_products(run.clock, run.op, block)
         products = run.multiply(block)
         zw, zz, _ = run.forms(block, products)
         scale = run.dimension / zz if run.settings.distribution == "sphere" else 1.0

@@ -13,6 +13,7 @@ from curvax.estimators import arguments, trace_methods
 from curvax.estimators.exact import chunk_size
 from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes, readable
 from curvax.operators.base import Blocks, Operator
@@ -22,6 +23,9 @@ from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")
+
+# What lets an estimate need less memory.
+_SMALLER = ["use method='hutchinson', which keeps no vectors"]
 
 # The fewest products that give an estimate and a standard error.
 _FEWEST = {"auto": 4, "hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2}
@@ -114,7 +118,9 @@ def trace(  # type: ignore[misc]
             symmetric, for `"xnystrace"` not to be positive semidefinite; `deflate` holds pairs that
             are measured to be another operator's.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the sketch of a method asked for by name does not fit in the free memory.
+        MemoryError: the sketch of a method asked for by name does not fit in the free memory, or
+            memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         M. Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
@@ -139,7 +145,9 @@ def trace(  # type: ignore[misc]
     )
     if request.until is None and request.max_matvecs is not None:
         raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = [] if request.method == "hutchinson" else _SMALLER
+    explained = Explained(op, smaller, request.block)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         if not isinstance(A, Blocks):
             return _in_range(op, request, deflate, interrupted)
         if deflate is not None:

@@ -57,29 +57,29 @@ def unmeasured(pairs: Pairs) -> tuple[Pairs, Certificate]:
 
 
 def measure(
-    state: Lanczos, values: Float64Array, measured: Any, scale: float, unknown: float
-) -> Certificate:
+    state: Lanczos, certificate: Certificate, measured: Any, scale: float, unknown: float
+) -> None:
     """Multiply rows of the basis and take their residuals.
 
     Args:
         state: its first k rows are the Ritz vectors, after a restart.
-        values: `(k,)` the Ritz values.
+        certificate: of which nothing was measured; filled in block by block, so that a failure
+            loses no more than the block that it comes in.
         measured: `(k,)` bool, which to multiply.
         scale: |λ|max.
         unknown: the norm of what E does not hold of the residuals, known from elsewhere.
     """
-    k, b = len(values), state.block
-    values, norms, noise = values.copy(), np.full(k, np.nan), 0.0
+    thetas, b, noise = certificate.values.copy(), state.block, 0.0
+    k = len(thetas)
     for start in range(0, k, b):
         # The last block may reach back over rows already done, or on over rows that follow.
         stop = min(start + b, k)
         if not measured[start:stop].any():
             continue
-        quotients, lengths, errors = _residuals(state, start, values)
-        values[start:stop], norms[start:stop] = quotients, lengths
+        quotients, lengths, errors = _residuals(state, start, thetas)
+        certificate.values[start:stop], certificate.residuals[start:stop] = quotients, lengths
         noise = max(noise, float(errors.max()))
-    noise = max(noise - unknown, 0.0) / scale if scale > 0 else 0.0
-    return Certificate(values, norms, noise)
+    certificate.noise = max(noise - unknown, 0.0) / scale if scale > 0 else 0.0
 
 
 # A function of its own, as `_unpredicted` is: its vectors are gone before the next are made.

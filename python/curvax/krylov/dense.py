@@ -1,5 +1,6 @@
 """The whole matrix, where it is no larger than the basis would be."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -36,16 +37,46 @@ class DenseSolve:
         self.interrupted = interrupted
         self.clock = clock
         self.history: list[Progress] = []
+        # The first rows of the matrix, and what was measured of the first pairs.
+        self._rows = np.empty((0, 0))
+        self._known = 0
+        self._quotients = self._residuals = np.zeros(0)
+        self._failed = False
         self.tolerance = Tolerance(
             settings.wanted, settings.tol, settings.relative_to, op.dtype, op.dtype
         )
 
     def run(self) -> EigenResult:
         """Form the matrix, decompose it in float64, and measure the residuals of the pairs."""
-        wanted, n = self.settings.wanted, self.op.shape[0]
+        n = self.op.shape[0]
         with self.clock.part("products"):
-            rows = self._products(np.eye(n, dtype=self.op.dtype), self._note)
-        m = len(rows)
+            self._rows = np.empty((n, n))
+            for first, products in self._products(np.eye(n, dtype=self.op.dtype)):
+                self._known = first + len(products)
+                self._rows[first : self._known] = products
+                self._note()
+                if self.interrupted:
+                    break
+        return self._report()
+
+    @property
+    def made(self) -> int:
+        """Products so far."""
+        return self._known + len(self._residuals)
+
+    def salvage(self) -> EigenResult | None:
+        """What is known after a failure, without another product; None if that is nothing."""
+        if not self._known:
+            return None
+        self._failed = True
+        try:
+            return self._report()
+        except Exception:  # as no memory, or numbers out of range: the failure itself is raised
+            return None
+
+    def _report(self) -> EigenResult:
+        wanted, n, m = self.settings.wanted, self.op.shape[0], self._known
+        rows = self._rows[:m]
         # By the largest entry first: squares of float64 leave its range, too.
         largest = float(np.abs(rows).max())
         check_range(self.op, largest)
@@ -60,18 +91,22 @@ class DenseSolve:
             # What the rows say of each residual: the part of A x outside the first m entries.
             predicted = np.linalg.norm(vectors[:, chosen].T @ rows[:, m:], axis=1)
         others = np.delete(values, chosen)
-        if self.interrupted:
-            residuals, values = np.full(len(x), np.nan), values[chosen]
-            errors, converged = estimate_errors(values, predicted, others), np.zeros(len(x), bool)
-            parts = self.tolerance.parts(values, predicted, scale)
-        else:
+        values, stopped = values[chosen], bool(self.interrupted) or self._failed
+        if not stopped:
             with self.clock.part("verification"):
-                values, residuals = self._measure(x)
+                self._measure(x)
+        made = len(self._residuals)
+        measured = np.arange(len(x)) < made
+        residuals = np.append(self._residuals, np.full(len(x) - made, np.nan))
+        values[:made] = self._quotients
+        known = np.where(measured, residuals, predicted)
+        if not stopped:
             noise = max(noise, float(residuals.max() / scale) if scale > 0 else 0.0)
             self.tolerance.admit(noise)
-            parts = self.tolerance.parts(values, residuals, scale)
-            errors = estimate_errors(values, residuals, others)
-            converged = residuals <= parts * scale
+        parts = self.tolerance.parts(values, known, scale)
+        errors = estimate_errors(values, known, others)
+        converged = measured & (known <= parts * scale)
+        if not stopped:
             self._warn(converged)
         order = np.argsort(-values, kind="stable")
         wide = x[order].astype(np.float64)
@@ -83,38 +118,33 @@ class DenseSolve:
             bounds=residuals[order].copy(),
             estimated_errors=errors[order],
             converged=converged[order],
-            complete=None if self.interrupted else True,
+            complete=None if stopped else True,
             orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
             noise=noise,
             tol_effective=parts[order],
-            num_matvecs=Matvecs(m, 0 if self.interrupted else len(x)),
+            num_matvecs=Matvecs(m, made),
             num_restarts=0,
             block_size=self.settings.block,
             seed=self.settings.seed,
             history=tuple(self.history),
             seconds={**self.clock.seconds, "total": self.clock.total()},
-            interrupted=bool(self.interrupted),
+            interrupted=stopped,
         )
 
-    def _products(self, x: Any, note: Any = None) -> Float64Array:
-        """The products of the rows of x, in float64, block by block, until an interrupt."""
-        out = np.empty(x.shape, np.float64)
+    def _products(self, x: Any) -> Iterator[tuple[int, Float64Array]]:
+        """The products of the rows of x, in float64, block by block: the first row, and they."""
         block = self.settings.block
         for first in range(0, len(x), block):
+            # The last block reaches back over rows already done: one program serves all.
             start = max(0, min(first, len(x) - block))
             # A copy: what `multiply` consumes must not share the memory of NumPy's array.
             piece = jnp.array(x[start : start + block])
-            out[start : start + block] = programs.multiply(self.clock, self.op, piece)
-            done = min(first + block, len(x))
-            self._check_finite(out[first:done], first)
-            if note is not None:
-                note(done, out)
-                if self.interrupted:
-                    return out[:done]
-        return out
+            products = np.asarray(programs.multiply(self.clock, self.op, piece), np.float64)
+            self._check_finite(products[first - start :], first)
+            yield first, products[first - start :]
 
-    def _note(self, done: int, rows: Float64Array) -> None:
-        n, k = self.op.shape[0], self.settings.wanted.k
+    def _note(self) -> None:
+        n, k, done = self.op.shape[0], self.settings.wanted.k, self._known
         progress = Progress(
             matvecs=done,
             converged=k if done == n else 0,
@@ -123,20 +153,22 @@ class DenseSolve:
             tol=self.settings.tol,
             max_matvecs=self.settings.max_matvecs,
             restarts=0,
-            largest=float(np.abs(np.diagonal(rows[:done, :done])).max()),
+            largest=float(np.abs(np.diagonal(self._rows[:done, :done])).max()),
             seconds=self.clock.total(),
         )
         self.history.append(progress)
         if self.settings.callback is not None:
             self.settings.callback(progress)
 
-    def _measure(self, x: Any) -> tuple[Float64Array, Float64Array]:
+    def _measure(self, x: Float64Array) -> None:
         """Rayleigh quotients and residual norms, from fresh products."""
-        wide, products = x.astype(np.float64), self._products(x)
-        squares = np.sum(wide**2, axis=1)
-        quotients = np.sum(wide * products, axis=1) / squares
-        norms = np.linalg.norm(products - quotients[:, None] * wide, axis=1)
-        return quotients, norms / np.sqrt(squares)
+        for first, products in self._products(x):
+            wide = x[first : first + len(products)].astype(np.float64)
+            squares = np.sum(wide**2, axis=1)
+            quotients = np.sum(wide * products, axis=1) / squares
+            norms = np.linalg.norm(products - quotients[:, None] * wide, axis=1)
+            self._quotients = np.append(self._quotients, quotients)
+            self._residuals = np.append(self._residuals, norms / np.sqrt(squares))
 
     def _check_finite(self, products: Float64Array, first: int) -> None:
         if np.isfinite(products).all():

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvax.device.programs import solve_clock
@@ -19,6 +17,7 @@ from curvax.krylov.start import starting_block
 from curvax.krylov.thick_restart import Solve
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.program import traced
 from curvax.results import BlockResults, EigenResult, Progress, numbered
 from curvax.typing import FloatArray, IntArray
 
@@ -104,8 +103,8 @@ def eigsh(  # type: ignore[misc]
         max_basis: the most vectors that the basis may hold, at least `k + 4·block_size`. By
             default `max(3k, k + 64) + 2·block_size`, or what fits in the part of the free memory
             that `plan` gives to it.
-        max_matvecs: the most products of the solve; verification takes k more. By default
-            `min(10n, max(1000, 100k))`.
+        max_matvecs: the most products of the solve; verification takes k more, rounded up to whole
+            blocks. By default `min(10n, max(1000, 100k))`.
         basis_dtype: how the basis is stored: in the dtype of the operator (None) or, for one in
             float32, in `"float16"` or `"bfloat16"`, which take half of the memory. The product is
             applied to the rounded vectors and residuals are measured on them, so that nothing is
@@ -131,7 +130,8 @@ def eigsh(  # type: ignore[misc]
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an argument out of range, or an operator that is measured not to be symmetric.
+        ValueError: an argument out of range, an operator that is measured not to be symmetric, or
+            one whose products come in shards.
         FloatingPointError: a product is not finite, or A holds numbers so small that they are read
             as zero.
         MemoryError: the solve would not fit in the free memory, or memory ran out on the way; the
@@ -206,8 +206,7 @@ def solve_pairs(
     options: dict[str, Any],
 ) -> EigenResult:
     """The solve behind `eigsh`; `options` are the other arguments of that, all of them."""
-    # Under jit every new array is a tracer; under vmap and grad only what is mapped.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, v0, jnp.zeros(())))):
+    if traced(A, v0):
         raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
     op, clock = as_operator(A), solve_clock()
     with Explained(op) as explained, original_errors(op):
@@ -220,13 +219,10 @@ def solve_pairs(
                 own = dataclasses.replace(settings, callback=callback)
                 start = starting_block(scaled, v0, own)
                 if own.dense:
-                    return DenseSolve(scaled, own, interrupted, clock).run()
-                solve = Solve(scaled, own, interrupted, clock)
-                try:
+                    with explained.follows(DenseSolve(scaled, own, interrupted, clock)) as dense:
+                        return dense.run()
+                with explained.follows(Solve(scaled, own, interrupted, clock)) as solve:
                     return solve.run(start, warm=v0 is not None)
-                except jax.errors.JaxRuntimeError:
-                    explained.solve = solve
-                    raise
 
             result = in_range(op, attempt)
         indices = _places(settings.wanted, result.eigenvalues)

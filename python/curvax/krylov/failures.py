@@ -1,51 +1,75 @@
-"""What a solve says and keeps when memory runs out after all, or a kernel does not start."""
+"""What a solve or an estimate says, and a solve keeps, when the device fails it after all."""
 
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Protocol, Self, TypeVar
 
 import jax
 
-from curvax.krylov.plan import Plan, remedy
+from curvax.device import programs
+from curvax.krylov.plan import Plan, product_remedies, remedy
 from curvax.krylov.scaling import exponent_of
-from curvax.krylov.thick_restart import Solve
 from curvax.memory import memory_of, readable
+from curvax.operators import failures
 from curvax.operators.base import Operator
+from curvax.operators.failures import OutOfMemory
 from curvax.results import EigenResult
 from curvax.results.units import rescaled
 
-# What XLA says where an allocation fails, and CUDA, of a launch.
-_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
+
+class Solving(Protocol):
+    """What an unfinished solve is asked for."""
+
+    op: Operator
+
+    @property
+    def made(self) -> int:
+        """Products so far."""
+
+    def salvage(self) -> EigenResult | None:
+        """What is known, without another product; None if that is nothing."""
 
 
-class OutOfMemory(MemoryError):  # noqa: N818 - its base class has the name of an error
-    """Memory ran out in a solve.
+_Solve = TypeVar("_Solve", bound=Solving)
+
+
+class Explained(failures.Explained):
+    """The same for what multiplies by an operator.
 
     Attributes:
-        result: what was known by then, as after Ctrl-C; None if that was nothing.
+        plan: of a solve; its forecast is told then.
+        solve: what of it is under way.
     """
 
-    result: EigenResult | None = None
+    def __init__(self, op: Operator, remedies: Sequence[str] = (), block: int = 1) -> None:
+        """Tell what to say.
 
-
-class KernelFailure(RuntimeError):  # noqa: N818 - likewise
-    """A compiled kernel could not be run.
-
-    Attributes:
-        result: see `OutOfMemory`.
-    """
-
-    result: EigenResult | None = None
-
-
-class Explained:
-    """Within the context, failures of the device become errors that name forecast and remedy."""
-
-    def __init__(self, op: Operator) -> None:
+        Args:
+            op: the operator.
+            remedies: of an estimate: what lets it need less memory, its block size aside.
+            block: vectors per product.
+        """
+        smaller = ["lower block_size"] if block > 1 else []
+        super().__init__(op, [*smaller, *remedies, *product_remedies(op)])
         self.op = op
+        self.block = block
         self.plan: Plan | None = None
-        self.solve: Solve | None = None
+        self.solve: Solving | None = None
 
-    def __enter__(self) -> "Explained":
+    def __enter__(self) -> Self:
         return self
+
+    @contextlib.contextmanager
+    def follows(self, solve: _Solve) -> Iterator[_Solve]:
+        """Within the context a failure is that of `solve`, from which then comes what is kept."""
+        try:
+            yield solve
+        except (RuntimeError, ValueError):
+            # Not at other errors, after which another solve may begin beside the basis of this.
+            self.solve = solve
+            raise
 
     def __exit__(
         self,
@@ -53,35 +77,33 @@ class Explained:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not isinstance(error, jax.errors.JaxRuntimeError):
-            return
-        said = str(error).partition("\n")[0]
-        failure: OutOfMemory | KernelFailure
-        if any(words in said for words in _OUT_OF_MEMORY):
-            failure = OutOfMemory(f"memory ran out {self._where()} ({said}): {self._memory()}")
-        elif "curvax" in said:
-            failure = KernelFailure(
-                f"a compiled kernel failed {self._where()} ({said}): set CURVAX_IMPL=reference to "
-                f"do without it; if the device is short of memory, {self._memory()}"
-            )
-        else:
-            return
-        failure.result = self._result()
-        if failure.result is not None:
-            failure.add_note("What was known by then is the attribute `result` of this error.")
-        raise failure from error
+        # NumPy's, or that of a product in Python, as it is or in XLA's account of a callback.
+        lacking = isinstance(error, MemoryError) or re.search("^MemoryError", str(error), re.M)
+        if error is not None and lacking and self.plan and not isinstance(error, OutOfMemory):
+            error.add_note(f"It was raised in a solve with this forecast:\n{self.plan}")
+        super().__exit__(kind, error, traceback)
 
     def _where(self) -> str:
+        if self.plan is None:
+            return ""
         if self.solve is None:
-            return "before the first product"
-        return f"after {self.solve.state.matvecs} products"
+            return " before the first product"
+        return f" after {self.solve.made} products"
+
+    def _known(self) -> str:
+        vectors = jax.ShapeDtypeStruct((self.block, self.op.shape[0]), self.op.dtype)
+        scratch = programs.multiply.known_work_bytes(self.op, vectors)
+        if scratch is None:
+            return ""
+        size = self.block * self.op.shape[0] * self.op.dtype.itemsize
+        return f", and a product takes {readable(size + scratch)}"
 
     def _memory(self) -> str:
-        memory = memory_of(self.op)
-        free = f"{readable(memory.free)} are free"
         if self.plan is None:
-            return ", ".join([free, *memory.remedies])
-        return f"{free}. {remedy(self.plan, memory)}. The forecast:\n{self.plan}"
+            return super()._memory()
+        memory = memory_of(self.op)
+        remedies = remedy(self.op, self.plan, memory)
+        return f"{readable(memory.free)} are free. {remedies}. The forecast:\n{self.plan}"
 
     def _result(self) -> EigenResult | None:
         if self.solve is None:

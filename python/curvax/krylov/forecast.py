@@ -75,7 +75,7 @@ def forecast_bytes(
     vectors = jax.ShapeDtypeStruct((block, n), op.dtype)
     zero, seed = np.int32(0), np.zeros(2, np.uint32)
     work = programs.orthonormalize.work_bytes(clock, basis, vectors, zero, seed)
-    rotation = np.zeros((rows, rows))
+    rotation = jax.ShapeDtypeStruct((rows, rows), np.dtype(np.float64))
     orthogonalization = max(
         _size(vectors) + work, programs.rotate.work_bytes(clock, basis, rotation, zero, zero)
     )

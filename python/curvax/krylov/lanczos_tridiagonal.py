@@ -11,8 +11,9 @@ from curvax.arrays import reject_tracers
 from curvax.checks import check_count, check_flag, check_seed
 from curvax.device import probing
 from curvax.device.probes import draw
-from curvax.device.programs import multiply, orthonormalize, unpack
+from curvax.device.programs import check_products, multiply, orthonormalize, unpack
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.recurrence import BREAKDOWN, Recurrence, normalize
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
@@ -58,7 +59,9 @@ def lanczos_tridiagonal(
         ValueError: `num_steps` below 1, a `v0` that is not one finite vector other than zero, or an
             operator measured, from the second step on, not to be symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
-        MemoryError: the vectors to be kept do not fit in the free memory.
+        MemoryError: the vectors to be kept do not fit in the free memory, or
+            memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
 
     References:
         C. Paige, "Computational variants of the Lanczos method for the eigenproblem", J. Inst.
@@ -75,7 +78,9 @@ def lanczos_tridiagonal(
     if keep or full:
         _check_memory(op, steps)
     make = _reorthogonalized if full else _plain
-    with InterruptFlag() as interrupted, original_errors(op):
+    smaller = ["lower num_steps"] if keep or full else []
+    explained = Explained(op, smaller)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> LanczosTridiagonal:
             start = _start(scaled, v0, drawn, clock)
@@ -113,6 +118,7 @@ def _reorthogonalized(
     op: Operator, start: Array, steps: int, keep: bool, interrupted: InterruptFlag, clock: Clock
 ) -> tuple[Float64Array, Float64Array, Array | None]:
     """As `_plain`, with every vector made orthogonal to those before it. Holds these and one."""
+    check_products(clock, op, start)
     basis, seed = jnp.zeros((steps, op.shape[0]), op.dtype), np.zeros(2, np.uint32)
     basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
     alphas: list[float] = []

@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator, cg, minres
 from curvax.arrays import reject_tracers, to_array
 from curvax.checks import check_choice, check_integer, check_number
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.base import Operator
@@ -67,6 +68,8 @@ def solve(
             measured not to be positive definite.
         FloatingPointError: a product or the solution is not finite, or depends on numbers read as
             zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
     """
     reject_tracers("solve", A, b)
     op, begun = as_operator(A), time.perf_counter()
@@ -102,7 +105,8 @@ def solve(
             interrupted=bool(interrupted),
         )
 
-    with InterruptFlag() as interrupted, original_errors(op):
+    explained = Explained(op)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         return in_range(damped, attempt, lambda result, exponent: result)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvax.checks import check_integer
 from curvax.device import storage
-from curvax.device.programs import solve_clock
+from curvax.device.programs import check_products, solve_clock
 from curvax.krylov.arguments import Request, check_arguments
 from curvax.krylov.forecast import (
     Bytes,
@@ -30,7 +29,9 @@ from curvax.krylov.sizes import (
 from curvax.memory import Memory, memory_of, readable
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
-from curvax.program import Clock
+from curvax.operators.curvature import Curvature
+from curvax.operators.failures import alternatives
+from curvax.program import Clock, traced
 from curvax.results import Matvecs
 
 
@@ -135,10 +136,10 @@ def plan(
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or products that come in shards.
         RuntimeError: a GPU whose free memory is not known; the message names the remedy.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, jnp.zeros(())))):
+    if traced(A):
         raise TypeError("plan runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
     op = as_operator(A)
     options = {
@@ -168,7 +169,8 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
         limit: bytes; None for what is free.
 
     Raises:
-        ValueError: `max_basis` or `max_matvecs` is too small for the block.
+        ValueError: `max_basis` or `max_matvecs` is too small for the block, or products that would
+            come in shards.
     """
     if limit is None:
         memory = memory_of(op)
@@ -252,10 +254,17 @@ class _Chooser:
         """What these choices need."""
         request, n, k = self.request, self.op.shape[0], self.request.wanted.k
         keep = request.return_eigenvectors
+        if 8 * rows * n >= 2**63:
+            raise MemoryError(
+                f"a basis of {rows} vectors of {n} numbers is beyond what can be addressed: lower "
+                "max_basis or k"
+            )
         dense = n <= min(rows, matvec_limit(request.max_matvecs, k, block, n))
         if dense:
             bytes_ = forecast_dense_bytes(self.op, k, block, keep, self.clock)
         else:
+            vectors = jax.ShapeDtypeStruct((block, n), self.op.dtype)
+            check_products(self.clock, self.op, vectors)
             bytes_ = forecast_bytes(self.op, k, block, rows, dtype, keep, self.clock)
         return Plan(
             n=n,
@@ -270,17 +279,30 @@ class _Chooser:
         )
 
 
-def remedy(plan: Plan, memory: Memory) -> str:
-    """What to do where a plan does not fit."""
-    fewest = fewest_rows(plan.k, plan.block_size)
-    remedies = ["lower k", "lower the number of parameters by a filter (where=)"]
-    if plan.basis_dtype == np.float32 and not plan.dense:
-        remedies.insert(0, "store the basis in 16 bits (basis_dtype='float16')")
-    if plan.bytes.linearization:
-        remedies.insert(0, "keep no linearisation residuals (linearize=False)")
+def remedy(op: Operator, plan: Plan, memory: Memory) -> str:
+    """What to do where a plan does not fit: if its product alone does not, what shrinks that."""
+    fewest, others = fewest_rows(plan.k, plan.block_size), plan.bytes.product <= plan.limit
+    remedies = []
+    if others and plan.max_basis > fewest:
+        remedies.append(f"lower max_basis (at least {fewest})")
     if plan.block_size > 1:
-        remedies.insert(0, "lower block_size")
-    if plan.max_basis > fewest:
-        remedies.insert(0, f"lower max_basis (at least {fewest})")
-    remedies += memory.remedies
-    return ", ".join(remedies[:-1]) + f", or {remedies[-1]}"
+        remedies.append("lower block_size")
+    remedies += product_remedies(op)
+    if others and plan.basis_dtype == np.float32 and not plan.dense:
+        remedies.append("store the basis in 16 bits (basis_dtype='float16')")
+    if others and plan.k > 1:
+        remedies.append("lower k")
+    remedies.append("lower the number of parameters by a filter (where=)")
+    return alternatives([*remedies, *memory.remedies])
+
+
+def product_remedies(op: Operator) -> list[str]:
+    """What lets the products of an operator need less memory."""
+    remedies = []
+    if getattr(op, "residual_bytes", 0):
+        remedies.append("keep no linearisation residuals (linearize=False)")
+    if isinstance(op, Curvature):
+        size = op.microbatch_samples
+        larger = f"smaller microbatches (microbatch_size below {size})"
+        remedies.append(f"take {larger if size > 1 else 'shorter samples'}")
+    return remedies

@@ -25,6 +25,7 @@ from curvax.checks import check_callback, check_count, check_integer, check_numb
 from curvax.device import programs
 from curvax.device.programs import solve_clock
 from curvax.interrupt import InterruptFlag
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import InRange, check_range, exponent_of, in_range, scaled_callback
 from curvax.operators.algebra import project
 from curvax.operators.base import Operator
@@ -73,6 +74,8 @@ def power_iteration(
         ValueError: an argument out of range, `resample` of an operator with one microbatch, or an
             operator measured not to be symmetric.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: memory ran out on the way.
+        RuntimeError: a compiled kernel could not be run.
     """
     reject_tracers("power_iteration", A)
     op = as_operator(A)
@@ -85,7 +88,8 @@ def power_iteration(
     tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
     drawn = check_integer("seed", seed, low=0)
     seed = secrets.randbits(32) if drawn is None else drawn
-    with original_errors(op), InterruptFlag() as interrupted:
+    explained = Explained(op, ["lower k"] if k > 1 else [])
+    with InterruptFlag() as interrupted, explained, original_errors(op):
         check_callback(callback)
 
         def attempt(scaled: Operator) -> EigenResult:

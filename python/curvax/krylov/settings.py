@@ -11,7 +11,7 @@ from curvax.krylov.arguments import check_arguments
 from curvax.krylov.plan import Plan, choose, remedy
 from curvax.krylov.selection import Wanted
 from curvax.krylov.sizes import matvec_limit
-from curvax.memory import memory_of, readable
+from curvax.memory import host_bytes, memory_of, on_device, readable
 from curvax.operators.base import Operator
 from curvax.program import Clock
 from curvax.results import Progress
@@ -43,7 +43,14 @@ def settle(op: Operator, k: Any, which: Any, options: dict[str, Any], clock: Clo
     if not plan.fits:
         raise MemoryError(
             f"the solve needs {readable(plan.bytes.peak)}, but {readable(plan.limit)} are free: "
-            f"{remedy(plan, memory_of(op))}. The forecast:\n{plan}"
+            f"{remedy(op, plan, memory_of(op))}. The forecast:\n{plan}"
+        )
+    # Beside a device the forecast's limit does not count them.
+    if on_device(op) and plan.bytes.host > host_bytes():
+        raise MemoryError(
+            f"the small matrices of the solve need {readable(plan.bytes.host)} on the host, but "
+            f"{readable(host_bytes())} are free there: lower max_basis ({plan.max_basis}). The "
+            f"forecast:\n{plan}"
         )
     return Settings(
         plan=plan,

@@ -12,10 +12,11 @@ from curvax.arrays import reject_tracers
 from curvax.device import programs
 from curvax.device.programs import solve_clock
 from curvax.krylov.eigsh import solve_pairs
+from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator
+from curvax.operators.conversion import as_operator, original_errors
 from curvax.results import EigenResult, Matvecs, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
@@ -48,6 +49,8 @@ def sharpness(
         TypeError: as for `eigsh`, or `previous` is not a result with its eigenvector.
         ValueError: as for `eigsh`.
         FloatingPointError: a product is not finite, or depends on numbers read as zero.
+        MemoryError: as for `eigsh`.
+        RuntimeError: as for `eigsh`.
 
     References:
         J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
@@ -75,7 +78,8 @@ def sharpness(
     checks = _checks(previous)
     checked = _may_hold(checks, tol)
     if checked:
-        good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
+        with Explained(op), original_errors(op):
+            good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
     result = solve_pairs(op, 1, "LA", start, options)

@@ -93,9 +93,14 @@ class Solve:
                 self._settle(ritz, order, 0.0)
             assert self._found is not None
             return self._report(*self._found, None)
-        except RuntimeError:  # no memory, or a basis that was given away
+        except (RuntimeError, ValueError, MemoryError):  # no memory, or a basis given away
             self._lost = True
             return self._report(*self._found or unmeasured(self._pairs(ritz, order, 0.0)), None)
+
+    @property
+    def made(self) -> int:
+        """Products so far."""
+        return self.state.matvecs
 
     @property
     def solve_matvecs(self) -> int:
@@ -286,16 +291,17 @@ class Solve:
             measured = pairs.predicted <= self.tolerance.allowed(
                 pairs.values, pairs.predicted, pairs.scale
             )
-        with self.clock.part("verification"):
-            if self.settings.certify == "sampled" and measured.all():
-                certificate = measure_sampled(
-                    self.state, pairs.values, pairs.predicted, pairs.scale
-                )
-            else:
-                certificate = measure(
-                    self.state, pairs.values, measured, pairs.scale, pairs.unknown
-                )
-        self.verification += self.state.matvecs - before
+        _, certificate = self._found = unmeasured(pairs)
+        try:
+            with self.clock.part("verification"):
+                if self.settings.certify == "sampled" and measured.all():
+                    certificate = measure_sampled(
+                        self.state, pairs.values, pairs.predicted, pairs.scale
+                    )
+                else:
+                    measure(self.state, certificate, measured, pairs.scale, pairs.unknown)
+        finally:
+            self.verification += self.state.matvecs - before
         self._found = pairs, certificate
         return certificate
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from curvax.arrays import into_range, to_array
 from curvax.checks import shown
-from curvax.ops.softmax_ce.options import Options
+from curvax.ops.softmax_ce.options import Options, check_range
 
 
 class Rows(NamedTuple):
@@ -26,38 +26,6 @@ class Rows(NamedTuple):
     labels: Array
     shares: Array
     weight: Array
-
-
-def options_of(
-    softcap: float | None, z_loss: float, label_smoothing: float, ignore_index: int
-) -> Options:
-    """The static options of a cross entropy.
-
-    Raises:
-        TypeError: an option that is not a number.
-        ValueError: one out of range.
-    """
-    smoothing, z = _number("label_smoothing", label_smoothing), _number("z_loss", z_loss)
-    cap = None if softcap is None else _number("softcap", softcap)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
-        raise TypeError(f"ignore_index must be an integer, got {shown(ignore_index)}")
-    if not -(2**31) <= ignore_index < 2**31:
-        raise ValueError(f"ignore_index must fit in 32 bits, got {ignore_index}")
-    if cap is not None and not cap > 0:
-        raise ValueError(f"softcap must be positive or None, got {softcap}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    return Options(cap or 0.0, z, smoothing, int(ignore_index))
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(
-            f"{name} must be a number known when the loss is traced, got {shown(value)}"
-        )
-    if not np.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
 
 
 def floating(name: str, value: ArrayLike) -> Array:
@@ -88,16 +56,17 @@ def counted_rows(
         shape: `(..., V)`, of the logits.
         labels: `(...)`.
         weights: `(...)` or None.
-        options: their `ignore_index` counts.
-        dtype: of the shares.
+        options: their `ignore_index` counts; the others must suit `dtype`.
+        dtype: of the shares, that of the computation.
         may_be_empty: whether there may be no label to count.
         of: the argument whose shape the labels must match, for messages.
 
     Raises:
         TypeError: labels that are not integers, weights that are not real, masked arrays.
-        ValueError: other shapes; labels that are known and out of range, or all ignored; weights
-            that are known and negative, infinite or NaN.
+        ValueError: other shapes; an option out of range; labels that are known and out of range, or
+            all ignored; weights that are known and negative, infinite or NaN.
     """
+    check_range(options, dtype)
     refuse_masked("labels", labels)
     # As they come: JAX would wrap wide labels around before they are checked.
     y, vocab = labels if isinstance(labels, Array) else np.asarray(labels), shape[-1]

@@ -13,11 +13,10 @@ from curvax.losses.checks import (
     floating,
     head_operands,
     mean_of,
-    options_of,
 )
 from curvax.losses.linear_ce import LinearSpec, linear_ce_total
 from curvax.losses.softmax_ce import Spec, softmax_ce_total
-from curvax.ops.softmax_ce.options import compute_dtype
+from curvax.ops.softmax_ce.options import compute_dtype, options_of
 
 
 def softmax_cross_entropy(

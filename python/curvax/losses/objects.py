@@ -17,12 +17,11 @@ from curvax.losses.checks import (
     elementwise_weights,
     floating,
     head_operands,
-    options_of,
 )
 from curvax.losses.functions import linear_cross_entropy, mse, softmax_cross_entropy
 from curvax.losses.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.losses.softmax_ce import Spec, draw_labels, softmax_ce_total
-from curvax.ops.softmax_ce.options import compute_dtype
+from curvax.ops.softmax_ce.options import compute_dtype, options_of
 
 FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
 _FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvax.models import gpt
+from curvax.program import present
 
 __all__ = ["gpt", "load"]
 
@@ -20,7 +21,11 @@ def load() -> tuple[gpt.Params, jax.Array]:
 
     Returns:
         The parameters, float32 in the structure of `gpt.init`, and the batch, uint8 `(16, 65)`.
+
+    Raises:
+        ValueError: JAX has no device of the platforms that it was told to use.
     """
+    present()
     file = importlib.resources.files(__name__).joinpath("gpt.npz")
     with file.open("rb") as stream, np.load(stream) as stored:
         flat, batch = stored["parameters"], stored["batch"]

@@ -18,7 +18,7 @@ from curvax.operators.batches import (
     warn_of_pair,
 )
 from curvax.operators.budget import ResidualBudget
-from curvax.operators.curvature import Curvature, Stack
+from curvax.operators.curvature import Curvature, Stack, explained
 from curvax.operators.microbatch import MicrobatchMap
 from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
@@ -72,18 +72,19 @@ def assemble(
     budget = ResidualBudget.of(linearize, space, (leaves, listed))
     stacks: list[Stack] = []
     means: list[Array] = []
-    for batch, positions in stacked:
-        try:
-            product = _product(model, leaves, batch, len(positions), budget)
-            stack, own = Stack.of(product, leaves, batch, jnp.asarray(positions, jnp.int32))
-        except Exception as error:
-            add_hint(error, batches)
-            raise
-        check_values(own, stack.weights, positions)
-        kept = sum(leaf.nbytes for leaf in stack.product.residuals)
-        budget = dataclasses.replace(budget, bytes=budget.bytes - kept)
-        means.append(own)
-        stacks.append(stack)
+    with explained((leaves, listed), bool(linearize)):
+        for batch, positions in stacked:
+            try:
+                product = _product(model, leaves, batch, len(positions), budget)
+                stack, own = Stack.of(product, leaves, batch, jnp.asarray(positions, jnp.int32))
+            except Exception as error:
+                add_hint(error, batches)
+                raise
+            check_values(own, stack.weights, positions)
+            kept = sum(leaf.nbytes for leaf in stack.product.residuals)
+            budget = dataclasses.replace(budget, bytes=budget.bytes - kept)
+            means.append(own)
+            stacks.append(stack)
     weights = [stack.weights for stack in stacks]
     loss, weight = weighted_mean(means, weights)
     if callable(microbatch_size):

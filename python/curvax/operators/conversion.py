@@ -19,6 +19,7 @@ from curvax.filters import difference, leaf_names
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.checked_product import check_operator
 from curvax.operators.closure import Closed, close
+from curvax.operators.failures import is_runtime_error
 from curvax.operators.foreign import adapter_of
 from curvax.operators.model import Model
 from curvax.operators.placement import check_not_typed_by_shards
@@ -57,8 +58,8 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     Raises:
         TypeError: `matvec` is not callable or not traceable; `like` has a leaf that is not real and
             floating.
-        ValueError: `like` is empty, an integer below 1, or float64 with JAX's 64-bit mode off, or
-            `matvec` returns another structure or other shapes.
+        ValueError: `like` is empty, an integer below 1, of more than 2**48 numbers, or float64
+            with JAX's 64-bit mode off, or `matvec` returns another structure or other shapes.
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
@@ -252,11 +253,11 @@ def original_errors(op: Operator) -> Iterator[None]:
         products.error = None
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        for products in hosts:
-            if products.error is not None:
-                raise products.error from None
-        raise
+    except (RuntimeError, ValueError) as error:
+        raised = next((products.error for products in hosts if products.error is not None), None)
+        if raised is None or not is_runtime_error(error):
+            raise
+        raise raised from None
 
 
 def _host_products(part: Any) -> Iterator[HostProducts]:

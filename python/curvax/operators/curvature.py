@@ -13,6 +13,7 @@ from jax import Array
 from curvax.arrays import shares
 from curvax.operators.base import Operator
 from curvax.operators.batches import match_stacks, read_batches, stack_batches, warn_of_pair
+from curvax.operators.failures import Explained
 from curvax.operators.parameters import Structure
 from curvax.operators.precision import Precision
 from curvax.operators.products import Product
@@ -144,6 +145,12 @@ class Curvature(Operator, Argument):
         return np.concatenate([np.asarray(stack.weights) for stack in self.stacks])
 
     @property
+    def microbatch_samples(self) -> int:
+        """The longest leading axis of an array in a microbatch."""
+        shapes = [leaf.shape for stack in self.stacks for leaf in jax.tree.leaves(stack.batch)]
+        return max((shape[1] for shape in shapes if len(shape) > 1), default=1)
+
+    @property
     def residual_bytes(self) -> int:
         """Bytes held by the linearisation residuals."""
         kept = jax.tree.leaves([stack.product.residuals for stack in self.stacks])
@@ -181,11 +188,12 @@ class Curvature(Operator, Argument):
         leaves = self.structure.leaves(params, self.leaves)
         old = self.stacks if batches is None else self._on(batches)
         stacks, means = [], []
-        for stack in old:
-            moved, own = Stack.of(stack.product, leaves, stack.batch, stack.positions)
-            check_values(own, moved.weights, moved.positions)
-            means.append(own)
-            stacks.append(moved)
+        with explained((leaves, old), bool(self.residual_bytes)):
+            for stack in old:
+                moved, own = Stack.of(stack.product, leaves, stack.batch, stack.positions)
+                check_values(own, moved.weights, moved.positions)
+                means.append(own)
+                stacks.append(moved)
         weights = [stack.weights for stack in stacks]
         loss, weight = weighted_mean(means, weights)
         if batches is not None:
@@ -235,6 +243,14 @@ class Curvature(Operator, Argument):
                 return dataclasses.replace(self, stacks=(one,), weight=jnp.sum(one.weights))
             place -= count
         raise IndexError(f"index must be from 0 to {self.num_microbatches - 1}, got {index}")
+
+
+def explained(arrays: Any, linearized: bool) -> Explained:
+    """What is said where the device fails the evaluation of the loss."""
+    smaller = ["take smaller microbatches (microbatch_size=)"]
+    if linearized:
+        smaller.append("keep no linearisation residuals (linearize=False)")
+    return Explained(arrays, smaller, "when the loss was evaluated")
 
 
 def _evaluated(

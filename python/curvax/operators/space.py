@@ -13,6 +13,10 @@ from curvax.arrays import to_array
 from curvax.filters import difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
 
+# XLA counts the bytes of an array in 64 bits, and ends the process where they overflow: this leaves
+# room for thousands of rows in float64.
+MOST = 2**48
+
 
 @dataclasses.dataclass(frozen=True)
 class VectorSpace:
@@ -33,6 +37,8 @@ class VectorSpace:
     def __post_init__(self) -> None:
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
+        if self.n > MOST:
+            raise ValueError(f"a vector may have at most {MOST} numbers, got n = {self.n}")
 
     @classmethod
     def of(cls, tree: Any, dtype: Any) -> "VectorSpace":

@@ -38,9 +38,9 @@ def _check(what: str, is_whole: bool, sharding: Any) -> None:
     if not is_whole:
         raise ValueError(
             f"{what} must lie whole on every device, since a basis cannot be sharded yet, got "
-            f"shards, {sharding}: replicate the parameters and vectors that it comes from, "
-            "jax.device_put(x, NamedSharding(mesh, PartitionSpec())), or bring them to one device; "
-            "only data may be sharded"
+            f"shards, {sharding}: replicate the arrays that it comes from, parameters, vectors and "
+            "data alike, jax.device_put(x, NamedSharding(mesh, PartitionSpec())), or bring all to "
+            "one device, jax.device_put(x, jax.devices()[0])"
         )
 
 
@@ -51,7 +51,8 @@ def _whole_when_compiled(what: str) -> Callable[[Array], Array]:
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         sharding = arguments[0].sharding
         _check(what, sharding.is_fully_replicated, sharding)
-        return mesh, lambda x: x, result.sharding, (sharding,)
+        # What comes after may want shards; of a whole array it takes its own.
+        return mesh, lambda x: x, sharding, (sharding,)
 
     same: Any = custom_partitioning(lambda x: x)
     same.def_partition(

@@ -16,6 +16,8 @@ from curvax.ops.shards import whole
 __all__ = ["MAX_BLOCK", "orthonormalize_block", "padded_length", "rotate_basis"]
 
 MAX_BLOCK = 32
+_STORED = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
+_STORED_NAMES = "float32, float64, bfloat16 or float16"
 # The width of a transaction with a GPU's memory, a multiple of what its loads and copies align to.
 _ROW_BYTES = 128
 # A deviation from orthonormality that "lazy" leaves, in eps of the arithmetic: what rounding leaves
@@ -31,17 +33,19 @@ def padded_length(n: int, dtype: DTypeLike) -> int:
 
     Args:
         n: length of a vector.
-        dtype: of the basis.
+        dtype: of the basis, one of those of `orthonormalize_block`.
 
     Returns:
         The least multiple of 128 bytes that holds `n` elements, in elements.
 
     Raises:
         TypeError: `n` is not an integer.
-        ValueError: `n` is below 1.
+        ValueError: `n` is below 1, or `dtype` is not that of a basis.
     """
-    n = check_count("n", n, 1)
-    per_line = _ROW_BYTES // jnp.dtype(dtype).itemsize
+    n, stored = check_count("n", n, 1), jnp.dtype(dtype)
+    if stored not in _STORED:
+        raise ValueError(f"dtype must be {_STORED_NAMES}, got {stored}")
+    per_line = _ROW_BYTES // stored.itemsize
     return -(-n // per_line) * per_line
 
 
@@ -74,7 +78,8 @@ def orthonormalize_block(
             costs no memory, an argument of the ``jit`` is copied.
         used: int32 scalar; ``used + b <= min(rows, n)``.
         seed: an integer, or a uint32 array of shape ``(2,)``: of the random directions.
-        scale: factor by which stored rows are larger than the vectors, for 16-bit storage.
+        scale: factor by which stored rows are larger than the vectors, for 16-bit storage; at most
+            the largest number of the basis' dtype.
         reorthogonalize: ``"full"`` updates the block once more after the measurement that shows it
             to be orthonormal enough for that to be the last update; ``"lazy"`` only scales it, and
             the kernel reads the basis twice instead of three times, where the measured deviation is
@@ -92,8 +97,8 @@ def orthonormalize_block(
         the input is not finite the new rows and the deviation are NaN.
 
     Raises:
-        ValueError: a shape or dtype is wrong, ``used`` is a known number and too large, or the
-            arrays lie in shards, also under `shard_map`.
+        ValueError: a shape or dtype is wrong, ``scale`` is beyond the range of a dtype, ``used`` is
+            a known number and too large, or the arrays lie in shards, also under `shard_map`.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
         ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel of the CPU
             only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN), or
@@ -110,7 +115,7 @@ def orthonormalize_block(
         )
     if w.dtype != compute:
         raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
-    scale = check_number(f"`{op}(scale=...)`", scale, positive=True)
+    scale = _scale(f"`{op}(scale=...)`", scale, q.dtype, compute)
     if not isinstance(reorthogonalize, str) or reorthogonalize not in _LAZY:
         raise ValueError(
             f"`{op}(reorthogonalize=...)` must be 'full' or 'lazy', got {reorthogonalize!r}"
@@ -125,7 +130,7 @@ def orthonormalize_block(
     m = _count(op, "used", used, most, "min(rows, n) - b")
     module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference
     lazy_below = _LAZY[reorthogonalize] * float(jnp.finfo(compute).eps)
-    return module.orthonormalize_block(q, w, m, _seed(op, seed), float(scale), lazy_below)
+    return module.orthonormalize_block(q, w, m, _seed(op, seed), scale, lazy_below)
 
 
 def rotate_basis(
@@ -181,16 +186,26 @@ def rotate_basis(
     return module.rotate_basis(q, r, m, k)
 
 
+def _scale(name: str, value: float, storage: jnp.dtype, compute: jnp.dtype) -> float:
+    """`value`, by which numbers down to eps are multiplied and divided, and 1 to be stored."""
+    scale, info = check_number(name, value, positive=True), jnp.finfo(compute)
+    widest = float(info.eps / info.tiny)
+    low, high = 1 / widest, min(widest, float(jnp.finfo(storage).max))
+    if not low <= scale <= high:
+        raise ValueError(
+            f"{name} must be in [{low:.2g}, {high:.2g}] for a basis in {storage} and a block in "
+            f"{compute}, got {scale:g}"
+        )
+    return scale
+
+
 def _check_basis(op: str, basis: jax.Array) -> None:
     if basis.ndim != 2 or 0 in basis.shape:
         raise ValueError(
             f"`{op}(basis=...)` must have shape (rows, columns), at least 1 each, got {basis.shape}"
         )
-    if basis.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
-        raise ValueError(
-            f"`{op}(basis=...)` must be float32, float64, bfloat16 or float16, "
-            f"got dtype {basis.dtype}"
-        )
+    if basis.dtype not in _STORED:
+        raise ValueError(f"`{op}(basis=...)` must be {_STORED_NAMES}, got dtype {basis.dtype}")
 
 
 def _count(op: str, name: str, value: ArrayLike, most: int, most_is: str) -> jax.Array:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from curvax.ops.implementation import resolve
 from curvax.ops.softmax_ce import ffi, reference
-from curvax.ops.softmax_ce.options import Options, compute_dtype
+from curvax.ops.softmax_ce.options import check_range, compute_dtype, options_of
 
 __all__ = ["softmax_ce_hvp", "softmax_ce_triple"]
 
@@ -49,12 +49,16 @@ def softmax_ce_hvp(
         The products, of the shape and dtype of ``tangents``.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong.
+        TypeError: an option is no number.
+        ValueError: a shape or dtype is wrong, or an option out of range, also of that of the
+            computation.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
     op = "softmax_ce_hvp"
-    options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
+    place = f"`{op}({{}}=...)`"
+    options = options_of(softcap, z_loss, label_smoothing, ignore_index, place)
     arrays = _check(op, logits, tangents, labels, weights)
+    check_range(options, arrays[3].dtype, place)
     module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.hvp(*arrays, options)
 
@@ -94,29 +98,18 @@ def softmax_ce_triple(
         0 in ignored rows.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong.
+        TypeError: an option is no number.
+        ValueError: a shape or dtype is wrong, or an option out of range, also of that of the
+            computation.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
     op = "softmax_ce_triple"
-    options = _options(op, softcap, z_loss, label_smoothing, ignore_index)
+    place = f"`{op}({{}}=...)`"
+    options = options_of(softcap, z_loss, label_smoothing, ignore_index, place)
     arrays = _check(op, logits, tangents, labels, weights)
+    check_range(options, arrays[3].dtype, place)
     module = ffi if resolve(op, impl, op) == "ffi" else reference
     return module.triple(*arrays, options)
-
-
-def _options(
-    op: str, softcap: float | None, z_loss: float, label_smoothing: float, ignore_index: int
-) -> Options:
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"`{op}(softcap=...)` must be positive or None, got {softcap}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"`{op}(label_smoothing=...)` must be in [0, 1], got {label_smoothing}")
-    return Options(
-        softcap=0.0 if softcap is None else float(softcap),
-        z_loss=float(z_loss),
-        label_smoothing=float(label_smoothing),
-        ignore_index=int(ignore_index),
-    )
 
 
 def _check(
