@@ -14,8 +14,9 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("archives", "checks", "program", "jaxprs", "typing", "warnings"),
-    ("arrays", "columns", "filters", "interrupt"),
+    ("archives", "checks", "program", "typing", "warnings"),
+    ("jax_internals",),
+    ("jaxprs", "arrays", "columns", "filters", "interrupt"),
     ("results",),
     ("_native",),
     ("memory", "ops"),

@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 import jax
-from jax.extend.backend import backends
 
 from curvax._native import devices
+from curvax.jax_internals import backends
 
 # Platforms of compiled modules, by JAX's name for them when a target is registered.
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from curvax.arrays import to_array
+from curvax.jax_internals import ClosedJaxpr, Jaxpr, jaxpr_as_fun, opened
 
 
 def refuse_pickling() -> NoReturn:
@@ -30,9 +29,16 @@ def refuse_pickling() -> NoReturn:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hoisted:
-    """A traced function `(consts, *args) -> result`; hashed by identity, so usable as static."""
+    """A traced function `(consts, *args) -> result`; hashed by identity, so usable as static.
+
+    Attributes:
+        jaxpr: of the arrays that the function closed over, and the leaves of the arguments.
+        closed_over: how many arrays those are.
+        out_tree: the structure of the result.
+    """
 
     jaxpr: Jaxpr
+    closed_over: int
     out_tree: Any
 
     def __reduce__(self) -> Any:
@@ -43,7 +49,7 @@ class Hoisted:
 
     def __call__(self, consts: tuple[Any, ...], *args: Any) -> Any:
         """Evaluate on the arguments it was traced for."""
-        out = core.jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))(*jax.tree.leaves(args))
+        out = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, []))(*consts, *jax.tree.leaves(args))
         return jax.tree.unflatten(self.out_tree, out)
 
 
@@ -54,4 +60,4 @@ def hoist(fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]
         to_array(const, "an array that the function closes over", var.aval.dtype)
         for const, var in zip(closed.consts, closed.jaxpr.constvars, strict=True)
     )
-    return Hoisted(closed.jaxpr, jax.tree.structure(shapes)), consts
+    return Hoisted(opened(closed), len(consts), jax.tree.structure(shapes)), consts

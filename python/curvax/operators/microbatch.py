@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Var
 
+from curvax.jax_internals import Var
 from curvax.jaxprs import reads
 from curvax.operators.base import is_array
 from curvax.operators.batches import leading_size, leading_sizes
@@ -153,7 +153,7 @@ class ModelMap(abc.ABC):
             return aux, residuals
 
         traced, consts = self.traced(primal, tuple(leaves), batch)
-        inputs = [*traced.jaxpr.constvars, *traced.jaxpr.invars]
+        inputs = traced.jaxpr.invars
         position: dict[Any, int] = {var: i for i, var in enumerate(inputs)}
         kept: dict[int, Any] = {}
         # For each residual: which of the inputs it is, or, after those, which of what is kept.
@@ -184,7 +184,7 @@ class ModelMap(abc.ABC):
 
     def _weight_moves(self, traced: Hoisted) -> bool:
         """Whether the weight, the second of its results, is computed from the chosen leaves."""
-        inputs = reads(traced.jaxpr, [1])[len(traced.jaxpr.constvars) :]
+        inputs = reads(traced.jaxpr, [1])[traced.closed_over :]
         return any(read and taken for read, taken in zip(inputs, self.chosen, strict=False))
 
     def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:

@@ -1,0 +1,1 @@
+"""What is recognised in the programs of the JAX that is there."""
