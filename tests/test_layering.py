@@ -85,6 +85,25 @@ def test_only_native_imports_the_compiled_module():
             assert not re.search(r"_native\._(cpu|cuda)", path.read_text()), path
 
 
+PRIVATE = re.compile(r"jax\.(_src|extend|interpreters)")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_one_file_knows_the_internals_of_jax(path):
+    if path.name == "jax_internals.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not any(map(PRIVATE.match, names)), f"{path}: import it from jax_internals"
+        # Nor does another compare the name of a primitive with one that it writes itself.
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = any(ast.unparse(side).endswith("primitive.name") for side in sides)
+            written = any(isinstance(n, ast.Constant) for side in sides for n in ast.walk(side))
+            assert not (named and written), f"{path}:{node.lineno}"
+
+
 def includes(path: pathlib.Path) -> list[str]:
     return re.findall(r"^\s*#\s*include\s+[<\"]([^>\"]+)[>\"]", path.read_text(), re.MULTILINE)
 
