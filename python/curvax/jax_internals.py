@@ -160,10 +160,7 @@ def called(eqn: JaxprEqn) -> tuple[Any, Sequence[Any]] | None:
     """
     own = _high(eqn)
     if own is not None:
-        operands = jax.tree.unflatten(own.in_tree, eqn.invars)
-        if hasattr(own, "drop_fwd_consts"):  # inputs of the forward rule alone
-            operands = own.drop_fwd_consts(*operands)
-        return _program(own), jax.tree.leaves(operands)
+        return _program(own), eqn.invars
     if eqn.primitive.name not in _CALLS:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), eqn.invars
