@@ -14,8 +14,10 @@ PACKAGE = ROOT / "python" / "curvax"
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # Leaf helpers, which import nothing of curvax.
-    ("archives", "checks", "program", "jaxprs", "jaxpr_keys", "typing", "warnings"),
-    ("arrays", "columns", "filters", "interrupt"),
+    ("archives", "checks", "typing", "warnings"),
+    ("jax_internals",),
+    ("program", "jaxpr_keys"),
+    ("jaxprs", "arrays", "columns", "filters", "interrupt"),
     ("results",),
     ("_native",),
     ("memory", "ops"),
@@ -82,6 +84,25 @@ def test_only_native_imports_the_compiled_module():
     for path in MODULES:
         if "_native" not in path.parts:
             assert not re.search(r"_native\._(cpu|cuda)", path.read_text()), path
+
+
+PRIVATE = re.compile(r"jax\.(_src|extend|interpreters)")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_one_file_knows_the_internals_of_jax(path):
+    if path.name == "jax_internals.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not any(map(PRIVATE.match, names)), f"{path}: import it from jax_internals"
+        # Nor does another compare the name of a primitive with one that it writes itself.
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = any(ast.unparse(side).endswith("primitive.name") for side in sides)
+            written = any(isinstance(n, ast.Constant) for side in sides for n in ast.walk(side))
+            assert not (named and written), f"{path}:{node.lineno}"
 
 
 def includes(path: pathlib.Path) -> list[str]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.tree_util import PyTreeDef
+
+from curvax.jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, body, tree_parts
 
 
 class Key:
@@ -83,10 +84,6 @@ _OF_JAX = (
     jax.sharding.Sharding,
 )
 
-# From JAX 0.11 on loops name the structure of what they carry, by trees of which the class is not
-# public; what they remember of themselves is left out.
-_TREES, _DERIVED = "jax._src.flattree", ("paths", "vals")
-
 Seen = dict[int, tuple[Jaxpr, Key]]
 
 
@@ -122,9 +119,8 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return kind, _content(value.node_data(), seen), children
     if isinstance(value, types.MethodType):
         return kind, _Same(value.__func__), _Same(value.__self__)
-    if kind.__module__ == _TREES:
-        held = {name: part for name, part in vars(value).items() if name not in _DERIVED}
-        return _Same(kind), _content(held, seen)
+    if (parts := tree_parts(value)) is not None:
+        return _Same(kind), _content(parts, seen)
     if _is_record(value):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _Same(kind), tuple(_content(field, seen) for field in fields)
@@ -160,7 +156,7 @@ def _of_array(array: Any) -> Hashable:
 
 def _of_jaxpr(jaxpr: Any, seen: Seen) -> Hashable:
     """With its constants: by identity, but for those of NumPy, which may change."""
-    program = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    program = body(jaxpr)
     if id(program) not in seen:
         seen[id(program)] = (program, _shared(_equations(program, seen)))
     # From JAX 0.11 on there is one class of both, and an open one may have constants too.

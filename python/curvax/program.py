@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.backend import backends
+
+from curvax.jax_internals import backends
 
 
 def present() -> frozenset[str]:

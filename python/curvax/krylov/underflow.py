@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from curvax.columns import CHUNK
 from curvax.device import programs
+from curvax.jax_internals import Literal, body, calls
 from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.conversion import HostOperator
@@ -172,16 +172,11 @@ def _constants_of(op: Operator) -> Iterator[Any]:
             yield from _constants(jax.make_jaxpr(stack.product.primal)(node.leaves, batch))
 
 
-def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
-    if isinstance(program, ClosedJaxpr):
-        yield from program.consts
-        program = program.jaxpr
-    for equation in program.eqns:
+def _constants(program: Any) -> Iterator[Any]:
+    yield from getattr(program, "consts", ())
+    for equation in body(program).eqns:
         for atom in equation.invars:
             if isinstance(atom, Literal):
                 yield np.asarray(atom.val, atom.aval.dtype)  # type: ignore[attr-defined]
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
-        ):
-            if isinstance(value, (ClosedJaxpr, Jaxpr)):
-                yield from _constants(value)
+        for inner in calls(equation):
+            yield from _constants(inner)

@@ -9,19 +9,28 @@ traced anew, as for the next operator of the same loss, finds the programs of th
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from curvax.arrays import to_array
+from curvax.jax_internals import (
+    KERNELS,
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Var,
+    body,
+    called,
+    has_rule,
+    jaxpr_as_fun,
+    jitted,
+    opened,
+)
 from curvax.jaxpr_keys import Key, Keyed, key_of, key_of_program
 from curvax.jaxprs import Body, Rewriter, equations, inlined
 from curvax.program import Argument
-
-_WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
 
 
 def refuse_pickling() -> NoReturn:
@@ -39,7 +48,7 @@ def refuse_pickling() -> NoReturn:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced(Keyed):
-    """A traced function of flat arguments, constants first, and the structure of its result.
+    """A traced function of flat arguments, what it closed over first, and how its result looks.
 
     Two are equal if they compute the same; see `curvax.jaxpr_keys`.
     """
@@ -61,7 +70,7 @@ class Traced(Keyed):
     @functools.cached_property
     def without_rules(self) -> "Traced":
         """The same values, without rules of differentiation, which are compared by identity."""
-        if not any(eqn.primitive.name in _WITH_RULES for eqn in equations(self.jaxpr)):
+        if not any(map(has_rule, equations(self.jaxpr))):
             return self
         return Traced(_WithoutRules().rewrite(self.jaxpr), self.out_tree)
 
@@ -76,8 +85,8 @@ class Closed(Argument):
 
     def __call__(self, *args: Any) -> Any:
         """Evaluate on the arguments it was traced for."""
-        closed = ClosedJaxpr(self.traced.jaxpr, list(self.consts))
-        out = core.jaxpr_as_fun(closed)(*jax.tree.leaves(args))
+        run = jaxpr_as_fun(ClosedJaxpr(self.traced.jaxpr, []))
+        out = run(*self.consts, *jax.tree.leaves(args))
         return jax.tree.unflatten(self.traced.out_tree, out)
 
     def as_argument(self) -> "Closed":
@@ -99,43 +108,46 @@ def close(fun: Callable[..., Any], *args: Any) -> Closed:
 
     closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
     jaxpr, values = _lifted(closed)
-    avals: list[Any] = [var.aval for var in jaxpr.constvars]
+    avals: list[Any] = [var.aval for var in jaxpr.invars[: len(values)]]
     consts = tuple(
-        to_array(const, "an array that the function closes over", aval.dtype)
-        for const, aval in zip(values, avals, strict=True)
+        to_array(value, "an array that the function closes over", aval.dtype)
+        for value, aval in zip(values, avals, strict=True)
     )
     return Closed(consts, Traced(jaxpr, jax.tree.structure(shapes)))
 
 
 def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Any]]:
-    """A program and its constants, those of the jitted functions that it calls among them."""
-    jaxpr, consts = closed.jaxpr, list(closed.consts)
+    """A program whose first arguments are its constants, and those, of which it holds none.
+
+    The constants of jitted functions that it calls are among them.
+    """
+    jaxpr, consts = opened(closed), list(closed.consts)
     # Effects may name arguments by their places, which would be others.
-    if jaxpr.effects or not any(_has_consts(eqn) for eqn in jaxpr.eqns):
+    if jaxpr.effects or not any(map(_has_consts, jaxpr.eqns)):
         return jaxpr, consts
-    variables = list(jaxpr.constvars)
+    own = len(consts)
+    variables = jaxpr.invars[:own]
     place = {id(const): var for const, var in zip(consts, variables, strict=True)}
 
     def body_of(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
         if not _has_consts(eqn):
             return None
-        inner = eqn.params["jaxpr"]
-        for const, var in zip(inner.consts, inner.jaxpr.constvars, strict=True):
+        inner = jitted(eqn)
+        program = opened(inner)
+        for const, var in zip(inner.consts, program.invars, strict=False):
             if id(const) not in place:
                 place[id(const)] = Var(var.aval)
                 variables.append(place[id(const)])
                 consts.append(const)
-        return inner.jaxpr, [*(place[id(const)] for const in inner.consts), *operands]
+        return program, [*(place[id(const)] for const in inner.consts), *operands]
 
     lifted = inlined(jaxpr, body_of)
-    return lifted.replace(constvars=variables), consts
+    return lifted.replace(invars=[*variables, *jaxpr.invars[own:]]), consts
 
 
 def _has_consts(eqn: JaxprEqn) -> bool:
-    if eqn.primitive.name != "jit":
-        return False
-    inner = eqn.params["jaxpr"]
-    return bool(inner.consts) or any(_has_consts(e) for e in inner.jaxpr.eqns)
+    inner = jitted(eqn)
+    return inner is not None and (bool(inner.consts) or any(map(_has_consts, body(inner).eqns)))
 
 
 class _WithoutRules(Rewriter):
@@ -143,16 +155,15 @@ class _WithoutRules(Rewriter):
 
     def enters(self, eqn: JaxprEqn) -> bool:
         # A kernel's program is in a language of its own.
-        return eqn.primitive.name != "pallas_call"
+        return eqn.primitive.name not in KERNELS
 
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
-        if any(_body_with_rule(eqn, []) for eqn in jaxpr.eqns):
-            jaxpr = inlined(jaxpr, _body_with_rule)
+        if any(map(has_rule, jaxpr.eqns)):
+            jaxpr = inlined(jaxpr, _without_rule)
         return jaxpr.replace(eqns=[eqn.replace(params=self.params(eqn)) for eqn in jaxpr.eqns])
 
 
-def _body_with_rule(eqn: JaxprEqn, operands: Sequence[Any]) -> Body | None:
-    if eqn.primitive.name not in _WITH_RULES:
-        return None
-    inner = eqn.params["call_jaxpr"]
-    return None if inner.consts else (inner.jaxpr, operands)
+def _without_rule(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
+    call = called(eqn) if has_rule(eqn) else None
+    closed_over: Any = getattr(call[0], "consts", None) if call else None
+    return (body(call[0]), operands) if call and not closed_over else None

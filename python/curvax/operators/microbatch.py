@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Var
 
+from curvax.jax_internals import Var
 from curvax.jaxprs import reads
 from curvax.operators.batches import leading_size, leading_sizes
 from curvax.operators.closure import Closed, close
@@ -75,7 +75,7 @@ class MicrobatchMap(abc.ABC):
     def weight_moves(self, primal: Closed) -> bool:
         """Whether the weight, the second of its results, is computed from the chosen leaves."""
         jaxpr = primal.traced.jaxpr
-        inputs = reads(jaxpr, [1])[len(jaxpr.constvars) :]
+        inputs = reads(jaxpr, [1])[len(primal.consts) :]
         return any(read and taken for read, taken in zip(inputs, self.chosen, strict=False))
 
     def taken(self, leaves: Sequence[Array]) -> list[Array]:
@@ -176,7 +176,7 @@ class LinearMap(MicrobatchMap):
         """
         traced = self.traced(self.linear_map, leaves, batch)
         jaxpr = traced.traced.jaxpr
-        inputs = [*jaxpr.constvars, *jaxpr.invars]
+        inputs = jaxpr.invars
         position: dict[Any, int] = {var: i for i, var in enumerate(inputs)}
         kept: list[int] = []
         places: list[int] = []
