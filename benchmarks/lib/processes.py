@@ -33,12 +33,12 @@ class Meter:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self._resident = _status("VmRSS")
+        self._resident = status("VmRSS")
         self._begin = self._times()
 
     def read(self) -> dict[str, float]:
         passed = {name: value - self._begin[name] for name, value in self._times().items()}
-        return {**passed, "peak_growth_MB": _status("VmHWM") - self._resident}
+        return {**passed, "peak_growth_MB": status("VmHWM") - self._resident}
 
     @staticmethod
     def _times() -> dict[str, float]:
@@ -49,7 +49,7 @@ class Meter:
         }
 
 
-def _status(name: str) -> float:
+def status(name: str) -> float:
     """A size in MB from what the system says of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6

@@ -181,7 +181,7 @@ def product_seconds() -> dict[str, float]:
     from benchmarks.lib.compiled import median_seconds
 
     from curvax.models import gpt
-    from curvax.operators.base import compiled_product
+    from curvax.operators.checked_product import compiled_product
 
     (plain, params, batch), (kept, *_) = _operator(None), _operator(1)
     v = jax.random.normal(jax.random.key(0), (1, plain.shape[0]))

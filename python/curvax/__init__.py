@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from curvax.krylov.plan import plan as plan
     from curvax.krylov.power_iteration import power_iteration as power_iteration
     from curvax.krylov.sharpness import sharpness as sharpness
-    from curvax.operators.algebra import identity as identity
+    from curvax.operators.base import Blocks as Blocks
     from curvax.operators.base import Operator as Operator
-    from curvax.operators.base import VectorSpace as VectorSpace
-    from curvax.operators.blocks import Blocks as Blocks
     from curvax.operators.conversion import from_matvec as from_matvec
+    from curvax.operators.conversion import identity as identity
     from curvax.operators.failures import KernelFailure as KernelFailure
     from curvax.operators.failures import OutOfMemory as OutOfMemory
     from curvax.operators.fisher import fisher as fisher
     from curvax.operators.ggn import ggn as ggn
     from curvax.operators.hessian import hessian as hessian
     from curvax.operators.model import Model as Model
+    from curvax.operators.space import VectorSpace as VectorSpace
     from curvax.results import BlockResults as BlockResults
     from curvax.results import DensityProgress as DensityProgress
     from curvax.results import DiagonalResult as DiagonalResult
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # The public names and the modules that they come from.
 _HOMES = {
     "BlockResults": "curvax.results",
-    "Blocks": "curvax.operators.blocks",
+    "Blocks": "curvax.operators.base",
     "ConvergenceWarning": "curvax.warnings",
     "DensityProgress": "curvax.results",
     "DiagonalResult": "curvax.results",
@@ -69,7 +69,7 @@ _HOMES = {
     "SpectralDensity": "curvax.results",
     "TraceProgress": "curvax.results",
     "TraceResult": "curvax.results",
-    "VectorSpace": "curvax.operators.base",
+    "VectorSpace": "curvax.operators.space",
     "__version__": "curvax.version",
     "adapters": "curvax.adapters",
     "compat": "curvax.compat",
@@ -79,7 +79,7 @@ _HOMES = {
     "from_matvec": "curvax.operators.conversion",
     "ggn": "curvax.operators.ggn",
     "hessian": "curvax.operators.hessian",
-    "identity": "curvax.operators.algebra",
+    "identity": "curvax.operators.conversion",
     "lanczos_tridiagonal": "curvax.krylov.lanczos_tridiagonal",
     "load": "curvax.results",
     "log_det": "curvax.estimators.log_det",

@@ -6,15 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from curvax.jax_internals import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Loop,
+    Var,
+    body,
+    branches,
+    called,
+    calls,
+    is_custom_vjp,
+    jaxpr_as_fun,
+    loop,
+    with_calls,
+)
 
 
 class Rewriter(abc.ABC):
     """One rewrite. A sub-jaxpr that occurs twice stays one object, so it is lowered once."""
 
     def __init__(self) -> None:
-        self._done: dict[int, tuple[Jaxpr, Jaxpr]] = {}
+        self._done: dict[int, tuple[Any, Any]] = {}
 
     @abc.abstractmethod
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
@@ -24,31 +39,18 @@ class Rewriter(abc.ABC):
     def enters(self, eqn: JaxprEqn) -> bool:
         """Whether what an equation calls is rewritten too."""
 
-    def closed(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
-        """`rewrite`, once for each jaxpr."""
-        return ClosedJaxpr(self._open(jaxpr.jaxpr), jaxpr.consts)
+    def __call__(self, jaxpr: Any) -> Any:
+        """`rewrite` of a jaxpr, open or closed, once for each."""
+        if id(jaxpr) not in self._done:
+            open_ = isinstance(jaxpr, Jaxpr)
+            new = self.rewrite(jaxpr) if open_ else jaxpr.replace(jaxpr=self(jaxpr.jaxpr))
+            # The original is kept beside the result, so that its id is not used again.
+            self._done[id(jaxpr)] = (jaxpr, new)
+        return self._done[id(jaxpr)][1]
 
     def params(self, eqn: JaxprEqn) -> dict[str, Any]:
         """The parameters of an equation, with what it calls rewritten."""
-        if not self.enters(eqn):
-            return eqn.params
-        return {name: self._param(value) for name, value in eqn.params.items()}
-
-    def _open(self, jaxpr: Jaxpr) -> Jaxpr:
-        if id(jaxpr) not in self._done:
-            # The original is kept beside the result, so that its id is not used again.
-            self._done[id(jaxpr)] = (jaxpr, self.rewrite(jaxpr))
-        return self._done[id(jaxpr)][1]
-
-    def _param(self, value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return self.closed(value)
-        if isinstance(value, Jaxpr):
-            return self._open(value)
-        if isinstance(value, tuple) and any(isinstance(v, (Jaxpr, ClosedJaxpr)) for v in value):
-            items = map(self._param, value)
-            return value._make(items) if hasattr(value, "_make") else tuple(items)
-        return value
+        return with_calls(eqn, self) if self.enters(eqn) else eqn.params
 
 
 def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable[..., Any]:
@@ -57,10 +59,60 @@ def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable
     @functools.wraps(fun)
     def wrapped(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
-        out = core.jaxpr_as_fun(make().closed(closed))(*jax.tree.leaves(args))
+        out = jaxpr_as_fun(make()(closed))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
     return wrapped
+
+
+# What an equation is replaced by: a jaxpr without constants, and what its arguments are.
+Body = tuple[Jaxpr, Sequence[Any]]
+
+
+def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None]) -> Jaxpr:
+    """A jaxpr with some of its calls replaced by what they call.
+
+    Args:
+        jaxpr: where they are.
+        body_of: what takes the place of an equation with these operands, and may have such calls
+            itself; None for an equation that stays.
+    """
+    equations: list[JaxprEqn] = []
+
+    def walk(jaxpr: Jaxpr, known: dict[Var, Any]) -> list[Any]:
+        """Append the equations, with variables of their own, and return the results."""
+
+        def current(atoms: Sequence[Any]) -> list[Any]:
+            return [a if isinstance(a, Literal) else known.get(a, a) for a in atoms]
+
+        for eqn in jaxpr.eqns:
+            invars = current(eqn.invars)
+            replacement = body_of(eqn, invars)
+            if replacement is not None:
+                inner, operands = replacement
+                outvars = walk(inner, dict(zip(inner.invars, operands, strict=True)))
+            else:
+                outvars = [Var(var.aval) for var in eqn.outvars]
+                equations.append(eqn.replace(invars=invars, outvars=outvars))
+            known.update(zip(eqn.outvars, outvars, strict=True))
+        return current(jaxpr.outvars)
+
+    outvars = walk(jaxpr, {})
+    return jaxpr.replace(eqns=equations, outvars=outvars)
+
+
+def jaxpr_of_linear(linear: Callable[..., Any], *like: Any) -> Jaxpr:
+    """What a linear map computes.
+
+    Args:
+        linear: the map. One that `jax.linearize` returned is a partial application of a traced
+            program, which is found there: to trace it again takes as long as the product.
+        like: its arguments.
+    """
+    for part in getattr(getattr(linear, "func", None), "args", ()):
+        if isinstance(part, (Jaxpr, ClosedJaxpr)):
+            return body(part)
+    return jax.make_jaxpr(linear)(*like).jaxpr
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -70,13 +122,9 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """
     for eqn in jaxpr.eqns:
         yield eqn
-        if eqn.primitive.name == "custom_vjp_call":
-            continue
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-                if isinstance(inner, Jaxpr):
-                    yield from equations(inner)
+        if not is_custom_vjp(eqn):
+            for inner in calls(eqn):
+                yield from equations(body(inner))
 
 
 def reads(jaxpr: Jaxpr, outputs: Iterable[int]) -> list[bool]:
@@ -92,46 +140,42 @@ def reads(jaxpr: Jaxpr, outputs: Iterable[int]) -> list[bool]:
 
 def _reads_of(eqn: JaxprEqn, wanted: list[int]) -> Sequence[bool]:
     """Which operands flow into the results of an equation at the positions `wanted`."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "cond":
-        taken = [_reads_in(branch, wanted) for branch in params["branches"]]
+    if choices := branches(eqn):
+        taken = [_reads_in(branch, wanted) for branch in choices]
         return [True, *map(any, zip(*taken, strict=True))]
-    if name == "scan":
-        consts = params["num_consts"]
-        return _reads_of_loop(params["jaxpr"], consts, params["num_carry"], wanted)
-    if name == "while":
-        tests, consts = params["cond_nconsts"], params["body_nconsts"]
-        carry = len(eqn.outvars)
-        test = _reads_in(params["cond_jaxpr"], [0])
-        # What decides how often the body runs flows into all that it carries.
-        first = {*wanted, *(i for i in range(carry) if test[tests + i])}
-        body = _reads_of_loop(params["body_jaxpr"], consts, carry, sorted(first))
-        return [*test[:tests], *body]
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = params.get(key)
-        counts = (len(eqn.invars), len(eqn.outvars))
-        if isinstance(inner, (Jaxpr, ClosedJaxpr)) and _counts(inner) == counts:
-            return _reads_in(inner, wanted)
-    return [True] * len(eqn.invars)
+    if repeated := loop(eqn):
+        tests, first = [], set(wanted)
+        if repeated.test is not None:
+            test = _reads_in(repeated.test, [0])
+            tests = test[: repeated.test_consts]
+            # What decides how often the body runs flows into all that it carries.
+            first |= {i for i, taken in enumerate(test[repeated.test_consts :]) if taken}
+        return [*tests, *_reads_of_loop(repeated, first)]
+    inner, operands = called(eqn) or (eqn.params.get("jaxpr"), eqn.invars)
+    if inner is None or _counts(inner) != (len(operands), len(eqn.outvars)):
+        return [True] * len(eqn.invars)
+    read = zip(operands, _reads_in(inner, wanted), strict=True)
+    flowing = {id(operand) for operand, taken in read if taken}
+    return [id(operand) in flowing for operand in eqn.invars]
 
 
-def _reads_of_loop(body: Any, consts: int, carry: int, wanted: list[int]) -> list[bool]:
+def _reads_of_loop(repeated: Loop, reached: set[int]) -> list[bool]:
     """Of the constants, the carry and, of a scan, what it walks over, until nothing is added."""
-    reached = set(wanted)
+    consts, carry = repeated.consts, repeated.carry
     while True:
-        taken = _reads_in(body, sorted(reached))
+        taken = _reads_in(repeated.body, sorted(reached))
         more = {i for i in range(carry) if taken[consts + i]}
         if more <= reached:
             return [t or consts <= i < consts + carry and i - consts in reached
                     for i, t in enumerate(taken)]  # fmt: skip
-        reached |= more
+        reached = reached | more
 
 
 def _reads_in(jaxpr: Any, outputs: Iterable[int]) -> list[bool]:
-    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    inner = body(jaxpr)
     return reads(inner, outputs)[len(inner.constvars) :]
 
 
 def _counts(jaxpr: Any) -> tuple[int, int]:
-    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    inner = body(jaxpr)
     return len(inner.invars), len(inner.outvars)

@@ -1,5 +1,6 @@
 """Compiled device programs, and the clock that times the parts of a computation."""
 
+import abc
 import collections
 import contextlib
 import contextvars
@@ -13,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.backend import backends
+
+from curvax.jax_internals import backends
 
 
 def present() -> frozenset[str]:
@@ -91,6 +93,28 @@ _CACHED = 32
 _nothing = jax.jit(lambda: ())
 
 
+class Argument(abc.ABC):
+    """Part of an argument, a pytree, of which compiled programs need less than is there.
+
+    What they do not need would keep programs apart that are the same, and be kept with them.
+    """
+
+    @abc.abstractmethod
+    def as_argument(self) -> Any:
+        """What a program needs, for one that is run rather than differentiated."""
+
+
+def as_arguments(args: Any) -> Any:
+    """A pytree with what compiled programs need of it; as it is, where anything in it is traced."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return args
+    return jax.tree.map(
+        lambda part: part.as_argument() if isinstance(part, Argument) else part,
+        args,
+        is_leaf=lambda part: isinstance(part, Argument),
+    )
+
+
 def untracked_settings() -> tuple[Any, ...]:
     """The settings that a trace depends on, and that JAX does not keep its traces apart by.
 
@@ -150,6 +174,8 @@ def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
 class Program:
     """A function, compiled once per structure, types and devices of its arguments, and settings.
 
+    Operators in them are compared by what they compute: those of one loss share what is compiled.
+
     Compiled ahead of time, so that compilation is timed apart and the memory can be read before
     a run; under `jax.disable_jit()` too, which has no such programs.
 
@@ -169,6 +195,7 @@ class Program:
         """Run; the arrays of the donated arguments are gone after it."""
         if self.check is not None:
             self.check(*args)
+        args = as_arguments(args)
         with self._mode():
             return self._compiled(clock, args)(*args)
 
@@ -180,18 +207,18 @@ class Program:
             args: arrays, or `jax.ShapeDtypeStruct`s in their place.
         """
         with self._mode():
-            return _work_bytes(self._compiled(clock, args))
+            return _work_bytes(self._compiled(clock, as_arguments(args)))
 
     def known_work_bytes(self, *args: Any) -> int | None:
         """The same, if the program has been compiled for these arguments, else None."""
         with self._mode():
-            compiled = _cache.get(self._key(args))
+            compiled = _cache.get(self._key(as_arguments(args)))
         return None if compiled is None else _work_bytes(compiled)
 
     def result_shardings(self, clock: Clock, *args: Any) -> Any:
         """How each result lies on the devices; the arguments are those of `work_bytes`."""
         with self._mode():
-            return self._compiled(clock, args).output_shardings
+            return self._compiled(clock, as_arguments(args)).output_shardings
 
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:

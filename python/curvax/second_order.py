@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
+from curvax.jax_internals import Primitive, ad, batching, mlir
 from curvax.ops.manual_axes import equally_varying
 
 Flags = tuple[bool, ...]

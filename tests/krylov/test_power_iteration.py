@@ -7,7 +7,7 @@ import pytest
 from tests.krylov.spectra import true_residuals
 
 import curvax as cx
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 
 EPS = float(np.finfo(np.float32).eps)
 

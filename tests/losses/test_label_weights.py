@@ -7,7 +7,7 @@ import pytest
 
 import curvax as cx
 from curvax import losses
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((20, 2)).astype(np.float32)

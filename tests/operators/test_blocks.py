@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import curvax as cx
 from curvax.operators import base
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 
 
 def _noise(seed, *shape):

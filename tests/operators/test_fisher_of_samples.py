@@ -18,7 +18,7 @@ from tests.operators.test_fisher import (
 )
 
 import curvax as cx
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 
 # Of each sample the activations are longer than the 139 parameters.
 SAMPLES, LENGTH = 4, 40

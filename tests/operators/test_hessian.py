@@ -206,7 +206,7 @@ def test_parameters_are_not_kept_twice():
     """Residuals that are inputs of the primal half are put back, not copied."""
     params, batch = _problem()
     op = cx.hessian(model_loss, params, batch, linearize=True)
-    shapes = [leaf.shape[1:] for stack in op.stacks for leaf in stack.residuals]
+    shapes = [leaf.shape[1:] for stack in op.stacks for leaf in stack.product.residuals]
     assert (5, 7) not in shapes and (23, 5) not in shapes
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import curvax as cx
 from curvax.checks import shown
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 from curvax.operators.conversion import as_operator
 
 MANY = {f"layer{i}": {"w": np.ones((50, 50), np.float32)} for i in range(300)}

@@ -1,11 +1,18 @@
 """A model in one object, in place of its parts."""
 
+import inspect
+import pydoc
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import curvax as cx
+from curvax.operators.fisher import FisherOptions
+from curvax.operators.ggn import GaussNewtonOptions
+from curvax.operators.hessian import HessianOptions
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 PARAMS = {"a": jax.random.normal(KEYS[0], (3, 4)), "b": jax.random.normal(KEYS[1], (4, 2))}
@@ -51,6 +58,26 @@ def test_filters_know_all_names():
 def test_text():
     assert repr(MODEL) == "Model(20 parameters in 2 leaves)"
     assert cx.hessian.__name__ == "hessian" and "forward over reverse" in cx.hessian.__doc__
+
+
+OPTIONS = {cx.hessian: HessianOptions, cx.ggn: GaussNewtonOptions, cx.fisher: FisherOptions}
+
+
+@pytest.mark.parametrize("function", OPTIONS, ids=lambda function: function.__name__)
+def test_help_shows_that_a_model_is_accepted_and_the_types_of_options(function):
+    """The options of the overloads, for a model and for its parts, are those of the function."""
+    parameters = inspect.signature(function).parameters.values()
+    hints = typing.get_type_hints(function)
+    first, *rest = (p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    assert cx.Model in typing.get_args(hints[first.name]) and rest[-1].name == "batches"
+    options = {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert (
+        options == typing.get_type_hints(OPTIONS[function]) and typing.Any not in options.values()
+    )
+    text = pydoc.plain(pydoc.render_doc(function))
+    assert f"{function.__name__}({first.name}: " in text and "Model, " in text
+    assert "microbatch_size: int | collections.abc.Callable" in text
+    assert f"{function.__name__}(model, batches, ...)" in text
 
 
 def test_bad_input():

@@ -9,7 +9,7 @@ import pytest
 
 import curvax as cx
 from curvax import losses
-from curvax.operators.base import compiled_product
+from curvax.operators.checked_product import compiled_product
 from curvax.operators.conversion import as_operator
 
 RNG = np.random.default_rng(2)

@@ -14,7 +14,7 @@ import curvax as cx
 from curvax.jaxprs import Rewriter, rewritten
 from curvax.models import gpt
 from curvax.operators.ggn import GaussNewtonMap
-from curvax.operators.gradient import GradientMap
+from curvax.operators.hessian import HessianMap
 
 BATCH = np.arange(2 * 17, dtype=np.uint8).reshape(2, 17)
 SPLIT, HIGHEST, DEFAULT = "bf16x3", "HIGHEST", "DEFAULT"
@@ -42,17 +42,25 @@ def shapes_of(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
+def product_of(model, half_of, leaves, batch):
+    """The product of a map's microbatches, without residuals, and the types of these."""
+    if half_of == "linearized":
+        product = model.keeping(leaves, batch, np.inf)
+    else:
+        product = model.recomputing(leaves, batch)
+    return product, jax.eval_shape(product.evaluate, leaves, batch)[2]
+
+
 def lowered(make, half_of, params, batch, block=None):
     """The primal and the linear half of one microbatch, lowered for CUDA."""
     leaves, treedef = jax.tree.flatten(params)
     leaves = tuple(shapes_of(leaves))
     model = make(treedef, {}, (True,) * len(leaves), False)
-    half, consts = getattr(model, half_of)(leaves, shapes_of(batch))
-    kept = jax.eval_shape(half.primal, consts, leaves, batch)[2]
+    product, kept = product_of(model, half_of, leaves, shapes_of(batch))
 
-    def linear(consts, leaves, batch, kept, tangents):
+    def linear(product, leaves, batch, kept, tangents):
         def one(t):
-            return half.apply(consts, leaves, batch, kept, t)
+            return product.holding(kept).multiply_one(leaves, batch, t)
 
         return one(tangents) if block is None else jax.vmap(one)(tangents)
 
@@ -61,8 +69,8 @@ def lowered(make, half_of, params, batch, block=None):
         tangents = jax.tree.map(lambda x: jax.ShapeDtypeStruct((block, *x.shape), x.dtype), leaves)
     texts = []
     for fun, args in (
-        (half.primal, (consts, leaves, batch)),
-        (linear, (consts, leaves, batch, kept, list(tangents))),
+        (type(product).evaluate, (product, leaves, batch)),
+        (linear, (product, leaves, batch, kept, list(tangents))),
     ):
         traced = jax.jit(fun).trace(*args)
         texts.append(traced.lower(lowering_platforms=("cuda",)).as_text())
@@ -70,7 +78,7 @@ def lowered(make, half_of, params, batch, block=None):
 
 
 def hessian_map(loss, precision):
-    return lambda *args: GradientMap(*args, loss, precision=precision)
+    return lambda *args: HessianMap(*args, loss, precision=precision)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,7 @@ def test_products_in_inner_programs_and_rules_and_those_that_name_a_precision(se
 
 @pytest.mark.parametrize("half_of", ["linearized", "recomputed"])
 def test_the_setting_is_that_where_the_operator_is_made(half_of, on_device):
-    """Of transposes, too, which are traced with the product."""
+    """Of transposes, too."""
     leaves = (jax.ShapeDtypeStruct((8, 8), np.float32),)
     args = (jax.tree.structure({"w": 0}), {}, (True,), False)
     batch = jax.ShapeDtypeStruct((4, 8), np.float32)
@@ -166,15 +174,15 @@ def test_the_setting_is_that_where_the_operator_is_made(half_of, on_device):
 
     loss = cx.losses.LinearCrossEntropy(lambda x: jnp.zeros(len(x), jnp.int32))
     maps = (
-        GradientMap(*args, lambda params, x: loss(forward(params, x), x)),
+        HessianMap(*args, lambda params, x: loss(forward(params, x), x)),
         GaussNewtonMap(*args, forward, loss),
     )
     for model in maps:
         with jax.default_matmul_precision("BF16_BF16_F32_X3"):
-            half, consts = getattr(model, half_of)(leaves, batch)
-        kept = jax.eval_shape(half.primal, consts, leaves, batch)[2]
+            product, kept = product_of(model, half_of, leaves, batch)
         with jax.default_matmul_precision("tensorfloat32"):
-            traced = jax.jit(half.apply).trace(consts, leaves, batch, kept, list(leaves))
+            held = product.holding(kept)
+            traced = jax.jit(type(held).multiply_one).trace(held, leaves, batch, list(leaves))
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
         found = products(text)
         assert found[SPLIT, False] > 8 and {key[0] for key in found} <= {SPLIT, HIGHEST}

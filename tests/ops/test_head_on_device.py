@@ -12,7 +12,7 @@ from jax.extend.mlir import ir
 
 import curvax as cx
 from curvax.losses import linear_cross_entropy
-from curvax.operators.gradient import GradientMap
+from curvax.operators.hessian import HessianMap
 from curvax.ops.matmul_sum import matmul_sum
 
 TOKENS, WIDTH, VOCAB = 8192, 768, 50304
@@ -74,8 +74,8 @@ def product_of(vocab, tokens=TOKENS):
     leaves = (shape((vocab, WIDTH), np.float32), shape((WIDTH, WIDTH), np.float32))
     batch = {"x": shape((tokens, WIDTH), np.float32), "y": shape((tokens,), np.int32)}
     treedef = jax.tree.structure({"head": 0, "mix": 0})
-    half, consts = GradientMap(treedef, {}, (True, True), False, loss).recomputed(leaves, batch)
-    return lowered(lambda *args: half.apply(consts, *args), leaves, batch, (), leaves)
+    product = HessianMap(treedef, {}, (True, True), False, loss).recomputing(leaves, batch)
+    return lowered(product.multiply_one, leaves, batch, leaves)
 
 
 def test_products_of_a_language_model_head_are_counted_in_chunks(on_device, monkeypatch):

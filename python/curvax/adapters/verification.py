@@ -11,7 +11,7 @@ import numpy as np
 
 from curvax.adapters.gradients import NOISE, Gradients, distances, norm
 from curvax.filters import leaf_names
-from curvax.operators.closure import Hoisted, hoist
+from curvax.operators.closure import Closed, close
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
 from curvax.ops.fence import fence
@@ -178,7 +178,7 @@ class Comparison:
         (loss, (weight, outputs)), gradient = program(self.model.params)
         if float(weight) == 0:
             return None
-        limits = _TOLERANCES[min(theirs.bits, _coarsest_bits(program.traced.jaxpr))]
+        limits = _TOLERANCES[min(theirs.bits, _coarsest_bits(program.function.traced.jaxpr))]
         limits = limits._replace(products=self.tol or limits.products)
         allowed = {"outputs": limits.outputs, "loss": limits.outputs}
         differences = self._outputs(outputs, theirs.outputs)
@@ -220,7 +220,7 @@ class Comparison:
         params = self.model.params
         try:
             # A module's constants are arguments: XLA would hold, and fold, frozen weights again.
-            program = _Program(*hoist(gradient, params, self.batch), self.batch)
+            program = _Program(close(gradient, params, self.batch), self.batch)
             _trace_derivative(program, params)
         except NotImplementedError as error:
             raise UndifferentiableError(str(error).partition("\n")[0]) from error
@@ -288,18 +288,16 @@ class _Program:
     """`((loss, (weight, outputs)), gradient)` of parameters.
 
     Attributes:
-        traced: a function of the constants, the parameters and the batch.
-        consts: the constants.
+        function: of the parameters and the batch.
         batch: the batch.
     """
 
-    traced: Hoisted
-    consts: Any
+    function: Closed
     batch: Any
 
     def __call__(self, params: Any) -> Any:
-        args = (self.consts, params, self.batch)
-        return jax.jit(self.traced, compiler_options=compiler_options(*args))(*args)
+        args = (self.function, params, self.batch)
+        return jax.jit(Closed.__call__, compiler_options=compiler_options(*args))(*args)
 
 
 def _trace_derivative(program: _Program, params: Any) -> None:
@@ -310,7 +308,7 @@ def _trace_derivative(program: _Program, params: Any) -> None:
     """
 
     def results(given: Any) -> list[Any]:
-        leaves = jax.tree.leaves(program.traced(program.consts, given, program.batch))
+        leaves = jax.tree.leaves(program.function(given, program.batch))
         return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def squares(given: Any) -> Any:

@@ -66,7 +66,8 @@ class Problem:
             return (cx.hessian if self.operator == "hessian" else cx.ggn)(model, batches, **options)
         if self.kind == "mc":
             options["seed"] = 0
-        return cx.fisher(model, batches, kind=self.kind or "empirical", **options)
+        options["kind"] = self.kind or "empirical"
+        return cx.fisher(model, batches, **options)
 
 
 def problem_of(

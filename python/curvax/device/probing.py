@@ -9,8 +9,8 @@ from jax import Array, lax
 from curvax.arrays import scale_of
 from curvax.columns import matmul, over_columns, row_sums
 from curvax.device import probes
-from curvax.operators.base import Operator, checked_product
-from curvax.operators.blocks import RestrictedOperator
+from curvax.operators.base import Operator, RestrictedOperator
+from curvax.operators.checked_product import checked_product
 from curvax.program import Program, program
 
 

@@ -10,8 +10,9 @@ from jax import Array, lax
 from curvax.columns import matmul, over_columns, random_columns, row_sums
 from curvax.device import storage
 from curvax.device.storage import Length
-from curvax.operators.base import Operator, checked_product
-from curvax.operators.closure import hoist
+from curvax.operators.base import Operator
+from curvax.operators.checked_product import checked_product
+from curvax.operators.closure import close
 from curvax.operators.shards import sharded_arrays
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
@@ -120,13 +121,13 @@ def steps(
     """
     b = block.shape[0]
     with users_mode():
-        product, closed_over = hoist(checked_product, op, block)
+        product = close(checked_product, op, block)
 
     def step(i: Array, carry: Any) -> Any:
         basis, block, numbers = carry
         own = seed + jnp.stack([jnp.zeros_like(seed[0]), i.astype(seed.dtype)])
         used = first + (i + 1) * b
-        basis, block, row = _append(basis, product(closed_over, op, block), used, own)
+        basis, block, row = _append(basis, product(op, block), used, own)
         return basis, block, lax.dynamic_update_slice(numbers, row, (i, jnp.zeros_like(i)))
 
     numbers = jnp.zeros((TOGETHER, 4 + b * (b + basis.shape[0])))

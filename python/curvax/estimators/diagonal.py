@@ -26,8 +26,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.memory import available_bytes, readable
-from curvax.operators.base import Operator
-from curvax.operators.blocks import Blocks, RestrictedOperator
+from curvax.operators.base import Blocks, Operator, RestrictedOperator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.evidence import check_form
 from curvax.options import takes_options

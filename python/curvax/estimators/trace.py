@@ -18,8 +18,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes, readable
-from curvax.operators.base import Operator
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.options import takes_options
 from curvax.program import Clock

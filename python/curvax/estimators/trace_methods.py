@@ -17,7 +17,7 @@ from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.sampling import Estimate, Sampling
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks
 from curvax.typing import FloatArray
 
 # Where the rows of the seed's sequence begin that are independent of every sketch.

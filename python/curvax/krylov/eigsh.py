@@ -16,8 +16,7 @@ from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.selection import Wanted
 from curvax.krylov.start import starting_block
 from curvax.krylov.thick_restart import Solve
-from curvax.operators.base import Operator
-from curvax.operators.blocks import Blocks
+from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.options import takes_options
 from curvax.results import BlockResults, EigenResult, numbered

@@ -18,9 +18,8 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
-from curvax.operators.algebra import identity
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import as_operator, identity, original_errors
 from curvax.operators.evidence import report_nonfinite
 from curvax.operators.vectors import read_vector
 from curvax.options import takes_options

@@ -22,7 +22,9 @@ from jax import Array
 
 from curvax.krylov import underflow
 from curvax.krylov.underflow import Probe
-from curvax.operators.base import Operator, VectorSpace, checked_product
+from curvax.operators.base import Operator
+from curvax.operators.checked_product import checked_product
+from curvax.operators.space import VectorSpace
 from curvax.program import Clock
 from curvax.results.units import rescaled
 

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from curvax.columns import CHUNK
 from curvax.device import programs
-from curvax.operators.base import Operator, checked_product
+from curvax.jax_internals import Literal, body, calls
+from curvax.operators.base import Operator
+from curvax.operators.checked_product import checked_product
 from curvax.operators.conversion import HostOperator
 from curvax.operators.curvature import Curvature
+from curvax.operators.products import OuterProducts
 from curvax.program import Clock
 
 Rows = np.ndarray[Any, Any]
@@ -151,7 +153,7 @@ def _is_flushed(op: HostOperator, exponent: int) -> bool:
 
 def _is_doubtful(op: Curvature, exponent: int) -> bool:
     """Whether derivatives, on the way to the product, may have been read as zero."""
-    if all(stack.half.apply is None for stack in op.stacks):
+    if all(isinstance(stack.product, OuterProducts) for stack in op.stacks):
         return False  # its gradients, which are looked at themselves, are multiplied
     smallest = _lowest_exponent(op.dtype)
     level = Probe(op, Clock()).level(exponent) - exponent
@@ -167,21 +169,14 @@ def _constants_of(op: Operator) -> Iterator[Any]:
     for node in jax.tree.leaves(op, is_leaf=lambda x: isinstance(x, Curvature)):
         for stack in node.stacks if isinstance(node, Curvature) else ():
             batch = jax.tree.map(lambda leaf: leaf[0], stack.batch)
-            yield from _constants(
-                jax.make_jaxpr(stack.half.primal)(stack.consts, node.leaves, batch)
-            )
+            yield from _constants(jax.make_jaxpr(stack.product.primal)(node.leaves, batch))
 
 
-def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
-    if isinstance(program, ClosedJaxpr):
-        yield from program.consts
-        program = program.jaxpr
-    for equation in program.eqns:
+def _constants(program: Any) -> Iterator[Any]:
+    yield from getattr(program, "consts", ())
+    for equation in body(program).eqns:
         for atom in equation.invars:
             if isinstance(atom, Literal):
                 yield np.asarray(atom.val, atom.aval.dtype)  # type: ignore[attr-defined]
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
-        ):
-            if isinstance(value, (ClosedJaxpr, Jaxpr)):
-                yield from _constants(value)
+        for inner in calls(equation):
+            yield from _constants(inner)

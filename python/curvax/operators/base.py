@@ -1,106 +1,32 @@
-"""What every operator is: a symmetric matrix that can be multiplied, and the space it acts on."""
+"""What every operator is, a symmetric matrix that can be multiplied, and those made of others.
+
+Sums, multiples, congruence by a diagonal, projection and diagonal blocks are methods of all
+operators, and operators themselves: hence one file.
+"""
 
 import abc
 import dataclasses
-import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from scipy.sparse.linalg import LinearOperator
 
-from curvax.arrays import to_array
-from curvax.filters import Filter, difference, leaf_names
-from curvax.operators.placement import check_not_typed_by_shards
-from curvax.program import jit, untracked_settings
-
-# XLA counts the bytes of an array in 64 bits, and ends the process where they overflow: this leaves
-# room for thousands of rows in float64.
-MOST = 2**48
-
-
-@dataclasses.dataclass(frozen=True)
-class VectorSpace:
-    """Pytrees of one structure, seen as flat vectors in the order of `ravel_pytree`.
-
-    Attributes:
-        treedef: the structure.
-        shapes: the shape of each leaf.
-        names: the name of each leaf, for messages.
-        dtype: float32 or float64, of every leaf.
-    """
-
-    treedef: Any
-    shapes: tuple[tuple[int, ...], ...]
-    names: tuple[str, ...]
-    dtype: np.dtype[Any]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
-        if self.n > MOST:
-            raise ValueError(f"a vector may have at most {MOST} numbers, got n = {self.n}")
-
-    @classmethod
-    def of(cls, tree: Any, dtype: Any) -> "VectorSpace":
-        """The space of the vectors that look like `tree`, a pytree of things with a shape."""
-        leaves, treedef = jax.tree.flatten(tree)
-        shapes = tuple(tuple(np.shape(leaf)) for leaf in leaves)
-        return cls(treedef, shapes, tuple(leaf_names(tree)), np.dtype(dtype))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Elements per leaf."""
-        return tuple(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def n(self) -> int:
-        """The dimension."""
-        return sum(self.sizes)
-
-    def is_block(self, tree: Any) -> bool:
-        """Whether `tree` is a block of vectors: its first leaf has an axis more than here."""
-        leaves = jax.tree.leaves(tree)
-        return bool(leaves) and np.ndim(leaves[0]) == len(self.shapes[0]) + 1
-
-    def ravel(self, tree: Any, batch_axes: int = 0, what: str = "vector") -> Array:
-        """Flatten: leaves of shape `batch + leaf` become one array `batch + (n,)`.
-
-        Args:
-            tree: the vector, or vectors.
-            batch_axes: the number of axes of `batch`.
-            what: the name of `tree` in messages.
-
-        Raises:
-            TypeError: a leaf is complex, or no array of numbers, or has a mask.
-            ValueError: another structure, a leaf of another shape, or numbers beyond the range.
-        """
-        leaves, treedef = jax.tree.flatten(tree)
-        if treedef != self.treedef:
-            raise ValueError(f"{what} must have the structure {difference(self.treedef, treedef)}")
-        batch = np.shape(leaves[0])[:batch_axes]
-        flat = []
-        for leaf, shape, name in zip(leaves, self.shapes, self.names, strict=True):
-            place = f"leaf {name!r} of {what}" if name else what
-            check_not_typed_by_shards(leaf, place)
-            if np.shape(leaf) != (*batch, *shape):
-                raise ValueError(
-                    f"{place} must have shape {(*batch, *shape)}, got {np.shape(leaf)}"
-                )
-            flat.append(to_array(leaf, place, self.dtype).reshape(*batch, math.prod(shape)))
-        return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
-
-    def unravel(self, flat: Array) -> Any:
-        """The inverse: `batch + (n,)` becomes leaves of shape `batch + leaf`."""
-        batch = flat.shape[:-1]
-        borders = np.cumsum(self.sizes)[:-1]
-        pieces = jnp.split(flat, borders, axis=-1)
-        leaves = [p.reshape(*batch, *s) for p, s in zip(pieces, self.shapes, strict=True)]
-        return jax.tree.unflatten(self.treedef, leaves)
+from curvax.filters import Filter
+from curvax.operators.algebra import (
+    check_same,
+    coefficient,
+    diagonal_entries,
+    independent_rows,
+    project,
+)
+from curvax.operators.batches import for_several
+from curvax.operators.checked_product import check_operator, checked_product, compiled_product
+from curvax.operators.partition import By, Part, borders, partition, selected
+from curvax.operators.space import VectorSpace
 
 
 class Operator(abc.ABC):
@@ -202,7 +128,7 @@ class Operator(abc.ABC):
             TypeError: a float32 and a float64 operator.
             ValueError: operators on different vectors.
         """
-        return _algebra().add((self, other)) if isinstance(other, Operator) else NotImplemented
+        return _sum((self, other)) if isinstance(other, Operator) else NotImplemented
 
     def __radd__(self, other: Any) -> "Operator":
         """`0 + A`, with which Python's `sum` of operators begins."""
@@ -223,7 +149,10 @@ class Operator(abc.ABC):
             TypeError: not a real number.
             ValueError: an array, or not finite.
         """
-        return _algebra().scale(factor, self)
+        c = coefficient(factor, self.dtype)
+        if isinstance(self, SumOperator):
+            return SumOperator(self.terms, tuple(c * own for own in self.coefficients), self.space)
+        return SumOperator((self,), (c,), self.space)
 
     __rmul__ = __mul__
 
@@ -240,7 +169,7 @@ class Operator(abc.ABC):
         Raises:
             ValueError: another structure or shape, or not finite.
         """
-        return _algebra().congruence(self, diagonal)
+        return CongruentOperator(self, diagonal_entries(self.space, diagonal), self.space)
 
     def project_off(self, vectors: Any) -> "Operator":
         """`P A P`, with P the orthogonal projection off the span of `vectors`.
@@ -251,7 +180,7 @@ class Operator(abc.ABC):
         Raises:
             ValueError: zero, not finite, linearly dependent, or as many as there are parameters.
         """
-        return _algebra().project_off(self, vectors)
+        return ProjectedOperator(self, independent_rows(self.space, vectors), self.space)
 
     def restrict(self, where: Filter) -> "Operator":
         """The diagonal block on the leaves that a filter selects; the others are None in vectors.
@@ -266,11 +195,9 @@ class Operator(abc.ABC):
             TypeError: `where` is neither callable nor a pytree of bools.
             ValueError: it selects nothing.
         """
-        from curvax.operators.blocks import restrict
+        return RestrictedOperator(self, *selected(self.space, where))
 
-        return restrict(self, where)
-
-    def blocks(self, by: Any, *, stacked: str | Sequence[str] = ()) -> Any:
+    def blocks(self, by: By, *, stacked: str | Sequence[str] = ()) -> "Blocks":
         """Diagonal blocks, as of the layers of a network.
 
         The vectors of a block are dicts, keyed by the leaves' names without what all of them begin
@@ -292,9 +219,7 @@ class Operator(abc.ABC):
             TypeError: `by` is none of these, or returns neither a string nor None.
             ValueError: nothing is selected, `stacked` names no container, or a depth below 1.
         """
-        from curvax.operators.blocks import blocks
-
-        return blocks(self, by, stacked)
+        return Blocks(self, partition(self.space, by, stacked))
 
     def to_scipy(self) -> LinearOperator:
         """The same operator on flat NumPy vectors, for SciPy's solvers."""
@@ -311,84 +236,154 @@ class Operator(abc.ABC):
         )
 
 
-def _algebra() -> Any:
-    # Imported late: what it makes are operators.
-    from curvax.operators import algebra
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SumOperator(Operator):
+    """`Σ cᵢ Aᵢ`. The coefficients are data: another value compiles nothing again."""
 
-    return algebra
+    terms: tuple[Operator, ...]
+    coefficients: tuple[Array, ...]
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        pairs = zip(self.coefficients, self.terms, strict=True)
+        total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
+        return total
+
+    def at(self, params: Any, *, batches: Any = None) -> "SumOperator":
+        """See `Operator.at`."""
+        given = for_several(batches)
+        terms = tuple(term.at(params, batches=given) for term in self.terms)
+        return dataclasses.replace(self, terms=terms)
 
 
-def compiled_product(op: Operator, block: Array) -> Array:
-    """`op.product`, compiled; the operator's arrays are arguments."""
-    products: Array = _compiled_product(untracked_settings(), op, block)
-    return products
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CongruentOperator(Operator):
+    """`D A D`, with a diagonal matrix D."""
+
+    inner: Operator
+    diagonal: Array
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        d = self.diagonal[None]
+        return d * checked_product(self.inner, d * block)
+
+    def at(self, params: Any, *, batches: Any = None) -> "CongruentOperator":
+        """See `Operator.at`; the diagonal entries stay."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
 
-@functools.partial(jit, static=0)
-def _compiled_product(settings: tuple[Any, ...], op: Operator, block: Array) -> Array:
-    """`settings` are read where the product is traced."""
-    return checked_product(op, block)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ProjectedOperator(Operator):
+    """`P A P`, with the projection `P = I − XᵀX` off orthonormal rows X `(k, n)`."""
+
+    inner: Operator
+    vectors: Array
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
+
+    def at(self, params: Any, *, batches: Any = None) -> "ProjectedOperator":
+        """See `Operator.at`; the vectors stay."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
 
-def checked_product(op: Operator, block: Array) -> Array:
-    """`op.product(block)`, which in an operator of one's own may be anything.
+def _sum(terms: Sequence[Operator]) -> SumOperator:
+    """`Σ Aᵢ`; sums and multiples among the terms are taken apart."""
+    flat: list[tuple[Array, Operator]] = []
+    for term in terms:
+        if isinstance(term, SumOperator):
+            flat += zip(term.coefficients, term.terms, strict=True)
+        else:
+            flat.append((jnp.ones((), term.dtype), term))
+    first = terms[0].space
+    for term in terms[1:]:
+        check_same(first, term.space)
+    return SumOperator(tuple(op for _, op in flat), tuple(c for c, _ in flat), first)
 
-    Raises:
-        TypeError: no array of the operator's dtype.
-        ValueError: another shape than that of `block`.
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RestrictedOperator(Operator):
+    """`E A Eᵀ`, with E the rows of the identity for the chosen elements.
+
+    A product costs one of the whole operator, and memory for two of its vectors.
+
+    Attributes:
+        inner: the whole operator.
+        starts: `(segments,)` int32, where in the flat vector of `inner` each leaf begins.
     """
-    products, name = op.product(block), type(op).__name__
-    if not isinstance(products, Array) or products.dtype != op.dtype:
-        got = getattr(products, "dtype", type(products).__name__)
-        raise TypeError(f"{name}.product must return an array of {op.dtype}, got {got}")
-    if products.shape != block.shape:
-        raise ValueError(
-            f"{name}.product must return the shape of its argument, (b, n) = {block.shape}, got "
-            f"{products.shape}"
-        )
-    return products
+
+    inner: Operator
+    starts: Array
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        return self.extract(checked_product(self.inner, self.embed(block)))
+
+    def at(self, params: Any, *, batches: Any = None) -> "RestrictedOperator":
+        """See `Operator.at`; the parameters are those of the whole."""
+        return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
+
+    def embed(self, block: Array) -> Array:
+        """Flat vectors `(b, n)` of this operator as `(b, N)` of the whole one, zero elsewhere."""
+        whole = jnp.zeros((block.shape[0], self.inner.shape[0]), block.dtype)
+        for i, (first, last) in enumerate(borders(self.space.sizes)):
+            piece = lax.slice_in_dim(block, first, last, axis=1)
+            whole = lax.dynamic_update_slice_in_dim(whole, piece, self.starts[i], axis=1)
+        return whole
+
+    def extract(self, block: Array) -> Array:
+        """The transpose: from `(b, N)` to `(b, n)`."""
+        pieces = [
+            lax.dynamic_slice_in_dim(block, start, size, axis=1)
+            for start, size in zip(self.starts, self.space.sizes, strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
 
-def check_operator(op: Operator) -> None:
-    """Check what an operator of one's own must have, beside the method `product`.
+class Blocks(Mapping[str, RestrictedOperator]):
+    """The diagonal blocks of an operator, by name.
 
-    Raises:
-        TypeError: it has no `space`, or is no pytree.
+    Attributes:
+        whole: the operator that they are cut out of.
     """
-    name = type(op).__name__
-    if not isinstance(getattr(op, "space", None), VectorSpace):
-        raise TypeError(
-            f"{name}.space must be a VectorSpace, such as "
-            "VectorSpace.of(params, jnp.float32), or the space of another operator"
-        )
-    if jax.tree_util.all_leaves([op]):
-        raise TypeError(
-            f"{name} must be a pytree, as JAX passes it to compiled functions: decorate it with "
-            "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True, eq=False)"
-        )
 
+    def __init__(self, whole: Operator, parts: Mapping[str, Part]) -> None:
+        self.whole = whole
+        self._blocks = {name: RestrictedOperator(whole, *part) for name, part in parts.items()}
 
-def is_array(value: Any) -> bool:
-    """Whether `value` is an array, of numbers or bools, that JAX can compute with."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return bool(jnp.issubdtype(value.dtype, np.number)) or value.dtype == np.bool_
-    return isinstance(value, jax.Array) or hasattr(value, "__jax_array__")
+    def __getitem__(self, name: str) -> RestrictedOperator:
+        """The block of that name."""
+        return self._blocks[name]
 
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order of the blocks' first leaves."""
+        return iter(self._blocks)
 
-def check_float_dtype(dtype: Any, what: str) -> np.dtype[Any]:
-    """The dtype of an operator on things of `dtype`: float32, or float64 where they are.
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self._blocks)
 
-    Raises:
-        TypeError: neither real nor floating.
-        ValueError: float64 while JAX's 64-bit mode is off.
-    """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{what} must be of a real floating dtype, got {np.dtype(dtype).name}")
-    if np.dtype(dtype) != np.float64:
-        return np.dtype(np.float32)
-    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"{what} is float64, but JAX's 64-bit mode is off: call "
-            "jax.config.update('jax_enable_x64', True) first, or cast to float32"
-        )
-    return np.dtype(np.float64)
+    def alike(self) -> Iterator[tuple[str, RestrictedOperator]]:
+        """The items, those of one structure in a row, so that the few programs kept serve them."""
+        first: dict[VectorSpace, int] = {}
+        for op in self.values():
+            first.setdefault(op.space, len(first))
+        return iter(sorted(self.items(), key=lambda item: first[item[1].space]))
+
+    def ordered(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """What was found for some blocks, in the order of the blocks."""
+        return {name: results[name] for name in self if name in results}
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {op.shape[0]}" for name, op in self.items())
+        return f"Blocks({sizes})"

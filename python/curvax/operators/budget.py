@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from curvax.memory import memory_of
-from curvax.operators.base import VectorSpace
+from curvax.operators.space import VectorSpace
 
 # Rows of the basis with which ten pairs need no more products than with any number of rows: what
 # `krylov.sizes.comfortable_rows` says, for a solve that nobody has asked for yet.

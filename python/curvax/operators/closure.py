@@ -2,17 +2,35 @@
 
 An array that a jitted function closes over is compiled in as a constant: XLA folds it, holds a
 second copy, and needs several times as long to compile.
+
+What was traced is static in compiled programs, and compared by what it computes: a function that is
+traced anew, as for the next operator of the same loss, finds the programs of the one before.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax.extend import core
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from curvax.arrays import to_array
+from curvax.jax_internals import (
+    KERNELS,
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Var,
+    body,
+    called,
+    has_rule,
+    jaxpr_as_fun,
+    jitted,
+    opened,
+)
+from curvax.jaxpr_keys import Key, Keyed, key_of, key_of_program
+from curvax.jaxprs import Body, Rewriter, equations, inlined
+from curvax.program import Argument
 
 
 def refuse_pickling() -> NoReturn:
@@ -29,8 +47,11 @@ def refuse_pickling() -> NoReturn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hoisted:
-    """A traced function `(consts, *args) -> result`; hashed by identity, so usable as static."""
+class Traced(Keyed):
+    """A traced function of flat arguments, what it closed over first, and how its result looks.
+
+    Two are equal if they compute the same; see `curvax.jaxpr_keys`.
+    """
 
     jaxpr: Jaxpr
     out_tree: Any
@@ -38,20 +59,111 @@ class Hoisted:
     def __reduce__(self) -> Any:
         refuse_pickling()
 
-    def __deepcopy__(self, memo: Any) -> "Hoisted":
+    def __deepcopy__(self, memo: Any) -> "Traced":
         return self
 
-    def __call__(self, consts: tuple[Any, ...], *args: Any) -> Any:
+    @functools.cached_property
+    def key(self) -> Key:
+        """See `Keyed`."""
+        return key_of((key_of_program(self.jaxpr), self.out_tree))
+
+    @functools.cached_property
+    def without_rules(self) -> "Traced":
+        """The same values, without rules of differentiation, which are compared by identity."""
+        if not any(map(has_rule, equations(self.jaxpr))):
+            return self
+        return Traced(_WithoutRules().rewrite(self.jaxpr), self.out_tree)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Closed(Argument):
+    """A traced function, with the arrays that it closes over as its data."""
+
+    consts: tuple[Any, ...]
+    traced: Traced = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, *args: Any) -> Any:
         """Evaluate on the arguments it was traced for."""
-        out = core.jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))(*jax.tree.leaves(args))
-        return jax.tree.unflatten(self.out_tree, out)
+        run = jaxpr_as_fun(ClosedJaxpr(self.traced.jaxpr, []))
+        out = run(*self.consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(self.traced.out_tree, out)
+
+    def as_argument(self) -> "Closed":
+        """See `Argument`: what is run is not differentiated again."""
+        return Closed(self.consts, self.traced.without_rules)
+
+    def returning(self, out_tree: Any) -> "Closed":
+        """The same, with its results in another structure."""
+        return Closed(self.consts, Traced(self.traced.jaxpr, out_tree))
 
 
-def hoist(fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]]:
-    """Trace `fun` on the shapes and dtypes of `args`; return it and the arrays it closed over."""
-    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+def close(fun: Callable[..., Any], *args: Any) -> Closed:
+    """Trace `fun` on the shapes and dtypes of `args`."""
+
+    # A function of its own: JAX would return an earlier trace of the same one, with arrays that it
+    # closed over then.
+    def fresh(*args: Any) -> Any:
+        return fun(*args)
+
+    closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
+    jaxpr, values = _lifted(closed)
+    avals: list[Any] = [var.aval for var in jaxpr.invars[: len(values)]]
     consts = tuple(
-        to_array(const, "an array that the function closes over", var.aval.dtype)
-        for const, var in zip(closed.consts, closed.jaxpr.constvars, strict=True)
+        to_array(value, "an array that the function closes over", aval.dtype)
+        for value, aval in zip(values, avals, strict=True)
     )
-    return Hoisted(closed.jaxpr, jax.tree.structure(shapes)), consts
+    return Closed(consts, Traced(jaxpr, jax.tree.structure(shapes)))
+
+
+def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Any]]:
+    """A program whose first arguments are its constants, and those, of which it holds none.
+
+    The constants of jitted functions that it calls are among them.
+    """
+    jaxpr, consts = opened(closed), list(closed.consts)
+    # Effects may name arguments by their places, which would be others.
+    if jaxpr.effects or not any(map(_has_consts, jaxpr.eqns)):
+        return jaxpr, consts
+    own = len(consts)
+    variables = jaxpr.invars[:own]
+    place = {id(const): var for const, var in zip(consts, variables, strict=True)}
+
+    def body_of(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
+        if not _has_consts(eqn):
+            return None
+        inner = jitted(eqn)
+        program = opened(inner)
+        for const, var in zip(inner.consts, program.invars, strict=False):
+            if id(const) not in place:
+                place[id(const)] = Var(var.aval)
+                variables.append(place[id(const)])
+                consts.append(const)
+        return program, [*(place[id(const)] for const in inner.consts), *operands]
+
+    lifted = inlined(jaxpr, body_of)
+    return lifted.replace(invars=[*variables, *jaxpr.invars[own:]]), consts
+
+
+def _has_consts(eqn: JaxprEqn) -> bool:
+    inner = jitted(eqn)
+    return inner is not None and (bool(inner.consts) or any(map(_has_consts, body(inner).eqns)))
+
+
+class _WithoutRules(Rewriter):
+    """Replaces functions with a rule of differentiation by what they compute."""
+
+    def enters(self, eqn: JaxprEqn) -> bool:
+        # A kernel's program is in a language of its own.
+        return eqn.primitive.name not in KERNELS
+
+    def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
+        if any(map(has_rule, jaxpr.eqns)):
+            jaxpr = inlined(jaxpr, _without_rule)
+        return jaxpr.replace(eqns=[eqn.replace(params=self.params(eqn)) for eqn in jaxpr.eqns])
+
+
+def _without_rule(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
+    call = called(eqn) if has_rule(eqn) else None
+    closed_over: Any = getattr(call[0], "consts", None) if call else None
+    return (body(call[0]), operands) if call and not closed_over else None

@@ -16,18 +16,14 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from curvax.arrays import to_array
 from curvax.checks import shown
 from curvax.filters import difference
-from curvax.operators.base import (
-    Operator,
-    VectorSpace,
-    check_float_dtype,
-    check_operator,
-)
-from curvax.operators.blocks import Blocks
-from curvax.operators.closure import Hoisted, hoist
+from curvax.operators.base import Blocks, Operator
+from curvax.operators.checked_product import check_operator
+from curvax.operators.closure import Closed, close
 from curvax.operators.failures import is_runtime_error
 from curvax.operators.foreign import adapter_of
 from curvax.operators.model import Model
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.operators.space import VectorSpace, check_float_dtype
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
 
@@ -37,15 +33,14 @@ from curvax.options import takes_options
 class FunctionOperator(Operator):
     """`from_matvec`: the arrays that the function closed over are data of the operator."""
 
-    consts: tuple[Any, ...]
-    traced: Hoisted = dataclasses.field(metadata={"static": True})
+    function: Closed
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
     def product(self, block: Array) -> Array:
         """See `Operator.product`."""
 
         def one(flat: Array) -> Array:
-            return self.space.ravel(self.traced(self.consts, self.space.unravel(flat)))
+            return self.space.ravel(self.function(self.space.unravel(flat)))
 
         return one(block[0])[None] if block.shape[0] == 1 else jax.vmap(one)(block)
 
@@ -76,14 +71,14 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
         space.treedef, [jax.ShapeDtypeStruct(shape, space.dtype) for shape in space.shapes]
     )
     try:
-        traced, consts = hoist(matvec, example)
+        function = close(matvec, example)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
         raise TypeError(
             "matvec must be traceable by JAX: use jax.numpy in it, or, if it needs NumPy arrays, "
             "pass scipy.sparse.linalg.LinearOperator((n, n), matvec, dtype=np.float32) to eigsh"
         ) from error
     _check_result(jax.eval_shape(matvec, example), space)
-    return FunctionOperator(consts, traced, space)
+    return FunctionOperator(function, space)
 
 
 def _check_result(result: Any, space: VectorSpace) -> None:
@@ -118,6 +113,37 @@ class DenseOperator(Operator):
         for factor in self.factors:
             products = products * factor
         return products
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class IdentityOperator(Operator):
+    """The identity."""
+
+    space: VectorSpace = dataclasses.field(metadata={"static": True})
+
+    def product(self, block: Array) -> Array:
+        """See `Operator.product`."""
+        return block
+
+    def at(self, params: Any, *, batches: Any = None) -> "IdentityOperator":
+        """The same: it has no parameters."""
+        return self
+
+
+@takes_options()
+def identity(like: Any) -> IdentityOperator:
+    """Make an identity, to damp an operator with: `A + damping * cx.identity(A)`.
+
+    Args:
+        like: an operator, an example vector (an array or a pytree of arrays or
+            `ShapeDtypeStruct`s), or an integer n for flat float32 vectors of length n.
+
+    Raises:
+        TypeError: none of these, or a leaf that is not real and floating.
+        ValueError: no element, an integer below 1, or float64 with JAX's 64-bit mode off.
+    """
+    return IdentityOperator(space_like(like))
 
 
 class HostProducts:

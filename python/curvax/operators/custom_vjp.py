@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from curvax.jaxprs import equations
+from curvax.jax_internals import is_custom_vjp, is_placeholder, source_of, unrecognised
+from curvax.jaxprs import equations, jaxpr_of_linear
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,8 @@ def first_possible(
             if first is None:
                 first, names = error, _custom_vjp_functions(fun, args)
                 if not names:
+                    if "custom_vjp" in unrecognised():
+                        error.add_note("curvax cannot name custom_vjp functions of this JAX")
                     raise
     plural = "are jax.custom_vjp functions" if len(names) > 1 else "is a jax.custom_vjp function"
     raise TypeError(
@@ -54,8 +57,8 @@ def check_linear(linear: Callable[..., Any], *like: Any) -> None:
     Raises:
         TypeError: it holds the tangent map of a `custom_vjp` function, which is a placeholder.
     """
-    found = equations(jax.make_jaxpr(linear)(*like).jaxpr)
-    if any(eqn.primitive.name == "custom_lin" for eqn in found):
+    found = equations(jaxpr_of_linear(linear, *like))
+    if any(map(is_placeholder, found)):
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
@@ -70,6 +73,4 @@ def _custom_vjp_functions(fun: Callable[..., Any], args: Sequence[Any]) -> list[
         jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
     except Exception:
         return []
-    calls = (eqn for eqn in equations(jaxpr) if eqn.primitive.name == "custom_vjp_call")
-    infos: list[Any] = [eqn.params["call_jaxpr"].jaxpr.debug_info for eqn in calls]
-    return sorted({info.func_src_info or "a function" for info in infos})  # "name at file:line"
+    return sorted({source_of(eqn) for eqn in equations(jaxpr) if is_custom_vjp(eqn)})

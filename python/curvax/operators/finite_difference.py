@@ -22,9 +22,11 @@ from jax import Array
 
 from curvax.arrays import scale_of
 from curvax.checks import check_number
-from curvax.operators.base import compiled_product
-from curvax.operators.gradient import GradientMap, Hessian
-from curvax.operators.microbatch import LinearHalf
+from curvax.operators.checked_product import compiled_product
+from curvax.operators.closure import Closed
+from curvax.operators.curvature import Curvature, Stack
+from curvax.operators.microbatch import LossMap
+from curvax.operators.products import OneByOne
 from curvax.warnings import warn
 
 # The steps tried, in units of eps^(1/3): powers of two with these exponents.
@@ -36,7 +38,7 @@ _LARGE_ERROR = 0.1
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class DifferenceHessian(Hessian):
+class DifferenceHessian(Curvature):
     """The Hessian by central differences of the gradient.
 
     Attributes:
@@ -53,8 +55,7 @@ class DifferenceHessian(Hessian):
     @property
     def relative_step(self) -> Array:
         """The step, as a part of the parameters that it moves."""
-        step: Array = self.stacks[0].consts[2]
-        return step
+        return _differences(self.stacks[0]).relative_step
 
     def at(self, params: Any, *, batches: Any = None) -> "DifferenceHessian":
         """See `Curvature.at`; the step stays, and its error there is not measured."""
@@ -71,43 +72,53 @@ class DifferenceHessian(Hessian):
         if not isinstance(relative_step, Array):
             relative_step = check_number("relative_step", relative_step, positive=True)
         step = jnp.asarray(relative_step, self.relative_step.dtype)
+        moved = [
+            dataclasses.replace(_differences(stack), relative_step=step) for stack in self.stacks
+        ]
         stacks = tuple(
-            dataclasses.replace(stack, consts=(*stack.consts[:2], step)) for stack in self.stacks
+            dataclasses.replace(stack, product=product)
+            for stack, product in zip(self.stacks, moved, strict=True)
         )
         return dataclasses.replace(self, stacks=stacks, relative_error=np.float32("nan"))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Differences(OneByOne):
+    """By two gradients per product; nothing is kept.
+
+    Attributes:
+        quotient: `(leaves, batch, tangents, relative_step) -> products`.
+        relative_step: scalar float32, the step as a part of the parameters that it moves.
+    """
+
+    quotient: Closed
+    relative_step: Array
+
+    def multiply_one(
+        self, leaves: Sequence[Array], batch: Any, tangents: list[Array]
+    ) -> list[Array]:
+        """See `OneByOne`."""
+        return list(self.quotient(leaves, batch, tangents, self.relative_step))
+
+
 @dataclasses.dataclass(frozen=True)
-class DifferenceMap(GradientMap):
-    """The Hessian of one microbatch, by two gradients per product; nothing is kept."""
+class DifferenceMap(LossMap):
+    """The Hessian of one microbatch, by differences."""
 
-    def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
-        """See `ModelMap`."""
-        return self.recomputed(leaves, batch)
-
-    def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
-        """See `ModelMap`; the step is the last of the arrays returned."""
-        taken = self.taken(leaves)
-        narrowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in taken)
+    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Differences:
+        """See `MicrobatchMap`."""
+        narrowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self.taken(leaves))
         step = jnp.asarray(narrowest ** (1 / 3), jnp.float32)
-        value, value_consts = self.traced(self.evaluate, tuple(leaves), batch)
-        traced, consts = self.traced(self._difference, tuple(leaves), batch, taken, step)
-
-        def primal(consts: Any, leaves: Any, batch: Any) -> Any:
-            return *value(consts[1], leaves, batch), ()
-
-        def apply(
-            consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
-        ) -> list[Array]:
-            return list(traced(consts[0], leaves, batch, self._cast(tangents, leaves), consts[2]))
-
-        half = LinearHalf(primal, 0, apply, self._weight_moves(value))
-        return half, (consts, value_consts, step)
+        types = self.tangents(leaves)
+        quotient = self.traced(self._difference, leaves, batch, types, step)
+        return Differences(self.value(leaves, batch), (), quotient, step)
 
     def _difference(
         self, leaves: Sequence[Array], batch: Any, tangents: list[Array], relative_step: Array
     ) -> list[Array]:
-        gradient, taken = self._gradient(leaves, batch), self.taken(leaves)
+        gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
+        tangents = self.cast(tangents, leaves)
         h = _step(taken, tangents, relative_step)
 
         def moved(sign: int) -> list[Array]:
@@ -117,6 +128,11 @@ class DifferenceMap(GradientMap):
 
         pairs = zip(moved(1), moved(-1), strict=True)
         return [(plus - minus) / (2 * h).astype(plus.dtype) for plus, minus in pairs]
+
+
+def _differences(stack: Stack) -> Differences:
+    assert isinstance(stack.product, Differences)
+    return stack.product
 
 
 def _step(params: Sequence[Array], tangents: Sequence[Array], relative: Array) -> Array:

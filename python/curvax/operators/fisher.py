@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from jax.tree_util import Partial
 from curvax.checks import check_count, check_seed, seed_word, shown
 from curvax.filters import Filter, leaf_names
 from curvax.losses.objects import FisherKind, check_kind
+from curvax.operators.assembly import CurvatureOptions, assemble
 from curvax.operators.batches import Microbatches, Numbered, leading_sizes
-from curvax.operators.closure import hoist
-from curvax.operators.curvature import Curvature, assemble
-from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
-from curvax.operators.microbatch import LinearHalf
-from curvax.operators.model import accepts_model
+from curvax.operators.curvature import Curvature
+from curvax.operators.jacobian import SandwichMap, check_callables, check_outputs
+from curvax.operators.model import Model, accepts_model
+from curvax.operators.products import OuterProducts, Product
 from curvax.options import takes_options
 
 
@@ -38,10 +38,28 @@ class Fisher(Curvature):
     seed: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
+class FisherOptions(CurvatureOptions, total=False):
+    """Options of `fisher`."""
+
+    kind: FisherKind
+    num_samples: int
+    seed: int | None
+
+
+@overload
+def fisher(model: Model, /, batches: Any, **options: Unpack[FisherOptions]) -> Fisher: ...
+@overload
+def fisher(
+    forward: Callable[[Any, Any], Any],
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    **options: Unpack[FisherOptions],
+) -> Fisher: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
 @takes_options()
 def fisher(
-    forward: Callable[[Any, Any], Any],
+    forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],
     params: Any,
     batches: Any,
@@ -85,7 +103,7 @@ def fisher(
     activations where it is no longer than they are, as for long sequences: products then cost a
     pass over those gradients, and no pass through the model.
 
-    Of a `Model`: `fisher(model, batches, ...)`.
+    Of a `Model`: `fisher(model, batches, ...)`, with the same options.
 
     Args:
         forward: as for `ggn`.
@@ -116,15 +134,26 @@ def fisher(
             either of them for another kind than `"mc"`, or arrays without the axis of samples.
         FloatingPointError: the loss is not finite.
     """
-    check_callables(forward, loss)
+    forward, loss = check_callables(forward, loss)
     check_kind(kind)
     draws, seed = _check_draws(kind, num_samples, seed)
+    # An array: another seed is no other program.
+    word = None if seed is None else jnp.asarray(seed_word(seed))
     make_map = functools.partial(
-        FisherMap, forward=forward, loss=loss, kind=kind, draws=draws, seed=seed
+        FisherMap, forward=forward, loss=loss, kind=kind, draws=draws, seed=word
     )
     _check_loss(loss, kind)
-    data = (params, batches, microbatch_size, num_batches, where, linearize)
-    op = assemble(Fisher, make_map, *data, numbered=kind == "mc")
+    op = assemble(
+        Fisher,
+        make_map,
+        params,
+        batches,
+        microbatch_size=microbatch_size,
+        num_batches=num_batches,
+        where=where,
+        linearize=linearize,
+        numbered=kind == "mc",
+    )
     return dataclasses.replace(op, kind=kind, num_samples=draws, seed=seed)
 
 
@@ -153,40 +182,41 @@ def _check_loss(loss: Any, kind: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class FisherMap(OutputsMap):
+class FisherMap(SandwichMap):
     """`Jᵀ F J` of one microbatch; for `"mc"` that is a `Numbered`."""
 
     kind: FisherKind
     draws: int | None
-    seed: int | None
+    seed: Array | None
 
-    def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
-        """See `ModelMap`; the shorter of the activations and the gradient of a single sample."""
-        half, consts = super().linearized(leaves, batch)
+    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+        """See `MicrobatchMap`; the shorter of activations and the gradient of a single sample."""
+        primal = self.primal(leaves, batch)
         single = leading_sizes(self.data(batch)) == {1} and self.draws in (None, 1)
         size = sum(leaf.nbytes for leaf in self.taken(leaves))
-        if self.kind == "exact" or not single or size > half.residual_bytes:
-            return half, consts
-        traced, consts = hoist(self._vector, tuple(leaves), batch)
-        return LinearHalf(traced, size, None, self._weight_moves(traced)), consts
+        shorter = self.kind != "exact" and single and size <= primal.nbytes
+        if (size if shorter else primal.nbytes) > limit:
+            return None
+        if shorter:
+            return OuterProducts(self.traced(self._vector, leaves, batch), ())
+        return self.linearised(primal, leaves)
 
     def _vector(
         self, leaves: Sequence[Array], batch: Any
     ) -> tuple[Array, Array, tuple[Array, ...]]:
         """The mean, the weight, and the x of the matrix `x xᵀ` of a single sample."""
-        (mean, weight), chain = self.linear_map(leaves, batch)
-        push, middle, pull = chain.args
-        outputs = jax.eval_shape(push, self.taken(leaves))
-        x = pull(_root(middle, outputs))
+        (mean, weight), sandwich = self.linear_map(leaves, batch)
+        outputs = jax.eval_shape(sandwich.push, self.taken(leaves))
+        x = sandwich.pull(_root(sandwich.inner, outputs))
         # A sample without any label has weight 0, and often the mean 0/0.
         return mean, weight, tuple(jnp.where(weight > 0, leaf, jnp.zeros_like(leaf)) for leaf in x)
 
     def data(self, batch: Any) -> Any:
-        """See `OutputsMap`."""
+        """See `SandwichMap`."""
         return batch.data if self.kind == "mc" else batch
 
-    def middle(self, outputs: Any, batch: Any) -> Any:
-        """See `OutputsMap`."""
+    def inner(self, outputs: Any, batch: Any) -> Any:
+        """See `SandwichMap`."""
         if self.kind == "mc":
             product = Partial(self._mean_over_draws, outputs, batch)
         elif hasattr(self.loss, "fisher_product"):
@@ -203,7 +233,7 @@ class FisherMap(OutputsMap):
     def _mean_over_draws(self, outputs: Any, batch: Numbered, u: Any) -> Any:
         assert self.draws is not None
         assert self.seed is not None
-        key = jax.random.key(seed_word(self.seed), impl="threefry2x32")
+        key = jax.random.key(self.seed, impl="threefry2x32")
 
         def one(draw: Array) -> Any:
             own = jax.random.fold_in(key, draw)

@@ -3,18 +3,19 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import jax
 from jax import Array
 from jax.tree_util import Partial
 
 from curvax.filters import Filter
+from curvax.operators.assembly import CurvatureOptions, assemble
 from curvax.operators.batches import Microbatches
-from curvax.operators.curvature import Curvature, assemble
+from curvax.operators.curvature import Curvature
 from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
-from curvax.operators.jacobian import OutputsMap, check_callables, check_outputs
-from curvax.operators.model import accepts_model
+from curvax.operators.jacobian import SandwichMap, check_callables, check_outputs
+from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
 
@@ -25,10 +26,26 @@ class GaussNewton(Curvature):
     """The Gauss-Newton matrix of the weighted mean loss over all batches, at fixed parameters."""
 
 
+class GaussNewtonOptions(CurvatureOptions, total=False):
+    """Options of `ggn`."""
+
+    precision: Precision | None
+
+
+@overload
+def ggn(model: Model, /, batches: Any, **options: Unpack[GaussNewtonOptions]) -> GaussNewton: ...
+@overload
+def ggn(
+    forward: Callable[[Any, Any], Any],
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    **options: Unpack[GaussNewtonOptions],
+) -> GaussNewton: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
 @takes_options()
 def ggn(
-    forward: Callable[[Any, Any], Any],
+    forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],
     params: Any,
     batches: Any,
@@ -46,7 +63,7 @@ def ggn(
     (Schraudolph 2002, "Fast curvature matrix-vector products"). A product costs 1.33 gradients'
     worth of floating-point operations where the residuals are kept, else 1.67.
 
-    Of a `Model`: `ggn(model, batches, ...)`.
+    Of a `Model`: `ggn(model, batches, ...)`, with the same options.
 
     Args:
         forward: `forward(params, batch)` returns the outputs, a pytree of real floating arrays.
@@ -74,19 +91,26 @@ def ggn(
         ValueError: as for `hessian`.
         FloatingPointError: the loss is not finite.
     """
-    check_callables(forward, loss)
+    forward, loss = check_callables(forward, loss)
     check_precision(precision)
     make_map = functools.partial(GaussNewtonMap, forward=forward, loss=loss, precision=precision)
     return assemble(
-        GaussNewton, make_map, params, batches, microbatch_size, num_batches, where, linearize
+        GaussNewton,
+        make_map,
+        params,
+        batches,
+        microbatch_size=microbatch_size,
+        num_batches=num_batches,
+        where=where,
+        linearize=linearize,
     )
 
 
-class GaussNewtonMap(OutputsMap):
+class GaussNewtonMap(SandwichMap):
     """`Jᵀ H J` of one microbatch."""
 
-    def middle(self, outputs: Any, batch: Any) -> Any:
-        """See `OutputsMap`."""
+    def inner(self, outputs: Any, batch: Any) -> Any:
+        """See `SandwichMap`."""
         if hasattr(self.loss, "hessian_product"):
             own = Partial(_own_product, Partial(self.loss.hessian_product), outputs, batch)
             jax.eval_shape(own, outputs)  # refused here rather than at the first product

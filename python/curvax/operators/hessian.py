@@ -1,26 +1,86 @@
 """The Hessian of a loss, by forward-over-reverse products."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Unpack, overload
 
 import jax
+from jax import Array
 
 from curvax.checks import shown
 from curvax.filters import Filter, select
+from curvax.operators.assembly import CurvatureOptions, assemble
 from curvax.operators.batches import Microbatches
-from curvax.operators.curvature import assemble
+from curvax.operators.curvature import Curvature
+from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
-from curvax.operators.gradient import GradientMap, Hessian
-from curvax.operators.model import accepts_model
+from curvax.operators.microbatch import LinearMap, LossMap
+from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Hessian(Curvature):
+    """The Hessian of the weighted mean loss over all batches, at fixed parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HessianMap(LinearMap, LossMap):
+    """The Hessian of `loss(params, batch)` with respect to the chosen leaves: its gradient's."""
+
+    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
+        """See `LinearMap`."""
+        gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
+
+        def forward_over_reverse() -> Any:
+            _, linear, aux = jax.linearize(gradient, taken, has_aux=True)
+            check_linear(linear, taken)
+            return aux, linear
+
+        def reverse_over_reverse() -> Any:
+            # The Hessian is its own transpose.
+            _, transposed, aux = jax.vjp(gradient, taken, has_aux=True)
+            return aux, jax.tree_util.Partial(pull_back, transposed)
+
+        ways = (forward_over_reverse, reverse_over_reverse)
+        return first_possible("the loss", self.evaluate, (leaves, batch), ways)
+
+    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
+        """See `LinearMap`."""
+        gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
+
+        def forward_over_reverse() -> Any:
+            return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
+
+        def reverse_over_reverse() -> Any:
+            return jax.vjp(gradient, taken, has_aux=True)[1](tangents)[0]
+
+        ways = (forward_over_reverse, reverse_over_reverse)
+        return first_possible("the loss", self.evaluate, (leaves, batch), ways)
+
+
+class HessianOptions(CurvatureOptions, total=False):
+    """Options of `hessian`."""
+
+    method: Literal["autodiff", "finite_difference"]
+    precision: Precision | None
+
+
+@overload
+def hessian(
+    model: Model, /, batches: Any, **options: Unpack[HessianOptions]
+) -> Hessian | DifferenceHessian: ...
+@overload
+def hessian(
+    loss: Callable[[Any, Any], Any], params: Any, batches: Any, **options: Unpack[HessianOptions]
+) -> Hessian | DifferenceHessian: ...
 @accepts_model(lambda model: (model.objective, model.params))
 @takes_options()
 def hessian(
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[Any, Any], Any] | Model,
     params: Any,
     batches: Any,
     *,
@@ -30,7 +90,7 @@ def hessian(
     linearize: bool | Literal["auto"] = "auto",
     method: Literal["autodiff", "finite_difference"] = "autodiff",
     precision: Precision | None = None,
-) -> Hessian:
+) -> Hessian | DifferenceHessian:
     """The Hessian of a loss with respect to parameters, as an operator.
 
     The primal half of a Hessian-vector product is the same in every product at fixed parameters.
@@ -38,7 +98,7 @@ def hessian(
     gradients' worth of floating-point operations, instead of 3 (forward over reverse,
     Pearlmutter 1994).
 
-    Of a `Model`: `hessian(model, batches, ...)`.
+    Of a `Model`: `hessian(model, batches, ...)`, with the same options.
 
     Args:
         loss: `loss(params, batch)` returns a scalar mean, weighted then by the length of the
@@ -102,13 +162,20 @@ def hessian(
     if method not in ("autodiff", "finite_difference"):
         raise ValueError(f"method must be 'autodiff' or 'finite_difference', got {shown(method)}")
     check_precision(precision, method)
-    data = (params, batches, microbatch_size, num_batches, where)
-    if method == "finite_difference":
-        if linearize is True:
-            raise ValueError("finite differences have no linear half: linearize must not be True")
-        differences = functools.partial(DifferenceMap, loss=loss, precision=precision)
-        chosen = zip(jax.tree.leaves(params), select(params, where), strict=True)
-        leaves = [leaf for leaf, taken in chosen if taken]
-        return tuned(assemble(DifferenceHessian, differences, *data, False), leaves)
-    make_map = functools.partial(GradientMap, loss=loss, precision=precision)
-    return assemble(Hessian, make_map, *data, linearize)
+    put_together = functools.partial(
+        assemble,
+        params=params,
+        batches=batches,
+        microbatch_size=microbatch_size,
+        num_batches=num_batches,
+        where=where,
+    )
+    if method == "autodiff":
+        make_map = functools.partial(HessianMap, loss=loss, precision=precision)
+        return put_together(Hessian, make_map, linearize=linearize)
+    if linearize is True:
+        raise ValueError("finite differences have no linear half: linearize must not be True")
+    differences = functools.partial(DifferenceMap, loss=loss, precision=precision)
+    chosen = zip(jax.tree.leaves(params), select(params, where), strict=True)
+    leaves = [leaf for leaf, taken in chosen if taken]
+    return tuned(put_together(DifferenceHessian, differences, linearize=False), leaves)

@@ -12,11 +12,13 @@ from jax.tree_util import Partial
 
 from curvax.checks import shown
 from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
-from curvax.operators.microbatch import ModelMap
+from curvax.operators.microbatch import LinearMap
+
+Function = Callable[[Any, Any], Any]
 
 
-def check_callables(forward: Any, loss: Any) -> None:
-    """Refuse a model or a loss that cannot be called.
+def check_callables(forward: Any, loss: Any) -> tuple[Function, Function]:
+    """A model and a loss, if both can be called.
 
     Raises:
         TypeError: as said.
@@ -27,17 +29,38 @@ def check_callables(forward: Any, loss: Any) -> None:
             raise TypeError(
                 f"{name} must be callable as {name}({arguments}, batch), got {shown(function)}"
             )
+    return forward, loss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sandwich:
+    """`Jᵀ M J`, by three pytrees that can be called.
+
+    Attributes:
+        push: `J`, from parameters to outputs.
+        inner: `M`, on the outputs.
+        pull: `Jᵀ`.
+    """
+
+    push: Any
+    inner: Any
+    pull: Any
+
+    def __call__(self, tangents: list[Array]) -> list[Array]:
+        """The product, as leaves."""
+        return list(self.pull(self.inner(self.push(tangents))))
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputsMap(ModelMap):
+class SandwichMap(LinearMap):
     """`Jᵀ M J` of one microbatch, with the exact Jacobian `J` of the outputs in the parameters."""
 
     forward: Callable[[Any, Any], Any]
     loss: Callable[[Any, Any], Any]
 
     @abc.abstractmethod
-    def middle(self, outputs: Any, batch: Any) -> Any:
+    def inner(self, outputs: Any, batch: Any) -> Any:
         """`M`, as a pytree that can be called."""
 
     def data(self, batch: Any) -> Any:
@@ -45,21 +68,19 @@ class OutputsMap(ModelMap):
         return batch
 
     def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
-        """See `ModelMap`."""
+        """See `MicrobatchMap`."""
         batch = self.data(batch)
         outputs = self._outputs(self.taken(leaves), leaves, batch)
         return self.checked(self.loss(outputs, batch), batch)[1]
 
-    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
-        """See `ModelMap`."""
+    def linear_map(
+        self, leaves: Sequence[Array], batch: Any
+    ) -> tuple[tuple[Array, Array], Sandwich]:
+        """See `LinearMap`."""
         data = self.data(batch)
         outputs, push, pull = self._jacobian(leaves, data)
         aux = self.checked(self.loss(outputs, data), data)[1]
-        return aux, Partial(_chain, push, self.middle(outputs, batch), pull)
-
-    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
-        """See `ModelMap`."""
-        return self.linear_map(leaves, batch)[1](tangents)
+        return aux, Sandwich(push, self.inner(outputs, batch), pull)
 
     def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any) -> Any:
         outputs = self.forward(self.params(selected, leaves), batch)
@@ -110,10 +131,6 @@ def check_outputs(method: str, result: Any, outputs: Any) -> Any:
             f"{shown(wanted)}, got {shown(got)}"
         )
     return result
-
-
-def _chain(push: Any, middle: Any, pull: Any, tangents: list[Array]) -> list[Array]:
-    return pull(middle(push(tangents)))
 
 
 def _transpose(push: Any, like: Any, cotangents: Any) -> Any:

@@ -1,55 +1,45 @@
-"""A symmetric map of one microbatch, such as its Hessian, cut into two halves.
-
-The primal half gives the residuals, which depend on the parameters and the batch alone, and the
-linear half maps tangents through them. Residuals that are inputs of the primal half (weights, data)
-are not kept a second time: they are put back when it is applied.
-"""
+"""The matrix of one microbatch: what is traced of a loss, and how that becomes a product."""
 
 import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Var
 
+from curvax.jax_internals import Var
 from curvax.jaxprs import reads
-from curvax.operators.base import is_array
 from curvax.operators.batches import leading_size, leading_sizes
-from curvax.operators.closure import Hoisted, hoist, refuse_pickling
+from curvax.operators.closure import Closed, close
 from curvax.operators.precision import Precision, at_precision
+from curvax.operators.products import Linearised, Product, Recomputed
+from curvax.operators.space import is_array
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinearHalf:
-    """How to multiply by the matrix of one microbatch. Static: hashed by identity.
+class Primal(NamedTuple):
+    """The primal half of a linearisation.
 
     Attributes:
-        primal: `(consts, leaves, batch) -> (mean, weight, residuals)`.
-        residual_bytes: bytes of the residuals of one microbatch; 0 if they are recomputed.
-        apply: `(consts, leaves, batch, residuals, tangents) -> products`, lists of leaves. None if
-            the matrix is `x xᵀ` and the residuals are x, as long as the tangents.
-        weight_moves: whether the weight is computed from the chosen leaves.
+        function: `(leaves, batch) -> (mean, weight, operands)` of the linear half.
+        linear_map: the structure of the linear half, of which the operands are the leaves.
+        kept: which of the operands are residuals, as for `Linearised`.
+        places: of each operand, as for `Linearised`.
+        nbytes: of the residuals.
     """
 
-    primal: Callable[..., Any]
-    residual_bytes: int
-    apply: Callable[..., list[Array]] | None
-    weight_moves: bool
-
-    def __reduce__(self) -> Any:
-        refuse_pickling()
-
-    def __deepcopy__(self, memo: Any) -> "LinearHalf":
-        return self
+    function: Closed
+    linear_map: Any
+    kept: tuple[int, ...]
+    places: tuple[int, ...]
+    nbytes: int
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelMap(abc.ABC):
+class MicrobatchMap(abc.ABC):
     """What multiplies tangents of the chosen leaves of `params`.
 
     Attributes:
@@ -71,16 +61,32 @@ class ModelMap(abc.ABC):
         """The mean loss and its weight."""
 
     @abc.abstractmethod
-    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
-        """`((mean, weight), linear map)`, both pytrees of arrays."""
+    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Product:
+        """What multiplies and keeps nothing."""
 
-    @abc.abstractmethod
-    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
-        """One product, nothing kept."""
+    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+        """What multiplies by residuals, without them; None if there are none within `limit`."""
+        return None
+
+    def value(self, leaves: Sequence[Array], batch: Any) -> Closed:
+        """The primal half of what keeps nothing."""
+        return self.traced(lambda *args: (*self.evaluate(*args), ()), leaves, batch)
+
+    def weight_moves(self, primal: Closed) -> bool:
+        """Whether the weight, the second of its results, is computed from the chosen leaves."""
+        jaxpr = primal.traced.jaxpr
+        inputs = reads(jaxpr, [1])[len(primal.consts) :]
+        return any(read and taken for read, taken in zip(inputs, self.chosen, strict=False))
 
     def taken(self, leaves: Sequence[Array]) -> list[Array]:
         """The chosen leaves."""
         return [leaf for leaf, taken in zip(leaves, self.chosen, strict=True) if taken]
+
+    def tangents(self, leaves: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
+        """The types of vectors: those of the chosen leaves, in the widest dtype of them."""
+        taken = self.taken(leaves)
+        dtype = max((leaf.dtype for leaf in taken), key=lambda own: own.itemsize)
+        return [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf in taken]
 
     def params(self, selected: Sequence[Array], leaves: Sequence[Array]) -> Any:
         """The parameters, with the chosen leaves replaced by `selected`."""
@@ -131,73 +137,96 @@ class ModelMap(abc.ABC):
             )
         return leading_size(batch) or 1
 
-    def traced(self, fun: Callable[..., Any], *args: Any) -> tuple[Hoisted, tuple[Any, ...]]:
-        """`hoist`, with the products in the precision."""
-        return hoist(at_precision(fun, self.precision), *args)
+    def traced(self, fun: Callable[..., Any], *args: Any) -> Closed:
+        """`close`, with the products in the precision."""
+        return close(at_precision(fun, self.precision), *args)
 
-    def _cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
-        """The tangents in the dtypes of the leaves: the operator's is the widest of them."""
+    def cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
+        """The tangents in the dtypes of the leaves."""
         taken = self.taken(leaves)
         return [t.astype(leaf.dtype) for t, leaf in zip(tangents, taken, strict=True)]
 
-    def linearized(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
-        """The linear half that reads kept residuals, and the arrays that the loss closes over."""
-        structure: list[Any] = []
-        # A transpose is traced with the product, maybe under another setting than the loss was.
-        setting = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
-        def primal(leaves: Sequence[Array], batch: Any) -> Any:
-            aux, linear = self.linear_map(leaves, batch)
-            residuals, treedef = jax.tree.flatten(linear)
-            structure[:] = [treedef]
-            return aux, residuals
+class LinearMap(MicrobatchMap):
+    """What linearises a function, or evaluates its derivative anew in every product."""
 
-        traced, consts = self.traced(primal, tuple(leaves), batch)
-        inputs = [*traced.jaxpr.constvars, *traced.jaxpr.invars]
+    @abc.abstractmethod
+    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
+        """`((mean, weight), linear map)`, both pytrees of arrays."""
+
+    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
+        """One product, nothing kept."""
+        return list(self.linear_map(leaves, batch)[1](tangents))
+
+    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Product:
+        """See `MicrobatchMap`."""
+        whole = self.traced(self._of_cast, leaves, batch, self.tangents(leaves))
+        return Recomputed(self.value(leaves, batch), (), whole)
+
+    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+        """See `MicrobatchMap`."""
+        primal = self.primal(leaves, batch)
+        return self.linearised(primal, leaves) if primal.nbytes <= limit else None
+
+    def primal(self, leaves: Sequence[Array], batch: Any) -> Primal:
+        """The primal half of the linearisation.
+
+        An operand that is an input is not kept a second time, and one that occurs twice is kept
+        once: XLA would return two buffers.
+        """
+        traced = self.traced(self.linear_map, leaves, batch)
+        jaxpr = traced.traced.jaxpr
+        inputs = jaxpr.invars
         position: dict[Any, int] = {var: i for i, var in enumerate(inputs)}
-        kept: dict[int, Any] = {}
-        # For each residual: which of the inputs it is, or, after those, which of what is kept.
-        # One that occurs twice is kept once, as XLA would return two buffers.
-        places = []
-        for i, out in enumerate(traced.jaxpr.outvars[2:]):
+        kept: list[int] = []
+        places: list[int] = []
+        nbytes = 0
+        for i, out in enumerate(jaxpr.outvars[2:]):
+            aval: Any = out.aval
             key = out if isinstance(out, Var) else i
             if key not in position:
                 position[key] = len(inputs) + len(kept)
-                kept[i] = out.aval
+                kept.append(i)
+                nbytes += math.prod(aval.shape) * aval.dtype.itemsize
             places.append(position[key])
+        _, linear_map = traced.traced.out_tree.children()
+        flat = jax.tree.structure((0, 0, places))
+        return Primal(traced.returning(flat), linear_map, tuple(kept), tuple(places), nbytes)
 
-        def reduced(consts: Any, leaves: Any, batch: Any) -> Any:
-            (mean, weight), residuals = traced(consts, leaves, batch)
-            return mean, weight, tuple(residuals[i] for i in kept)
+    def linearised(self, primal: Primal, leaves: Sequence[Array]) -> Linearised:
+        """The product with the residuals of a linearisation, without them."""
 
-        def apply(
-            consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
-        ) -> list[Array]:
-            known = [*jax.tree.leaves((consts, tuple(leaves), batch)), *(residuals or ())]
-            complete = [known[place] for place in places]
-            linear = at_precision(jax.tree.unflatten(structure[0], complete), self.precision)
-            with jax.default_matmul_precision(setting):
-                return list(linear(self._cast(tangents, leaves)))
+        def linear(operands: list[Array], tangents: list[Array]) -> list[Array]:
+            apply = jax.tree.unflatten(primal.linear_map, operands)
+            return list(apply(self.cast(tangents, leaves)))
 
-        size = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
-        return LinearHalf(reduced, size, apply, self._weight_moves(traced)), consts
+        operands = [out.aval for out in primal.function.traced.jaxpr.outvars[2:]]
+        traced = self.traced(linear, operands, self.tangents(leaves))
+        return Linearised(primal.function, (), traced, primal.kept, primal.places)
 
-    def _weight_moves(self, traced: Hoisted) -> bool:
-        """Whether the weight, the second of its results, is computed from the chosen leaves."""
-        inputs = reads(traced.jaxpr, [1])[len(traced.jaxpr.constvars) :]
-        return any(read and taken for read, taken in zip(inputs, self.chosen, strict=False))
+    def _of_cast(self, leaves: Any, batch: Any, tangents: list[Array]) -> list[Array]:
+        return self.product(leaves, batch, self.cast(tangents, leaves))
 
-    def recomputed(self, leaves: Sequence[Array], batch: Any) -> tuple[LinearHalf, tuple[Any, ...]]:
-        """The linear half that computes its residuals anew in every product."""
-        traced, consts = self.traced(self.product, tuple(leaves), batch, self.taken(leaves))
-        value, value_consts = self.traced(self.evaluate, tuple(leaves), batch)
 
-        def primal(consts: Any, leaves: Any, batch: Any) -> Any:
-            return *value(consts[1], leaves, batch), ()
+@dataclasses.dataclass(frozen=True)
+class LossMap(MicrobatchMap):
+    """A matrix of second derivatives of `loss(params, batch)`, by its gradient."""
 
-        def apply(
-            consts: Any, leaves: Any, batch: Any, residuals: Any, tangents: list[Array]
-        ) -> list[Array]:
-            return list(traced(consts[0], leaves, batch, self._cast(tangents, leaves)))
+    loss: Callable[[Any, Any], Any]
 
-        return LinearHalf(primal, 0, apply, self._weight_moves(value)), (consts, value_consts)
+    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
+        """See `MicrobatchMap`."""
+        return self._mean(self.taken(leaves), leaves, batch)[1]
+
+    def gradient(self, leaves: Sequence[Array], batch: Any) -> Callable[..., Any]:
+        """A function of the chosen leaves that returns the gradient, and mean and weight."""
+
+        def gradient(selected: Sequence[Array]) -> Any:
+            return jax.grad(self._mean, has_aux=True)(selected, leaves, batch)
+
+        return gradient
+
+    def _mean(
+        self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
+        return self.checked(self.loss(self.params(selected, leaves), batch), batch)

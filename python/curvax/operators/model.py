@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -79,31 +79,23 @@ class Model:
         return any_name
 
 
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
-
-
-class AcceptsModel(Protocol[P, R]):
-    """A function of a model's parts and batches that also takes a `Model` and batches."""
-
-    @overload
-    def __call__(self, model: Model, batches: Any, /, **options: Any) -> R: ...
-    @overload
-    def __call__(self, *args: P.args, **options: P.kwargs) -> R: ...
+R = TypeVar("R", bound=Curvature)
 
 
 def accepts_model(
     parts: Callable[[Model], tuple[Any, ...]],
-) -> Callable[[Callable[P, R]], AcceptsModel[P, R]]:
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function `f(*parts, batches, **options)` also be called as `f(model, batches, ...)`.
+
+    Overloads say the types of both.
 
     Args:
         parts: gets the leading arguments of the function out of a model.
     """
 
-    def decorate(function: Callable[P, R]) -> AcceptsModel[P, R]:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)
-        def wrapped(*args: Any, **options: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> R:
             if not (args and isinstance(args[0], Model)):
                 _refuse_modules(function, args, options)
                 return function(*args, **options)
@@ -116,11 +108,12 @@ def accepts_model(
                     f"other part of it, got {len(rest)} positional arguments there"
                 )
             options["where"] = model.where(options.get("where"))
-            given: Any = function
-            op: Curvature = given(*parts(model), model.prepare(rest[0]), **options)
-            return op.prepared_by(model.prepare)
+            op = function(*parts(model), model.prepare(rest[0]), **options)
+            # A bound method would be kept with what is compiled for the operator, and the model.
+            own = type(model).prepare is not Model.prepare
+            return op.prepared_by(model.prepare) if own else op
 
-        return wrapped  # type: ignore[return-value]
+        return wrapped
 
     return decorate
 

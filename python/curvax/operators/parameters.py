@@ -1,6 +1,7 @@
 """The parameters of a model as the leaves of an operator, and other values for the same."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,15 @@ from jax import Array
 from curvax.arrays import to_array
 from curvax.checks import shown
 from curvax.filters import difference, leaf_names
-from curvax.operators.base import VectorSpace, check_float_dtype, is_array
+from curvax.jaxpr_keys import Key, Keyed, key_of
 from curvax.operators.batches import Microbatches
 from curvax.operators.precision import Precision
+from curvax.operators.space import VectorSpace, check_float_dtype, is_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Structure:
-    """Of parameters and batches. Static: hashed by identity, as not all in it has a hash.
+class Structure(Keyed):
+    """Of parameters and batches. Static.
 
     Attributes:
         treedef: of the parameters, as JAX flattens them.
@@ -39,6 +41,11 @@ class Structure:
     numbered: bool
     precision: Precision | None
     prepare: Callable[[Any], Any] | None = None
+
+    @functools.cached_property
+    def key(self) -> Key:
+        """See `Keyed`."""
+        return key_of(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     def leaves(self, params: Any, like: tuple[Array, ...]) -> tuple[Array, ...]:
         """The arrays of other parameters, in the dtypes of those `like` which they are.

@@ -17,11 +17,19 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn
 from jax.lax import DotAlgorithmPreset
 from jax.lax import Precision as Level
 
 from curvax.checks import shown
+from curvax.jax_internals import (
+    KERNELS,
+    PRODUCTS,
+    RAGGED_PRODUCTS,
+    Jaxpr,
+    JaxprEqn,
+    is_dot,
+    unrecognised,
+)
 from curvax.jaxprs import Rewriter, equations, rewritten
 from curvax.losses.linear_ce import LinearSpec
 from curvax.program import default_platform
@@ -39,10 +47,7 @@ _FULL = (
     DotAlgorithmPreset.F32_F32_F32,
     "F32_F32_F32",
 )
-# Algorithms of three parts are for the first alone.
-_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
-# What a kernel computes is its own affair.
-_KERNELS = ("pallas_call",)
+_PRODUCTS = PRODUCTS | RAGGED_PRODUCTS
 
 
 def check_precision(precision: Any, method: str = "autodiff") -> None:
@@ -77,9 +82,18 @@ def at_precision(fun: Callable[..., Any], precision: Precision | None) -> Callab
     """A traceable function with its products in a precision; None leaves them to JAX's setting.
 
     A product for which the function names a precision itself keeps that.
+
+    Raises:
+        NotImplementedError: there may be products that cannot be found.
     """
     if precision is None:
         return fun
+    if kinds := unrecognised():
+        raise NotImplementedError(
+            f"precision={precision!r} cannot be set within {', '.join(kinds)}, which jax "
+            f"{jax.__version__} writes in a form unknown to curvax: take precision=None, under "
+            "jax.default_matmul_precision"
+        )
     set_products = rewritten(fun, lambda: _Setter(precision))
 
     def wrapped(*args: Any) -> Any:
@@ -96,7 +110,7 @@ class _Setter(Rewriter):
         self._split = precision == "bf16x3"
 
     def enters(self, eqn: JaxprEqn) -> bool:
-        return eqn.primitive.name not in _KERNELS
+        return eqn.primitive.name not in KERNELS  # what one computes is its own affair
 
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
         return jaxpr.replace(
@@ -116,7 +130,7 @@ class _Setter(Rewriter):
 
 def _with_weights(eqn: JaxprEqn) -> bool:
     """Whether a product is one of float32 without batch axes."""
-    if eqn.primitive.name != "dot_general":
+    if not is_dot(eqn):  # algorithms of three parts are for these alone
         return False
     batch, _ = eqn.params["dimension_numbers"][1]
     return not batch and _dtypes(*eqn.invars, *eqn.outvars) == {np.dtype(np.float32)}

@@ -1,6 +1,7 @@
 """Whether the microbatches that a function makes of a batch add up to it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,17 @@ import numpy as np
 from jax import Array
 
 from curvax.operators.batches import Numbered
-from curvax.operators.microbatch import ModelMap
+from curvax.operators.closure import Closed
+from curvax.operators.microbatch import MicrobatchMap
 from curvax.operators.weights import weighted_mean
+from curvax.program import as_arguments, jit, untracked_settings
 
 # What a mean of another order of sums, in 16 bits too, may differ by, relative.
 _SAME = 1e-3
 
 
 def check_split(
-    model: ModelMap,
+    model: MicrobatchMap,
     leaves: tuple[Array, ...],
     batches: Sequence[Any],
     loss: Array,
@@ -34,8 +37,8 @@ def check_split(
     values = []
     for batch in batches:
         given = Numbered(batch, None) if numbered else batch
-        traced, consts = whole.traced(whole.evaluate, leaves, given)
-        values.append(jax.jit(traced)(consts, leaves, given))
+        closed = whole.traced(whole.evaluate, leaves, given)
+        values.append(_evaluate(untracked_settings(), *as_arguments((closed, leaves, given))))
     expected, _ = weighted_mean(*([v[i][None] for v in values] for i in (0, 1)))
     scale = max(float(np.abs(v[0])) for v in values)
     if not abs(float(loss) - float(expected)) <= _SAME * scale:
@@ -45,3 +48,8 @@ def check_split(
             "loss return (mean, weight), with the weight that each microbatch has in the whole "
             "(equal for equal parts of each array), or carry the samples' own shares in the batch"
         )
+
+
+@functools.partial(jit, static=0)
+def _evaluate(settings: Any, value: Closed, leaves: Any, batch: Any) -> Any:
+    return value(leaves, batch)

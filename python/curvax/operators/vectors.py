@@ -11,8 +11,8 @@ from jax import Array
 from curvax.arrays import to_array
 from curvax.checks import is_integer, shown
 from curvax.filters import leaf_names
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.operators.space import VectorSpace, check_float_dtype, is_array
 
 
 def read_rows(space: VectorSpace, value: Any, what: str) -> Array:
@@ -98,8 +98,9 @@ def space_like(like: Any) -> VectorSpace:
         TypeError: none of these, or a leaf that is not real and floating.
         ValueError: no element, an integer below 1, or float64 with JAX's 64-bit mode off.
     """
-    if isinstance(like, Operator):
-        return like.space
+    own = getattr(like, "space", None)
+    if isinstance(own, VectorSpace):
+        return own
     if is_integer(like):
         if like < 1:
             raise ValueError(f"like must be an integer n of at least 1, got {like}")

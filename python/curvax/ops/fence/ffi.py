@@ -1,8 +1,8 @@
 """The fence as a primitive: the identity, and on a CPU a call that XLA does not look into."""
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from curvax.jax_internals import Primitive, ad, batching, mlir
 
 FENCE = Primitive("curvax_fence")
 

@@ -17,45 +17,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from curvax import _native
+from curvax.jax_internals import (
+    CONTROL_FLOW,
+    MOVES,
+    PRODUCTS,
+    REARRANGEMENTS,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    body,
+    called,
+    warn_unrecognised,
+)
 from curvax.jaxprs import Rewriter, rewritten
 from curvax.ops.fence.ffi import FENCE
 
 # A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
 _MIN_ELEMENTS = 4096
 
-_PRODUCTS = {"dot_general", "conv_general_dilated"}
-
-# XLA inlines these, so a value crosses their border on its way to a product.
-_INLINED = {
-    "jit",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "checkpoint",
-}
-
-_CONTROL_FLOW = {"scan", "while", "cond"}
-
 # Computed once whatever reads them: XLA:CPU does not fuse these into their consumers.
-_MATERIALISED = _PRODUCTS | _CONTROL_FLOW
-_MATERIALISED |= {"ffi_call", FENCE.name, "gather", "scatter", "scatter-add", "sort"}
-
-# XLA folds these into the reading of a product's operand: the value behind them is what counts.
-_REARRANGEMENTS = {
-    "transpose",
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "broadcast_in_dim",
-    "slice",
-    "rev",
-    "copy",
-    "convert_element_type",
-}
+_MATERIALISED = PRODUCTS | CONTROL_FLOW | MOVES | {FENCE.name}
 
 
 def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,6 +54,7 @@ def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not _native.use_native("fence"):
         return fun
+    warn_unrecognised()
     return rewritten(fun, _Fencer)
 
 
@@ -80,7 +65,7 @@ def _fence_equation(shape: tuple[int, ...], dtype: Any) -> JaxprEqn:
 
 class _Fencer(Rewriter):
     def enters(self, eqn: JaxprEqn) -> bool:
-        return eqn.primitive.name in _INLINED | _CONTROL_FLOW
+        return called(eqn) is not None or eqn.primitive.name in CONTROL_FLOW
 
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
         wanted = _values_to_fence(jaxpr)
@@ -116,7 +101,8 @@ def _values_to_fence(jaxpr: Jaxpr) -> set[Var]:
 
 
 def _behind_rearrangements(var: Var, producer: dict[Var, JaxprEqn]) -> Var:
-    while var in producer and producer[var].primitive.name in _REARRANGEMENTS:
+    """The value whose rearrangement `var` is, which XLA folds into the reading of an operand."""
+    while var in producer and producer[var].primitive.name in REARRANGEMENTS:
         operand = producer[var].invars[0]
         if isinstance(operand, Literal):
             return var
@@ -128,15 +114,15 @@ def _operands_of_products(jaxpr: Jaxpr) -> list[Var]:
     """The variables of `jaxpr` that a product reads, here or inside an inlined call."""
     operands: list[Var] = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _PRODUCTS:
+        if eqn.primitive.name in PRODUCTS:
             read: Sequence[Any] = eqn.invars
-        elif eqn.primitive.name in _INLINED:
-            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        elif (call := called(eqn)) is not None:
+            inner, outer = body(call[0]), call[1]
             producer = {var: e for e in inner.eqns for var in e.outvars}
             sources = {_behind_rearrangements(v, producer) for v in _operands_of_products(inner)}
-            pairs = zip(eqn.invars, inner.invars, strict=True)
-            read = [outer for outer, var in pairs if var in sources]
+            pairs = zip(outer, inner.invars, strict=True)
+            # XLA inlines the call, so a value crosses its border on the way to a product.
+            read = [atom for atom, var in pairs if var in sources]
         else:
             continue
         operands.extend(v for v in read if not isinstance(v, Literal))
