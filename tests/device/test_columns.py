@@ -10,7 +10,7 @@ from curvax import columns
 from curvax import program as compiled
 from curvax.columns import CHUNK, over_columns, random_columns
 from curvax.device import probes, programs
-from curvax.operators import curvature
+from curvax.operators import products
 
 N = 5 * CHUNK + 37
 
@@ -108,7 +108,7 @@ def test_sums_over_samples_are_short_on_a_device_too(on_device):
     rng = np.random.default_rng(0)
     x, v = (rng.uniform(1, 2, size=(k, N)).astype(np.float32) for k in (3, 2))
     on_device()
-    text = jax.jit(curvature._inner).lower(x, v).as_text()
+    text = jax.jit(products._inner).lower(x, v).as_text()
     assert f"x4x{CHUNK}xf32" in text
     wide = v.astype(np.float64) @ x.astype(np.float64).T
-    np.testing.assert_allclose(jax.jit(curvature._inner)(x, v), wide, rtol=2e-6)
+    np.testing.assert_allclose(jax.jit(products._inner)(x, v), wide, rtol=2e-6)
