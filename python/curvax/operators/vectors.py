@@ -11,7 +11,7 @@ from jax import Array
 from curvax.arrays import to_array
 from curvax.checks import is_integer, shown
 from curvax.filters import leaf_names
-from curvax.operators.base import Operator, VectorSpace, check_float_dtype, is_array
+from curvax.operators.base import VectorSpace, check_float_dtype, is_array
 from curvax.operators.placement import check_not_typed_by_shards
 
 
@@ -65,12 +65,13 @@ def read_vector(space: VectorSpace, value: Any, what: str) -> Array:
 
 
 def check_lengths(norms: Array, what: str) -> None:
-    """Refuse vectors of these norms that have no direction.
+    """Refuse vectors that have no direction, by the norms of `unit_rows`.
 
     Raises:
         ValueError: one is zero, or not finite.
     """
-    if not bool((jnp.isfinite(norms) & (norms > 0)).all()):
+    # Nor is NaN, which a row with an infinite entry has in units of its largest.
+    if not bool((norms > 0).all()):
         raise ValueError(f"{what} must be finite and not zero")
 
 
@@ -98,8 +99,8 @@ def space_like(like: Any) -> VectorSpace:
         TypeError: none of these, or a leaf that is not real and floating.
         ValueError: no element, an integer below 1, or float64 with JAX's 64-bit mode off.
     """
-    if isinstance(like, Operator):
-        return like.space
+    if isinstance(own := getattr(like, "space", None), VectorSpace):
+        return own
     if is_integer(like):
         if like < 1:
             raise ValueError(f"like must be an integer n of at least 1, got {like}")
