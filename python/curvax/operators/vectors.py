@@ -65,12 +65,13 @@ def read_vector(space: VectorSpace, value: Any, what: str) -> Array:
 
 
 def check_lengths(norms: Array, what: str) -> None:
-    """Refuse vectors of these norms that have no direction.
+    """Refuse vectors that have no direction, by the norms of `unit_rows`.
 
     Raises:
         ValueError: one is zero, or not finite.
     """
-    if not bool((jnp.isfinite(norms) & (norms > 0)).all()):
+    # Nor is NaN, which a row with an infinite entry has in units of its largest.
+    if not bool((norms > 0).all()):
         raise ValueError(f"{what} must be finite and not zero")
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from curvax.checks import shown
+from curvax.checks import is_integer, is_number, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Options:
         smoothing, index = _number("label_smoothing", self.label_smoothing), self.ignore_index
         if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+        if not is_integer(index):
             raise TypeError(f"ignore_index must be an integer, got {shown(index)}")
         if not -(2**31) <= index < 2**31:
             raise ValueError(f"ignore_index must fit in 32 bits, got {index}")
@@ -71,7 +71,7 @@ class Options:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if not is_number(value):
         raise TypeError(
             f"{name} must be a number known when the loss is traced, got {shown(value)}"
         )
