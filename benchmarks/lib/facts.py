@@ -14,7 +14,7 @@ from curvax import _native
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, threads, versions, instruction level, and the commit."""
+    """Processor, threads, versions, the kernels' target, and the commit."""
     models = [
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
