@@ -46,7 +46,7 @@ class Stack:
     ) -> tuple[Self, Array]:
         """The stack, whose weights and residuals are computed; and the mean losses."""
         product = product.holding(())
-        means, weights, residuals = _evaluated(product, leaves, batch)
+        means, weights, residuals = _evaluate(product, leaves, batch)
         return cls(batch, weights, positions, product.holding(residuals)), means
 
     def entry(self, place: int) -> Self:
@@ -253,7 +253,7 @@ def explained(arrays: Any, linearized: bool) -> Explained:
     return Explained(arrays, smaller, "when the loss was evaluated")
 
 
-def _evaluated(
+def _evaluate(
     product: Product, leaves: tuple[Array, ...], batches: Any
 ) -> tuple[Array, Array, Any]:
     """The means, weights and residuals of microbatches, compiled.
@@ -271,17 +271,17 @@ def _evaluated(
     return result
 
 
-def _evaluate(product: Product, leaves: Any, batch: Any) -> tuple[Array, Array, Any]:
+def _primal(product: Product, leaves: Any, batch: Any) -> tuple[Array, Array, Any]:
     return product.evaluate(leaves, batch)
 
 
 @functools.partial(jit, static=0)
 def _evaluate_one(settings: Any, product: Product, leaves: Any, batches: Any) -> Any:
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    mean, weight, residuals = fence(_evaluate)(product, leaves, first)
+    mean, weight, residuals = fence(_primal)(product, leaves, first)
     return mean[None], weight[None], residuals
 
 
 @functools.partial(jit, static=0)
 def _evaluate_many(settings: Any, product: Product, leaves: Any, batches: Any) -> Any:
-    return jax.lax.map(lambda batch: fence(_evaluate)(product, leaves, batch), batches)
+    return jax.lax.map(lambda batch: fence(_primal)(product, leaves, batch), batches)
