@@ -9,11 +9,12 @@ from jax import Array
 
 from curvax.checks import shown
 from curvax.program import present, traced
+from curvax.typing import DTypeLike
 
 _WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
 
 
-def to_array(value: Any, what: str, dtype: Any = None) -> Array:
+def to_array(value: Any, what: str, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array of JAX.
 
     Args:
@@ -78,7 +79,7 @@ def into_range(largest: Array) -> Array:
     return jnp.where(largest > 1, 2.0**-64, 2.0**64).astype(largest.dtype)
 
 
-def _on_host(value: Any, what: str) -> np.ndarray[Any, Any]:
+def _on_host(value: Any, what: str) -> np.ndarray:
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of torch
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # which NumPy has not
@@ -102,7 +103,7 @@ def _check_kind(source: Any, target: Any, what: str) -> None:
         raise TypeError(f"{what} must be of dtype {target}, got {source}")
 
 
-def _check_range(array: np.ndarray[Any, Any], target: Any, what: str) -> None:
+def _check_range(array: np.ndarray, target: Any, what: str) -> None:
     """Refuse numbers that would wrap around in `target`, or be infinite."""
     source, far = array.dtype, None
     if not array.size:

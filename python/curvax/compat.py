@@ -19,6 +19,7 @@ from curvax.arrays import to_array
 from curvax.checks import is_integer, shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
+from curvax.typing import DTypeLike, Params
 
 MAX_FACTOR = 5000
 """The most parameters whose Hessian is factored for `sigma`: 0.6 GB in float64, and minutes."""
@@ -63,12 +64,12 @@ class HessianAnalyzer:
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         X_train: Any,
         Y_train: Any,
         forward: Callable[[Any, Any], Any],
         loss: Callable[[Any], Any],
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.params = params
         flat, unravel = ravel_pytree(params)
@@ -179,7 +180,7 @@ def extract_pytorch_model_parameters(pytorch_model: Any) -> dict[str, Any]:
 
 
 def generate_MSE_loss_func(
-    params: Any, X: Any, Y: Any, forward_copy: Callable[[Any, Any], Any]
+    params: Params, X: Any, Y: Any, forward_copy: Callable[[Any, Any], Any]
 ) -> Callable[[Any], Array]:
     """The mean over samples of the squared norm of `forward_copy(params, X[i]) - Y[i]`.
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from curvax.checks import cut, shown
+from curvax.typing import Params, PyTree
 
 Filter = Callable[[str, Any], bool] | Any
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
@@ -69,7 +70,7 @@ def _check_patterns(function: str, patterns: Sequence[str]) -> None:
         raise TypeError(f"{function} takes one or more strings, got {shown(patterns)}")
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: PyTree) -> list[str]:
     """The name of each leaf of `tree`, in the order of `jax.tree.leaves`."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
@@ -97,7 +98,7 @@ def _names_in(structure: Any) -> list[str]:
         return []
 
 
-def select(params: Any, where: Filter | None) -> tuple[bool, ...]:
+def select(params: Params, where: Filter | None) -> tuple[bool, ...]:
     """Apply a filter.
 
     Args:
@@ -134,7 +135,7 @@ def matching(
     return chosen
 
 
-def _mask(params: Any, where: Any) -> list[bool]:
+def _mask(params: Params, where: Any) -> list[bool]:
     mask = jax.tree.leaves(where)
     if not mask or not all(isinstance(entry, (bool, np.bool_)) for entry in mask):
         meant = f": did you mean match_names({shown(where)})?" if isinstance(where, str) else ""

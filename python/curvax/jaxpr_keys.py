@@ -20,6 +20,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 
 from curvax.jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, body, tree_parts
+from curvax.typing import Params
 
 
 class Key:
@@ -136,7 +137,7 @@ def _is_record(value: Any) -> bool:
     """Whether a value is of a frozen dataclass, with nothing in it but the fields."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
-    params: Any = type(value).__dataclass_params__  # type: ignore[attr-defined]
+    params: Params = type(value).__dataclass_params__  # type: ignore[attr-defined]
     held = set(getattr(value, "__dict__", ()))
     for base in type(value).__mro__:
         slots = base.__dict__.get("__slots__", ())

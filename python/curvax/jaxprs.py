@@ -23,6 +23,7 @@ from curvax.jax_internals import (
     loop,
     with_calls,
 )
+from curvax.typing import PyTree
 
 
 class Rewriter(abc.ABC):
@@ -57,7 +58,7 @@ def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable
     """A traceable function of pytrees whose trace is rewritten, each time by a new `make()`."""
 
     @functools.wraps(fun)
-    def wrapped(*args: Any) -> Any:
+    def wrapped(*args: object) -> Any:
         closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
         out = jaxpr_as_fun(make()(closed))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
@@ -101,7 +102,7 @@ def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None])
     return jaxpr.replace(eqns=equations, outvars=outvars)
 
 
-def jaxpr_of_linear(linear: Callable[..., Any], *like: Any) -> Jaxpr:
+def jaxpr_of_linear(linear: Callable[..., Any], *like: PyTree) -> Jaxpr:
     """What a linear map computes.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from curvax import _native
+from curvax.typing import PyTree
 
 # Fraction of a host's free memory that one kind of optional storage (a Krylov basis, linearisation
 # residuals) may take without being asked for: the other kinds, the products and other programs need
@@ -59,7 +60,7 @@ class Memory:
         return found
 
 
-def memory_of(tree: Any = None) -> Memory:
+def memory_of(tree: PyTree = None) -> Memory:
     """The memory where a computation on these arrays happens.
 
     Args:
@@ -72,17 +73,17 @@ def memory_of(tree: Any = None) -> Memory:
     return min((memory_on(device) for device in _devices(tree)), key=lambda memory: memory.free)
 
 
-def available_bytes(tree: Any = None) -> int:
+def available_bytes(tree: PyTree = None) -> int:
     """Free memory, in bytes, where a computation on these arrays happens; see `memory_of`."""
     return memory_of(tree).free
 
 
-def on_device(tree: Any = None) -> bool:
+def on_device(tree: PyTree = None) -> bool:
     """Whether that memory is a device's and not the host's."""
     return any(device.platform != "cpu" for device in _devices(tree))
 
 
-def _devices(tree: Any) -> set[Any]:
+def _devices(tree: PyTree) -> set[Any]:
     # Within a trace it is where the program will run, and JAX's default device at the best.
     arrays = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
     bound = [leaf for leaf in arrays if getattr(leaf, "committed", False)]

@@ -35,7 +35,7 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
         positional = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
         @functools.wraps(function)
-        def call(*args: Any, **given: Any) -> Any:
+        def call(*args: object, **given: Any) -> Any:
             twice = given.keys() & names[: min(positional, len(args))]
             if twice or len(args) > positional or not given.keys() <= signature.parameters.keys():
                 _refuse(function.__name__, names, positional, args, given)

@@ -143,7 +143,7 @@ def _placement(leaves: list[Any]) -> Any:
 _NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
-def compiler_options(*args: Any) -> dict[str, Any] | None:
+def compiler_options(*args: object) -> dict[str, Any] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
     wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
     return _NARROW if wide else None
@@ -160,7 +160,7 @@ def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
     narrow = jax.jit(fun, static_argnums=static, compiler_options=_NARROW)
 
     @functools.wraps(fun)
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> Any:
         # Within a trace a new array is traced too, whatever the arguments are.
         if compiler_options(*args) is None or isinstance(jnp.zeros(()), jax.core.Tracer):
             return plain(*args)
@@ -191,7 +191,7 @@ class Program:
     wide: bool = False
     check: Callable[..., Any] | None = None
 
-    def __call__(self, clock: Clock, *args: Any) -> Any:
+    def __call__(self, clock: Clock, *args: object) -> Any:
         """Run; the arrays of the donated arguments are gone after it."""
         if self.check is not None:
             self.check(*args)
@@ -199,7 +199,7 @@ class Program:
         with self._mode():
             return self._compiled(clock, args)(*args)
 
-    def work_bytes(self, clock: Clock, *args: Any) -> int:
+    def work_bytes(self, clock: Clock, *args: object) -> int:
         """What a run allocates beside its arguments: scratch, and results not in donated memory.
 
         Args:
@@ -209,13 +209,13 @@ class Program:
         with self._mode():
             return _work_bytes(self._compiled(clock, as_arguments(args)))
 
-    def known_work_bytes(self, *args: Any) -> int | None:
+    def known_work_bytes(self, *args: object) -> int | None:
         """The same, if the program has been compiled for these arguments, else None."""
         with self._mode():
             compiled = _cache.get(self._key(as_arguments(args)))
         return None if compiled is None else _work_bytes(compiled)
 
-    def result_shardings(self, clock: Clock, *args: Any) -> Any:
+    def result_shardings(self, clock: Clock, *args: object) -> Any:
         """How each result lies on the devices; the arguments are those of `work_bytes`."""
         with self._mode():
             return self._compiled(clock, as_arguments(args)).output_shardings
@@ -262,6 +262,6 @@ def users_mode() -> Any:
     return jax.enable_x64(_users_mode.get())
 
 
-def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
+def program(**options: object) -> Callable[[Callable[..., Any]], Program]:
     """Turn a function into a `Program` with these options."""
     return lambda fun: Program(fun, **options)

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 
 from curvax.jax_internals import Primitive, ad, batching, mlir
 from curvax.ops.manual_axes import equally_varying
+from curvax.typing import Params, PyTree
 
 Flags = tuple[bool, ...]
 
@@ -112,12 +113,12 @@ class TwiceDifferentiable:
         )
         return tuple(block[0] for block in out)
 
-    def _value_rule(self, primals: Any, tangents: Any, spec: Hashable, slots: int) -> Any:
+    def _value_rule(self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int) -> Any:
         present = self._present(tangents, slots)
         value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
         return [value], [_directional(value, gradient, present)]
 
-    def _gradient_rule(self, primals: Any, tangents: Any, spec: Hashable, slots: int) -> Any:
+    def _gradient_rule(self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int) -> Any:
         present = self._present(tangents, slots)
         value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
         products = self.hessian_product(spec, primals[:slots], primals[slots:], present)
@@ -192,7 +193,7 @@ def _product_types(
 
 
 def _jvp_rule(
-    name: str, primitive: Primitive, primals: Any, tangents: Any, **params: Any
+    name: str, primitive: Primitive, primals: PyTree, tangents: PyTree, **params: Params
 ) -> tuple[list[Array], list[Any]]:
     constants, given = params["constants"], params["given"]
     fixed = len(given) + constants
@@ -213,7 +214,9 @@ def _jvp_rule(
     return out, primitive.bind(*primals[:fixed], *moved, **{**params, "given": own})
 
 
-def _transpose_rule(primitive: Primitive, cotangents: Any, *args: Any, **params: Any) -> list[Any]:
+def _transpose_rule(
+    primitive: Primitive, cotangents: PyTree, *args: object, **params: Params
+) -> list[Any]:
     constants, given, wanted = params["constants"], params["given"], params["wanted"]
     slots, data, linear = _split(args, constants, given)
     asked = [ad.is_undefined_primal(x) for x in linear]
@@ -235,7 +238,7 @@ def _transpose_rule(primitive: Primitive, cotangents: Any, *args: Any, **params:
 
 
 def _one_by_one(
-    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Any
+    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Params
 ) -> tuple[list[Array], list[int]]:
     """Batching where nothing is shared."""
     fixed = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
@@ -253,7 +256,7 @@ def _one_by_one(
 
 
 def _product_batching_rule(
-    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Any
+    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Params
 ) -> tuple[list[Array], list[int]]:
     """Tangents of the same slots become one block."""
     fixed = len(params["given"]) + params["constants"]

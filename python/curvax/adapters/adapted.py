@@ -13,13 +13,14 @@ from curvax.adapters.verification import (
 )
 from curvax.checks import check_flag, check_number
 from curvax.operators.model import Model
+from curvax.typing import Batch, Batches
 
 
 @dataclasses.dataclass
 class _Example:
     """A batch to compare on; of a model made without one, the first that an operator gets."""
 
-    batch: Any = None
+    batch: Batch = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -44,7 +45,7 @@ class AdaptedModel(Model):
     admit: Callable[[Any], None] = dataclasses.field(default=lambda batch: None, kw_only=True)
     _example: _Example = dataclasses.field(default_factory=_Example, kw_only=True)
 
-    def prepare(self, batches: Any) -> Any:
+    def prepare(self, batches: Batches) -> Any:
         """Convert batches, and compare the model on the first if it has not been compared yet.
 
         Args:
@@ -59,11 +60,11 @@ class AdaptedModel(Model):
             return self._stream(batches)
         return self.compared(self.convert(batches))
 
-    def _stream(self, batches: Any) -> Iterator[Any]:
+    def _stream(self, batches: Batches) -> Iterator[Any]:
         for batch in batches:
             yield self.compared(self.convert(batch))
 
-    def compared(self, batch: Any) -> Any:
+    def compared(self, batch: Batch) -> Any:
         """A batch of JAX arrays; the first in which a label counts is compared on."""
         self.admit(batch)
         if self._example.batch is None:
@@ -71,7 +72,7 @@ class AdaptedModel(Model):
         return batch
 
     def verify(
-        self, batch: Any = None, *, hvp: bool = False, tol: float | None = None, seed: int = 0
+        self, batch: Batch = None, *, hvp: bool = False, tol: float | None = None, seed: int = 0
     ) -> Verification:
         """Compare the model with its source on one batch: outputs, loss and gradient.
 
@@ -112,7 +113,9 @@ class AdaptedModel(Model):
             )
         return found
 
-    def _measured(self, batch: Any, hvp: bool, tol: float | None, seed: int) -> Verification | None:
+    def _measured(
+        self, batch: Batch, hvp: bool, tol: float | None, seed: int
+    ) -> Verification | None:
         """The differences, of a batch in which something counts."""
         try:
             found = Comparison(self, self.source, batch, tol).measure(hvp, seed)

@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 
+from curvax.typing import Batch
 
-def first(batch: Any) -> Any:
+
+def first(batch: Batch) -> Any:
     """The inputs of a batch `(inputs, targets)`."""
     return _pair(batch)[0]
 
 
-def second(batch: Any) -> Any:
+def second(batch: Batch) -> Any:
     """The targets of a batch `(inputs, targets)`."""
     return _pair(batch)[1]
 
 
-def _pair(batch: Any) -> Any:
+def _pair(batch: Batch) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch
     if isinstance(batch, (tuple, list)):

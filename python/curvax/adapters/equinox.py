@@ -10,6 +10,7 @@ from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.jax_libraries import JaxSource, adapt, mean_of, value_and_gradient
 from curvax.options import takes_options
+from curvax.typing import Batch, Params
 
 eqx = import_framework("equinox", "equinox")
 
@@ -21,7 +22,7 @@ def from_module(
     loss: Callable[[Any, Any], Any],
     state: Any = None,
     batched: bool = False,
-    example: Any = None,
+    example: Batch = None,
     inputs: Callable[[Any], Any] = first,
 ) -> AdaptedModel:
     """An Equinox module and a loss as a model.
@@ -53,21 +54,21 @@ def from_module(
     _check_inference(module)
     params, static = eqx.partition(module, eqx.is_inexact_array)
 
-    def call(whole: Any, batch: Any) -> Any:
+    def call(whole: Any, batch: Batch) -> Any:
         function = whole if state is None else lambda x: whole(x, state)[0]
         return (function if batched else jax.vmap(function))(inputs(batch))
 
-    def forward(params: Any, batch: Any) -> Any:
+    def forward(params: Params, batch: Batch) -> Any:
         return call(eqx.combine(params, static), batch)
 
-    def value(whole: Any, batch: Any) -> Any:
+    def value(whole: Any, batch: Batch) -> Any:
         outputs = call(whole, batch)
         return mean_of(loss(outputs, batch)), outputs
 
     def transform(function: Any) -> Any:
         return eqx.filter_jit(eqx.filter_value_and_grad(function, has_aux=True))
 
-    def run(batch: Any) -> Any:
+    def run(batch: Batch) -> Any:
         return value_and_gradient("Equinox", transform, value, module, batch)
 
     return adapt(JaxSource("Equinox", run), params, forward, loss, example)

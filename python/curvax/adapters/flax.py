@@ -19,6 +19,7 @@ from curvax.adapters.jax_libraries import (
 )
 from curvax.filters import leaf_names
 from curvax.options import takes_options
+from curvax.typing import Batch, Params
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
@@ -29,7 +30,7 @@ def from_nnx(
     module: Any,
     *,
     loss: Callable[[Any, Any], Any],
-    example: Any = None,
+    example: Batch = None,
     inputs: Callable[[Any], Any] = first,
 ) -> AdaptedModel:
     """An NNX module and a loss as a model.
@@ -67,13 +68,13 @@ def from_nnx(
             )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
 
-    def forward(params: Any, batch: Any) -> Any:
+    def forward(params: Params, batch: Batch) -> Any:
         own = jax.tree.map(lambda leaf: leaf, state)  # replaced in place
         nnx.replace_by_pure_dict(own, params)
         # A copy of what is shared: an update of it within a trace would outlive the trace.
         return nnx.merge(graph, own, rest, copy=True)(inputs(batch))
 
-    def value(whole: Any, batch: Any) -> Any:
+    def value(whole: Any, batch: Batch) -> Any:
         outputs = whole(inputs(batch))
         return mean_of(loss(outputs, batch)), outputs
 
@@ -81,7 +82,7 @@ def from_nnx(
         wrt = nnx.DiffState(0, nnx.Param)
         return nnx.jit(nnx.value_and_grad(function, argnums=wrt, has_aux=True))
 
-    def run(batch: Any) -> Any:
+    def run(batch: Batch) -> Any:
         # A clone: what a call changes would stay in the user's module.
         clone = nnx.clone(module)
         before = _numbers(clone)
@@ -114,9 +115,9 @@ def from_linen(
     variables: Mapping[str, Any],
     *,
     loss: Callable[[Any, Any], Any],
-    example: Any = None,
+    example: Batch = None,
     inputs: Callable[[Any], Any] = first,
-    **options: Any,
+    **options: object,
 ) -> AdaptedModel:
     """A Linen module, its variables and a loss as a model.
 
@@ -149,7 +150,7 @@ def from_linen(
     rest = {name: value for name, value in variables.items() if name != "params"}
     errors = import_framework("flax.errors", "flax")
 
-    def apply(all_variables: Any, batch: Any) -> Any:
+    def apply(all_variables: Any, batch: Batch) -> Any:
         try:
             return module.apply(all_variables, inputs(batch), **options)
         except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
@@ -160,14 +161,14 @@ def from_linen(
                 "use_running_average=True"
             ) from error
 
-    def forward(params: Any, batch: Any) -> Any:
+    def forward(params: Params, batch: Batch) -> Any:
         return apply({"params": params, **rest}, batch)
 
-    def value(params: Any, batch: Any) -> Any:
+    def value(params: Params, batch: Batch) -> Any:
         outputs = apply({**variables, "params": params}, batch)
         return mean_of(loss(outputs, batch)), outputs
 
-    def run(batch: Any) -> Any:
+    def run(batch: Batch) -> Any:
         return value_and_gradient("Linen", jit_value_and_grad, value, variables["params"], batch)
 
     return adapt(JaxSource("Linen", run), variables["params"], forward, loss, example)

@@ -13,6 +13,7 @@ from curvax.adapters.verification import SourceValues
 from curvax.arrays import to_array
 from curvax.checks import cut
 from curvax.filters import leaf_names
+from curvax.typing import Batch, Params
 
 _PARTS = (
     "A batch is (inputs, targets), unless inputs= and the loss get other parts out of it: do its "
@@ -40,7 +41,7 @@ class JaxSource:
         self.run = run
         self.bits = bits
 
-    def evaluate(self, batch: Any) -> SourceValues:
+    def evaluate(self, batch: Batch) -> SourceValues:
         """See `Source`."""
         (loss, outputs), gradient = self.run(batch)
         leaves = zip(leaf_names(gradient), jax.tree.leaves(gradient), strict=True)
@@ -51,7 +52,7 @@ class JaxSource:
             self.bits,
         )
 
-    def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> None:
+    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> None:
         """See `Source`."""
 
 
@@ -73,7 +74,7 @@ def value_and_gradient(
     transform: Callable[[Any], Any],
     value: Callable[[Any, Any], Any],
     module: Any,
-    batch: Any,
+    batch: Batch,
     parts: str = _PARTS,
 ) -> Any:
     """What `transform(value)(module, batch)` returns.
@@ -113,7 +114,7 @@ def value_and_gradient(
 
 
 @contextlib.contextmanager
-def noted(batch: Any, parts: str) -> Iterator[None]:
+def noted(batch: Batch, parts: str) -> Iterator[None]:
     """Add to an error what the batch looks like, and what its parts must be."""
     try:
         yield
@@ -125,10 +126,10 @@ def noted(batch: Any, parts: str) -> Iterator[None]:
 
 def adapt(
     source: JaxSource,
-    params: Any,
+    params: Params,
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
-    example: Any,
+    example: Batch,
     kind: type[AdaptedModel] = AdaptedModel,
     **fields: Any,
 ) -> AdaptedModel:

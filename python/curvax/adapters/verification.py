@@ -16,6 +16,7 @@ from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
 from curvax.ops.fence import fence
 from curvax.program import compiler_options
+from curvax.typing import Batch, Params, PyTree
 
 
 class _Tolerances(NamedTuple):
@@ -52,7 +53,7 @@ class SourceValues(NamedTuple):
         bits: of the loss, which may be coarser than the model.
     """
 
-    outputs: Any
+    outputs: PyTree
     loss: float
     gradient: Mapping[str, Any]
     bits: int = 64
@@ -63,11 +64,11 @@ class Source(Protocol):
 
     framework: str
 
-    def evaluate(self, batch: Any) -> SourceValues:
+    def evaluate(self, batch: Batch) -> SourceValues:
         """Outputs, loss and gradient, by the framework's own differentiation."""
         ...
 
-    def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> "SourceDerivatives | None":
+    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> "SourceDerivatives | None":
         """By the framework's own differentiation; None if it has none but JAX's."""
         ...
 
@@ -162,7 +163,7 @@ class Comparison:
 
     model: Model
     source: Source
-    batch: Any
+    batch: Batch
     tol: float | None
 
     def measure(self, hvp: bool, seed: int) -> Verification | None:
@@ -210,7 +211,7 @@ class Comparison:
     def _program(self) -> "_Program":
         """Outputs, loss and gradient; whether that has a derivative is traced too."""
 
-        def evaluate(params: Any, batch: Any) -> Any:
+        def evaluate(params: Params, batch: Batch) -> Any:
             outputs = self.model.forward(params, batch)
             loss = self.model.loss(outputs, batch)
             mean, weight = loss if isinstance(loss, tuple) else (loss, 1)
@@ -239,7 +240,7 @@ class Comparison:
             )
         return [_relative(a, b) for a, b in zip(leaves, wanted, strict=True)] or [0.0]
 
-    def _leaves(self, tree: Any) -> dict[str, Any]:
+    def _leaves(self, tree: PyTree) -> dict[str, Any]:
         names = leaf_names(self.model.params)
         return dict(zip(names, map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
@@ -293,14 +294,14 @@ class _Program:
     """
 
     function: Closed
-    batch: Any
+    batch: Batch
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: Params) -> Any:
         args = (self.function, params, self.batch)
         return jax.jit(Closed.__call__, compiler_options=compiler_options(*args))(*args)
 
 
-def _trace_derivative(program: _Program, params: Any) -> None:
+def _trace_derivative(program: _Program, params: Params) -> None:
     """Trace the derivative of a gradient, to learn whether there is one.
 
     Raises:
@@ -323,7 +324,7 @@ def _trace_derivative(program: _Program, params: Any) -> None:
             raise NotImplementedError(str(error)) from error
 
 
-def _nudged(params: Any) -> Any:
+def _nudged(params: Params) -> Any:
     """Parameters with rounding errors."""
     random = np.random.default_rng(0)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from curvax.checks import seed_word
 from curvax.columns import over_columns, random_columns, row_sums
 from curvax.operators.base import Operator
 from curvax.program import Clock, Program
+from curvax.typing import DTypeLike
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 
@@ -47,11 +47,11 @@ class _Block:
 
     count: int
     n: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
 
 def columns(
-    seed: Array, rows: Array, first: Array, width: int, dtype: Any, distribution: str
+    seed: Array, rows: Array, first: Array, width: int, dtype: DTypeLike, distribution: str
 ) -> Array:
     """The columns `first` to `first + width − 1` of some rows, inside a compiled program.
 
@@ -69,7 +69,7 @@ def columns(
     return jax.vmap(one)(rows)
 
 
-def _signs(key: Array, shape: tuple[int], dtype: Any) -> Array:
+def _signs(key: Array, shape: tuple[int], dtype: DTypeLike) -> Array:
     """±1 from single bits: 32 entries for each word of the generator."""
     words = jax.random.bits(key, (-(-shape[0] // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & jnp.uint32(1)

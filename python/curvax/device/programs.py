@@ -17,7 +17,7 @@ from curvax.operators.shards import sharded_arrays
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
 from curvax.program import Clock, program, users_mode
-from curvax.typing import Float64Array
+from curvax.typing import Block, Float64Array
 
 # The most steps that one program does.
 TOGETHER = 8
@@ -57,7 +57,7 @@ def multiply(op: Operator, block: Array) -> Array:
     return checked_product(op, block)
 
 
-def check_products(clock: Clock, op: Operator, block: Any) -> None:
+def check_products(clock: Clock, op: Operator, block: Block) -> None:
     """Refuses an operator whose products come in shards, before the first of them.
 
     Args:

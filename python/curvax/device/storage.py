@@ -6,7 +6,6 @@ to eight times as wide. What is in the padding matters to nobody.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from curvax.ops.block_ortho import padded_length
+from curvax.typing import DTypeLike
 
 # The largest power of two that an entry of a unit vector can be multiplied by in float16.
 _LARGEST_SCALE = 2.0**15
@@ -27,7 +27,7 @@ class Length(int):
     """
 
 
-def shape(rows: int, n: int, dtype: Any) -> tuple[int, int]:
+def shape(rows: int, n: int, dtype: DTypeLike) -> tuple[int, int]:
     """The shape of a basis of that many rows."""
     return rows, padded_length(n, dtype)
 
@@ -37,7 +37,7 @@ def length(basis: Array, n: Length | None) -> int:
     return basis.shape[1] if n is None else int(n)
 
 
-def scale(dtype: Any, n: int) -> float:
+def scale(dtype: DTypeLike, n: int) -> float:
     """The factor by which stored rows of length n are larger than the vectors.
 
     For float16 the power of two next to √n: entries of a unit vector are about 1/√n, which from
@@ -62,7 +62,7 @@ def rows(basis: Array, start: Array, count: int, n: int) -> Array:
     return vectors(stored, n)
 
 
-def roundoff(dtype: Any) -> float:
+def roundoff(dtype: DTypeLike) -> float:
     """The norm of the error that rounding to `dtype` adds to a unit vector.
 
     Of normally distributed entries, root mean square: 2.1e-4 in float16, 1.7e-3 in bfloat16.
@@ -70,7 +70,7 @@ def roundoff(dtype: Any) -> float:
     return 0.212 * float(jnp.finfo(dtype).eps)
 
 
-def noise(dtype: Any) -> float:
+def noise(dtype: DTypeLike) -> float:
     """What storage adds to a residual, relative to |λ|max, in squares; 0 where nothing is narrowed.
 
     Two roundings show in it: of the rows that span a Ritz vector, and of that vector itself. A
@@ -79,7 +79,7 @@ def noise(dtype: Any) -> float:
     return 0.0 if np.dtype(dtype).itemsize > 2 else math.sqrt(2) * roundoff(dtype)
 
 
-def floor(dtype: Any) -> float:
+def floor(dtype: DTypeLike) -> float:
     """The smallest tolerance that a basis of `dtype` allows: 3.1e-4 in float16, 2.5e-3 in bfloat16.
 
     A little above the noise, so that half of a roundoff is left to the recurrence.

@@ -41,7 +41,7 @@ def exact_diagonal(
     clock: Clock,
     interrupted: InterruptFlag,
     note: Callable[[int, float], None],
-) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], float]:
+) -> tuple[np.ndarray[Any, np.dtype[np.floating]], float]:
     """The diagonal of an operator.
 
     Args:

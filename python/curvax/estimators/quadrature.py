@@ -29,7 +29,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.recurrence import Recurrence, normalize
 from curvax.operators.base import Operator
 from curvax.program import Clock
-from curvax.typing import Float64Array
+from curvax.typing import Float64Array, PyTree
 
 
 class Quadrature(NamedTuple):
@@ -164,7 +164,7 @@ def lanczos_runs(
             yield coefficients
 
 
-def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int) -> Array:
+def _starts(clock: Clock, op: Operator, like: PyTree, request: Request, first: int) -> Array:
     """Unit vectors, uniform on the sphere of the space that is not left out."""
     block = draw(clock, op, like, request.seed, first, "gaussian")
     if request.deflation.vectors is not None:

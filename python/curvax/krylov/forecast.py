@@ -14,7 +14,6 @@ only where the host's memory is the basis' too.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from curvax.krylov.sizes import block_penalty
 from curvax.memory import on_device
 from curvax.operators.base import Operator
 from curvax.program import Clock
+from curvax.typing import DTypeLike
 
 # Square float64 matrices alive on the host while one of them is decomposed: the projection, or the
 # operator itself, its symmetric part, the eigenvectors before and after, and LAPACK's copy and
@@ -56,7 +56,7 @@ class Bytes:
 
 
 def forecast_bytes(
-    op: Operator, k: int, block: int, rows: int, dtype: Any, keep: bool, clock: Clock
+    op: Operator, k: int, block: int, rows: int, dtype: DTypeLike, keep: bool, clock: Clock
 ) -> Bytes:
     """The memory of a block Lanczos solve. Compiles what the solve will run.
 

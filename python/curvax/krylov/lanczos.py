@@ -27,7 +27,7 @@ import collections
 import math
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from curvax.operators.base import Operator
 from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
 from curvax.program import Clock
-from curvax.typing import Float64Array
+from curvax.typing import DTypeLike, Float64Array
 
 # Seconds below which a step is over before the host has read the one before and given the next.
 _SHORT = 5e-3
@@ -94,7 +94,7 @@ class Lanczos:
     """
 
     def __init__(
-        self, op: Operator, rows: int, block: int, dtype: Any, seed: int, clock: Clock
+        self, op: Operator, rows: int, block: int, dtype: DTypeLike, seed: int, clock: Clock
     ) -> None:
         self.op = op
         self.block = block
@@ -230,7 +230,7 @@ class Lanczos:
         self._next = None
         self.used = self.known
 
-    def _seeds(self, count: int) -> np.ndarray[Any, Any]:
+    def _seeds(self, count: int) -> np.ndarray:
         """The seed of the next orthonormalisation, and of `count` in all."""
         first = self._draws + 1
         self._draws += count
@@ -307,7 +307,7 @@ class Lanczos:
             residuals = np.linalg.norm(self.coupling @ vectors, axis=0)
             return Ritz(values, vectors, residuals, self._largest)
 
-    def restart(self, ritz: Ritz, keep: np.ndarray[Any, Any]) -> None:
+    def restart(self, ritz: Ritz, keep: np.ndarray) -> None:
         """Keep the Ritz pairs `keep`, in that order, as the first rows, and the next block.
 
         No step may be unread.

@@ -58,7 +58,7 @@ class Plan:
     k: int
     block_size: int
     max_basis: int
-    basis_dtype: np.dtype[Any]
+    basis_dtype: np.dtype
     dense: bool
     num_matvecs: int
     num_verification: int
@@ -206,7 +206,7 @@ class _Chooser:
             return list(dict.fromkeys([default_block(k), 1]))
         return [fastest_block(self.op, self.clock) if isinstance(asked, str) else asked]
 
-    def bases(self, block: int) -> Iterator[tuple[np.dtype[Any], int, int]]:
+    def bases(self, block: int) -> Iterator[tuple[np.dtype, int, int]]:
         """How to store the basis, with the fewest and the most rows, by preference.
 
         The operator's dtype loses nothing, so a basis of it that is merely smaller than usual
@@ -237,9 +237,7 @@ class _Chooser:
         narrow = self.op.dtype == np.float32 and request.tol >= floor
         yield half if narrow else self.op.dtype, fewest, most
 
-    def largest(
-        self, block: int, dtype: np.dtype[Any], fewest: int, most: int, budget: float
-    ) -> Plan:
+    def largest(self, block: int, dtype: np.dtype, fewest: int, most: int, budget: float) -> Plan:
         """The plan with the most rows within the budget, or with the fewest."""
         top = self.plan(block, dtype, most)
         if top.bytes.peak <= budget or fewest == most:
@@ -256,7 +254,7 @@ class _Chooser:
                 return before
         return found
 
-    def plan(self, block: int, dtype: np.dtype[Any], rows: int) -> Plan:
+    def plan(self, block: int, dtype: np.dtype, rows: int) -> Plan:
         """What these choices need."""
         request, n, k = self.request, self.op.shape[0], self.request.wanted.k
         keep = request.return_eigenvectors

@@ -78,7 +78,7 @@ class Request:
     block_size: int | str
     max_basis: int | None
     max_matvecs: int | None
-    basis_dtype: np.dtype[Any] | None
+    basis_dtype: np.dtype | None
     certify: str
     callback: Callable[[Progress], Any] | None
     return_eigenvectors: bool
@@ -110,7 +110,7 @@ def _check_relative_to(asked: Any, wanted: Wanted) -> str:
     return check_choice("relative_to", asked, RELATIVE_TO, also=" or None")
 
 
-def _check_basis_dtype(asked: Any, dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+def _check_basis_dtype(asked: Any, dtype: np.dtype) -> np.dtype | None:
     if asked is None:
         return dtype
     if isinstance(asked, str) and asked == "auto":

@@ -27,6 +27,7 @@ from curvax.operators.checked_product import checked_product
 from curvax.operators.space import VectorSpace
 from curvax.program import Clock
 from curvax.results.units import rescaled
+from curvax.typing import DTypeLike
 
 _R = TypeVar("_R")
 
@@ -99,7 +100,7 @@ def check_range(op: Operator, norm: float) -> None:
         raise OutOfRange
 
 
-def is_safe(dtype: Any, norm: float) -> bool:
+def is_safe(dtype: DTypeLike, norm: float) -> bool:
     """Whether numbers of this size can be computed with in `dtype`."""
     limit = _SAFE[np.dtype(dtype).name]
     return 2.0**-limit <= norm <= 2.0**limit

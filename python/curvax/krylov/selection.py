@@ -50,7 +50,7 @@ class Wanted:
         """How many in all."""
         return self.high + self.low
 
-    def order(self, values: np.ndarray[Any, Any]) -> Indices:
+    def order(self, values: np.ndarray) -> Indices:
         """Indices of `values` from the most to the least wanted; the first k are wanted."""
         ascending = np.argsort(values, kind="stable")
         if self.which == "LM":

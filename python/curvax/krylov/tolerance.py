@@ -9,7 +9,7 @@ from curvax.krylov.selection import Wanted
 from curvax.operators.base import Operator
 from curvax.operators.evidence import ASYMMETRY_LIMIT
 from curvax.operators.precision import more_accurate
-from curvax.typing import Float64Array
+from curvax.typing import DTypeLike, Float64Array
 from curvax.warnings import warn
 
 RELATIVE_TO = ("largest", "end", "each")
@@ -26,7 +26,7 @@ class Tolerance:
     """
 
     def __init__(
-        self, wanted: Wanted, tol: float, relative_to: str, dtype: Any, basis_dtype: Any
+        self, wanted: Wanted, tol: float, relative_to: str, dtype: DTypeLike, basis_dtype: Any
     ) -> None:
         self._wanted = wanted
         self._asked = tol
@@ -94,6 +94,6 @@ class Tolerance:
         )
 
 
-def attainable(dtype: Any, basis_dtype: Any) -> float:
+def attainable(dtype: DTypeLike, basis_dtype: Any) -> float:
     """The relative residual of products in `dtype`, on stored vectors, that can be relied on."""
     return max(4 * float(np.finfo(dtype).eps), storage.floor(basis_dtype))

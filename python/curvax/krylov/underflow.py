@@ -17,8 +17,9 @@ from curvax.operators.conversion import HostOperator
 from curvax.operators.curvature import Curvature
 from curvax.operators.products import OuterProducts
 from curvax.program import Clock
+from curvax.typing import DTypeLike
 
-Rows = np.ndarray[Any, Any]
+Rows = np.ndarray
 
 # Bits of a product that must not depend on what is read as zero.
 _BITS = 20
@@ -98,7 +99,7 @@ def _refuse(op: Operator) -> None:
     )
 
 
-def _lowest_exponent(dtype: Any) -> int:
+def _lowest_exponent(dtype: DTypeLike) -> int:
     return int(jnp.finfo(dtype).minexp)
 
 

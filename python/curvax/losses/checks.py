@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from curvax.arrays import into_range, to_array
 from curvax.checks import is_integer, shown
 from curvax.ops.softmax_ce import Options
+from curvax.typing import Batch, DTypeLike
 
 
 class Rows(NamedTuple):
@@ -46,7 +47,7 @@ def counted_rows(
     labels: ArrayLike,
     weights: ArrayLike | None,
     options: Options,
-    dtype: Any,
+    dtype: DTypeLike,
     may_be_empty: bool,
     of: str,
 ) -> Rows:
@@ -198,7 +199,7 @@ def chunk_rows(chunk: Any) -> int | None:
 
 
 def elementwise_weights(
-    x: Array, weights: ArrayLike | None, dtype: Any
+    x: Array, weights: ArrayLike | None, dtype: DTypeLike
 ) -> tuple[Array, Array, Array]:
     """Weights of every element of `x`, from weights of its leading axes.
 
@@ -221,7 +222,7 @@ def elementwise_weights(
     return whole, inner * jnp.sum(scaled), inner * weight
 
 
-def count_samples(name: str, x: Array, inner_axes: int, batch: Any) -> int:
+def count_samples(name: str, x: Array, inner_axes: int, batch: Batch) -> int:
     """The samples of a batch: the length of the leading axis of `x`, and of the batch.
 
     Args:

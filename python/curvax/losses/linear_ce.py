@@ -37,6 +37,7 @@ from curvax.ops.manual_axes import zeros_beside
 from curvax.ops.matmul_sum import matmul_sum
 from curvax.program import default_platform
 from curvax.second_order import ScalarLoss, TwiceDifferentiable
+from curvax.typing import PyTree
 
 # Rows of a chunk, and bytes of its logits and their tangents: enough for products at full speed.
 _MIN_ROWS = 16
@@ -79,7 +80,7 @@ class _Problem:
     given: int
     precision: PrecisionLike
 
-    def sum(self, *terms: tuple[Array, Array], **options: Any) -> Array:
+    def sum(self, *terms: tuple[Array, Array], **options: object) -> Array:
         """Products with the head, added up."""
         return matmul_sum(*terms, precision=self.precision, **options)
 
@@ -115,7 +116,7 @@ class _Problem:
         return lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
 
 
-def _problem(spec: LinearSpec, slots: Any, data: Any, arrays: int) -> _Problem:
+def _problem(spec: LinearSpec, slots: PyTree, data: PyTree, arrays: int) -> _Problem:
     hidden, head, bias = (*slots, None)[:3]
     labels, weights = data
     dtype, given = weights.dtype, hidden.shape[0]
@@ -147,11 +148,11 @@ def _pad(x: Array, rows: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows), (0, 0)]) if rows else x
 
 
-def _value(spec: LinearSpec, slots: Any, data: Any) -> Array:
+def _value(spec: LinearSpec, slots: PyTree, data: PyTree) -> Array:
     return _gradient(spec, slots, data)[0]
 
 
-def _gradient(spec: LinearSpec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
+def _gradient(spec: LinearSpec, slots: PyTree, data: PyTree) -> tuple[Array, tuple[Array, ...]]:
     p = _problem(spec, slots, data, arrays=1)
     vocab = p.head.shape[0]
     shapes = ((), p.hidden.shape, p.head.shape, (vocab,))
@@ -182,7 +183,7 @@ class _Tangents:
     bias: Array | None
 
 
-def _tangents(p: _Problem, tangents: Any) -> _Tangents:
+def _tangents(p: _Problem, tangents: PyTree) -> _Tangents:
     hidden, head, bias = (
         None if t is None else t.astype(p.hidden.dtype) for t in (*tangents, None)[:3]
     )
@@ -207,7 +208,7 @@ def _logit_tangents(p: _Problem, t: _Tangents, i: Array) -> Array:
 
 
 def _products(
-    spec: LinearSpec, slots: Any, data: Any, tangents: Any, wanted: tuple[bool, ...]
+    spec: LinearSpec, slots: PyTree, data: PyTree, tangents: PyTree, wanted: tuple[bool, ...]
 ) -> tuple[Array, ...]:
     block = next(t.shape[0] for t in tangents if t is not None)
     p = _problem(spec, slots, data, arrays=1 + block)
@@ -279,7 +280,7 @@ def _outer_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
     return list(p.loop(body, _zero_products(p, t.block)))
 
 
-def linear_ce_draw(spec: LinearSpec, slots: Any, data: Any, keys: Array) -> Array:
+def linear_ce_draw(spec: LinearSpec, slots: PyTree, data: PyTree, keys: Array) -> Array:
     """Labels `(N,)` drawn from the model.
 
     Args:

@@ -23,6 +23,7 @@ from curvax.losses.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.losses.softmax_ce import Spec, draw_labels, softmax_ce_total
 from curvax.ops.dtypes import compute_dtype
 from curvax.ops.softmax_ce import Options
+from curvax.typing import Batch, DTypeLike, PyTree
 
 FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
 _FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
@@ -51,16 +52,16 @@ class Loss(Protocol):
       as outputs and a batch whose leading axes have length 1, and a key of `jax.random`.
     """
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean, or `(mean, weight)`, as for `hessian`."""
         ...
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """The mean's Hessian in the outputs, times `u`, which has their structure."""
         ...
 
     def fisher_product(
-        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
     ) -> Any:
         """A Fisher matrix on the outputs, times `u`, which has their structure.
 
@@ -81,14 +82,14 @@ class Loss(Protocol):
         ...
 
 
-def _nothing(batch: Any) -> None:
+def _nothing(batch: Batch) -> None:
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _CrossEntropy:
-    labels: Callable[[Any], Any]
-    weights: Callable[[Any], Any] = _nothing
+    labels: Callable[[Batch], PyTree]
+    weights: Callable[[Batch], PyTree] = _nothing
     ignore_index: int = -100
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -104,7 +105,7 @@ class _CrossEntropy:
                 )
         self._options()
 
-    def _arguments(self, batch: Any) -> dict[str, Any]:
+    def _arguments(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of the functions."""
         return {
             "labels": self.labels(batch),
@@ -127,7 +128,7 @@ class _CrossEntropy:
         """Over the capped logits: the loss is convex in those."""
         return Spec(self._options(), gauss_newton=True)
 
-    def _rows(self, shape: tuple[int, ...], batch: Any, dtype: Any, of: str) -> Rows:
+    def _rows(self, shape: tuple[int, ...], batch: Batch, dtype: DTypeLike, of: str) -> Rows:
         labels, weights = self.labels(batch), self.weights(batch)
         return counted_rows(
             shape, labels, weights, self._options(), dtype, may_be_empty=True, of=of
@@ -150,11 +151,11 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         softcap: see there.
     """
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean over the labels counted, and their weight."""
         return softmax_cross_entropy(_logits(outputs), **self._arguments(batch))
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """See `Loss`; `u` has the shape of the logits."""
         z = floating("logits", _logits(outputs))
         dtype = compute_dtype(z.dtype)
@@ -166,7 +167,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         return out.reshape(z.shape).astype(z.dtype)
 
     def fisher_product(
-        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
     ) -> Any:
         """See `Loss`; `u` has the shape of the logits."""
         check_kind(kind)
@@ -209,20 +210,20 @@ class LinearCrossEntropy(_CrossEntropy):
         super().__post_init__()
         chunk_rows(self.chunk)
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean over the labels counted, and their weight."""
         hidden, head, bias = _operands(outputs)
         return linear_cross_entropy(
             hidden, head, bias=bias, chunk=self.chunk, **self._arguments(batch)
         )
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """See `Loss`; `u` has the structure of the outputs."""
         slots, flat, rows = self._flat(outputs, batch)
         return self._product(outputs, slots, flat, (rows.labels, rows.shares), u)
 
     def fisher_product(
-        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
     ) -> Any:
         """See `Loss`; `u` has the structure of the outputs. No logits of all labels exist."""
         check_kind(kind)
@@ -238,7 +239,7 @@ class LinearCrossEntropy(_CrossEntropy):
         data = (labels, jnp.sqrt(rows.shares))
         return loss._product(outputs, slots, flat, data, u, samples)
 
-    def _flat(self, outputs: Any, batch: Any) -> tuple[Any, Any, Rows]:
+    def _flat(self, outputs: PyTree, batch: Batch) -> tuple[Any, Any, Rows]:
         """The operands as they came, with the labels in one row, and those."""
         slots = head_operands(*_operands(outputs))
         dtype = compute_dtype(jnp.result_type(*slots))
@@ -250,7 +251,13 @@ class LinearCrossEntropy(_CrossEntropy):
         return LinearSpec(self._options(), True, chunk_rows(self.chunk), samples)
 
     def _product(
-        self, outputs: Any, slots: Any, flat: Any, data: Any, u: Any, samples: int | None = None
+        self,
+        outputs: PyTree,
+        slots: PyTree,
+        flat: Any,
+        data: PyTree,
+        u: PyTree,
+        samples: int | None = None,
     ) -> Any:
         tangents = [t.reshape(s.shape).astype(s.dtype) for t, s in zip(u, flat, strict=True)]
         products = linear_ce_total.hessian_product(self._linear_spec(samples), flat, data, tangents)
@@ -273,7 +280,7 @@ def _keys_of_rows(keys: Array | None, samples: int, rows: int) -> Array:
     return jax.vmap(fold, (0, None))(keys, numbers).reshape(-1)
 
 
-def _outer_product(gradients: Array, u: Any) -> Array:
+def _outer_product(gradients: Array, u: PyTree) -> Array:
     """The product of each row's outer product with itself and the same row of `u`."""
     tangents = jnp.asarray(u).astype(gradients.dtype).reshape(gradients.shape)
     # Not a sum of products: XLA:CPU would fuse it with what follows, slower, and in jaxlib 0.10.2
@@ -282,7 +289,7 @@ def _outer_product(gradients: Array, u: Any) -> Array:
     return gradients * along[:, None]
 
 
-def _logits(outputs: Any) -> Any:
+def _logits(outputs: PyTree) -> Any:
     if isinstance(outputs, (tuple, list, dict)):
         raise TypeError(
             "SoftmaxCrossEntropy needs outputs that are one array of logits (..., V), got a "
@@ -291,7 +298,7 @@ def _logits(outputs: Any) -> Any:
     return outputs
 
 
-def _operands(outputs: Any) -> tuple[Any, Any, Any]:
+def _operands(outputs: PyTree) -> tuple[Any, Any, Any]:
     if not isinstance(outputs, (tuple, list)) or len(outputs) not in (2, 3):
         raise ValueError(
             "outputs must be a tuple (hidden, head) or (hidden, head, bias), got "
@@ -311,15 +318,15 @@ class MeanSquaredError:
         weights: gets the weights, or None, out of a batch.
     """
 
-    targets: Callable[[Any], Any]
-    weights: Callable[[Any], Any] = _nothing
+    targets: Callable[[Batch], PyTree]
+    weights: Callable[[Batch], PyTree] = _nothing
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean over all elements, and the sum of their weights."""
         weights = self.weights(batch)
         return mse(outputs, self.targets(batch), weights=weights, return_weight=True)
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """See `Loss`; `u` has the shape of the outputs."""
         x = floating("outputs", outputs)
         dtype = compute_dtype(x.dtype)
@@ -327,7 +334,7 @@ class MeanSquaredError:
         return (2 * w / total * jnp.asarray(u).astype(dtype)).astype(x.dtype)
 
     def fisher_product(
-        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
     ) -> Any:
         """See `Loss`; `u` has the shape of the outputs.
 

@@ -7,7 +7,6 @@ The sum is a twice differentiable scalar. Its slot is the logits `(N, V)`; the d
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from curvax.ops.dtypes import compute_dtype
 from curvax.ops.manual_axes import zeros_beside
 from curvax.ops.softmax_ce import Options
 from curvax.second_order import ScalarLoss, TwiceDifferentiable
+from curvax.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,12 @@ def hessian_products(
     return slope * softmax_ce.hvp(capped, slope * tangents, labels, weights, uncapped)
 
 
-def _value(spec: Spec, slots: Any, data: Any) -> Array:
+def _value(spec: Spec, slots: PyTree, data: PyTree) -> Array:
     (logits,), (labels, weights) = slots, data
     return weighted(softmax_ce.losses(logits, labels, weights, spec.options), weights)
 
 
-def _gradient(spec: Spec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
+def _gradient(spec: Spec, slots: PyTree, data: PyTree) -> tuple[Array, tuple[Array, ...]]:
     (logits,), (labels, weights) = slots, data
     none = zeros_beside(logits, (0, *logits.shape), logits.dtype)
     losses, _, gradient, _ = softmax_ce.derivatives(logits, none, labels, weights, spec.options)
@@ -60,7 +60,7 @@ def _gradient(spec: Spec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ..
 
 
 def _products(
-    spec: Spec, slots: Any, data: Any, tangents: Any, wanted: tuple[bool, ...]
+    spec: Spec, slots: PyTree, data: PyTree, tangents: PyTree, wanted: tuple[bool, ...]
 ) -> tuple[Array, ...]:
     (logits,), (labels, weights) = slots, data
     return (hessian_products(logits, tangents[0], labels, weights, spec),) if wanted[0] else ()

@@ -12,11 +12,12 @@ from curvax.checks import is_number, shown
 from curvax.filters import difference
 from curvax.operators.space import VectorSpace, is_array
 from curvax.operators.vectors import check_lengths, read_rows, read_vector
+from curvax.typing import Vector
 
 _unit_rows = jax.jit(unit_rows)
 
 
-def coefficient(factor: Any, dtype: np.dtype[Any]) -> Array:
+def coefficient(factor: Any, dtype: np.dtype) -> Array:
     """A number that an operator of a dtype is multiplied by.
 
     Raises:
@@ -52,7 +53,7 @@ def diagonal_entries(space: VectorSpace, diagonal: Any) -> Array:
     return flat
 
 
-def independent_rows(space: VectorSpace, vectors: Any) -> Array:
+def independent_rows(space: VectorSpace, vectors: Vector) -> Array:
     """Orthonormal rows `(k, n)` that span what is projected off; see `Operator.project_off`.
 
     Raises:

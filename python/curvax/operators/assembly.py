@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.products import Product
 from curvax.operators.split import check_split
 from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
+from curvax.typing import Batches, Params
 
 
 class CurvatureOptions(TypedDict, total=False):
@@ -42,8 +43,8 @@ Kind = TypeVar("Kind", bound=Curvature)
 def assemble(
     kind: type[Kind],
     make_map: Callable[..., MicrobatchMap],
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     *,
     microbatch_size: Microbatches,
     num_batches: int | None,
@@ -102,7 +103,7 @@ def assemble(
 def _product(
     model: MicrobatchMap,
     leaves: tuple[Array, ...],
-    batches: Any,
+    batches: Batches,
     count: int,
     budget: ResidualBudget,
 ) -> Product:

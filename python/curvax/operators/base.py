@@ -27,6 +27,7 @@ from curvax.operators.batches import for_several
 from curvax.operators.checked_product import check_operator, checked_product, compiled_product
 from curvax.operators.partition import By, Part, borders, partition, selected
 from curvax.operators.space import VectorSpace
+from curvax.typing import Batches, Block, Params, Vector
 
 
 class Operator(abc.ABC):
@@ -53,7 +54,7 @@ class Operator(abc.ABC):
         return (self.space.n, self.space.n)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype:
         """float32 or float64."""
         return self.space.dtype
 
@@ -63,7 +64,7 @@ class Operator(abc.ABC):
         leaves = f", leaves: {shown}" if names else ""
         return f"{type(self).__name__}(shape=({n}, {n}), dtype={self.dtype.name}{leaves})"
 
-    def ravel(self, vector: Any) -> Array:
+    def ravel(self, vector: Vector) -> Array:
         """Flatten a vector, leaves `leaf`, to `(n,)`, or a block, leaves `(b, *leaf)`, to `(b, n)`.
 
         Raises:
@@ -83,7 +84,7 @@ class Operator(abc.ABC):
             raise ValueError(f"flat must have shape ({n},) or (b, {n}), got {shape}")
         return self.space.unravel(jnp.asarray(flat))
 
-    def at(self, params: Any, *, batches: Any = None) -> "Operator":
+    def at(self, params: Params, *, batches: Batches = None) -> "Operator":
         """The same operator at other parameters, or on other batches; see `Curvature.at`.
 
         Sums, multiples, `congruence`, `project_off` and `restrict` of such operators go along.
@@ -96,17 +97,17 @@ class Operator(abc.ABC):
             "to others: make it anew"
         )
 
-    def matvec(self, vector: Any) -> Any:
+    def matvec(self, vector: Vector) -> Any:
         """Multiply one vector; the result has its structure."""
         check_operator(self)
         return self.unravel(compiled_product(self, self.ravel(vector)[None])[0])
 
-    def matmat(self, block: Any) -> Any:
+    def matmat(self, block: Block) -> Any:
         """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""
         check_operator(self)
         return self.unravel(compiled_product(self, self.space.ravel(block, batch_axes=1)))
 
-    def __matmul__(self, vector: Any) -> Any:
+    def __matmul__(self, vector: Vector) -> Any:
         """Multiply a vector or a block, told apart by the number of axes of the first leaf.
 
         Raises:
@@ -171,7 +172,7 @@ class Operator(abc.ABC):
         """
         return CongruentOperator(self, diagonal_entries(self.space, diagonal), self.space)
 
-    def project_off(self, vectors: Any) -> "Operator":
+    def project_off(self, vectors: Vector) -> "Operator":
         """`P A P`, with P the orthogonal projection off the span of `vectors`.
 
         Args:
@@ -224,11 +225,11 @@ class Operator(abc.ABC):
     def to_scipy(self) -> LinearOperator:
         """The same operator on flat NumPy vectors, for SciPy's solvers."""
 
-        def matmat(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def matmat(columns: np.ndarray) -> np.ndarray:
             block = jnp.asarray(np.ascontiguousarray(columns.T), self.dtype)
             return np.asarray(compiled_product(self, block)).T
 
-        def matvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def matvec(v: np.ndarray) -> np.ndarray:
             return matmat(v.reshape(-1, 1))
 
         return LinearOperator(
@@ -251,7 +252,7 @@ class SumOperator(Operator):
         total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
         return total
 
-    def at(self, params: Any, *, batches: Any = None) -> "SumOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> "SumOperator":
         """See `Operator.at`."""
         given = for_several(batches)
         terms = tuple(term.at(params, batches=given) for term in self.terms)
@@ -272,7 +273,7 @@ class CongruentOperator(Operator):
         d = self.diagonal[None]
         return d * checked_product(self.inner, d * block)
 
-    def at(self, params: Any, *, batches: Any = None) -> "CongruentOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> "CongruentOperator":
         """See `Operator.at`; the diagonal entries stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
@@ -290,7 +291,7 @@ class ProjectedOperator(Operator):
         """See `Operator.product`."""
         return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
 
-    def at(self, params: Any, *, batches: Any = None) -> "ProjectedOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> "ProjectedOperator":
         """See `Operator.at`; the vectors stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
@@ -329,7 +330,7 @@ class RestrictedOperator(Operator):
         """See `Operator.product`."""
         return self.extract(checked_product(self.inner, self.embed(block)))
 
-    def at(self, params: Any, *, batches: Any = None) -> "RestrictedOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> "RestrictedOperator":
         """See `Operator.at`; the parameters are those of the whole."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 

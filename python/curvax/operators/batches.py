@@ -12,6 +12,7 @@ from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
 from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.typing import Batch, Batches, PyTree
 from curvax.warnings import warn
 
 Microbatches: TypeAlias = int | Callable[[Any], Iterable[Any]] | None
@@ -25,11 +26,11 @@ class Numbered(NamedTuple):
         numbers: `(N,)` int32, each sample's place among those of all batches.
     """
 
-    data: Any
+    data: PyTree
     numbers: Any
 
 
-def read_batches(batches: Any, num_batches: int | None) -> list[Any]:
+def read_batches(batches: Batches, num_batches: int | None) -> list[Any]:
     """The batches, as arrays of JAX.
 
     Args:
@@ -55,7 +56,7 @@ def read_batches(batches: Any, num_batches: int | None) -> list[Any]:
     return [_as_arrays(batch, f"batch {i}") for i, batch in enumerate(listed)]
 
 
-def _as_arrays(batch: Any, what: str) -> Any:
+def _as_arrays(batch: Batch, what: str) -> Any:
     leaves, treedef = jax.tree.flatten(batch)
     if not leaves:
         raise ValueError(f"{what} has no arrays, got {shown(batch)}")
@@ -105,7 +106,7 @@ def stack_batches(
     ]
 
 
-def _looks(batch: Any) -> Any:
+def _looks(batch: Batch) -> Any:
     leaves, treedef = jax.tree.flatten(batch)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
@@ -139,7 +140,7 @@ def _described(stack: Any) -> str:
     return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(_looks(stack)[0]))}"
 
 
-def _numbers(batch: Any, position: int, start: int) -> np.ndarray[Any, Any]:
+def _numbers(batch: Batch, position: int, start: int) -> np.ndarray:
     if len(lengths := leading_sizes(batch)) != 1:
         raise ValueError(
             "to draw a label for each sample, all arrays of a batch must have one leading length, "
@@ -148,13 +149,13 @@ def _numbers(batch: Any, position: int, start: int) -> np.ndarray[Any, Any]:
     return np.arange(start, start + lengths.pop(), dtype=np.int32)
 
 
-def leading_size(batch: Any) -> int | None:
+def leading_size(batch: Batch) -> int | None:
     """The length of the leading axis of a batch's first array that has one; None if none has."""
     sizes = [np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0]
     return int(sizes[0]) if sizes else None
 
 
-def leading_sizes(batch: Any) -> set[int]:
+def leading_sizes(batch: Batch) -> set[int]:
     """The lengths of the leading axes of a batch's arrays."""
     return {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
 
@@ -165,7 +166,7 @@ _LIST = (
 )
 
 
-def add_hint(error: Exception, batches: Any) -> None:
+def add_hint(error: Exception, batches: Batches) -> None:
     """Add a note to what a loss raised if `batches` looks like a list in place of a tuple, or v.v.
 
     An array in a list may be a batch, and so may a tuple of tuples: only the loss can tell.
@@ -180,7 +181,7 @@ def add_hint(error: Exception, batches: Any) -> None:
         )
 
 
-def warn_of_pair(batches: Any) -> None:
+def warn_of_pair(batches: Batches) -> None:
     """Warn of `[x, y]`, which a loss took, but which looks like the one batch `(x, y)`."""
     if not isinstance(batches, list) or len(batches) < 2:
         return
@@ -211,12 +212,12 @@ class Kept:
         return iter(self._batches)
 
 
-def for_several(batches: Any) -> Any:
+def for_several(batches: Batches) -> Any:
     """The batches, to be read more than once."""
     return Kept(batches) if isinstance(batches, Iterator) else batches
 
 
-def _each(batches: Any) -> Iterable[Any]:
+def _each(batches: Batches) -> Iterable[Any]:
     if isinstance(batches, (list, Iterator)):
         return batches
     # A loader: iterable, and neither an array nor a container that JAX knows as a pytree.
@@ -226,7 +227,7 @@ def _each(batches: Any) -> Iterable[Any]:
     return [batches]
 
 
-def _split(batch: Any, how: Microbatches, position: int) -> Iterator[Any]:
+def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Any]:
     if callable(how):
         yield from _split_by(how, batch, position)
         return
@@ -246,7 +247,7 @@ def _split(batch: Any, how: Microbatches, position: int) -> Iterator[Any]:
         )
 
 
-def _split_by(how: Callable[[Any], Iterable[Any]], batch: Any, position: int) -> Iterator[Any]:
+def _split_by(how: Callable[[Any], Iterable[Any]], batch: Batch, position: int) -> Iterator[Any]:
     pieces = how(batch)
     if not isinstance(pieces, (list, tuple, Iterator)):
         raise TypeError(

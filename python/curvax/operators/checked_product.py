@@ -19,7 +19,7 @@ class Matrix(Protocol):
         """Of the vectors."""
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype:
         """float32 or float64."""
 
     def product(self, block: Array) -> Array:

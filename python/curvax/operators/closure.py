@@ -31,6 +31,7 @@ from curvax.jax_internals import (
 from curvax.jaxpr_keys import Key, Keyed, key_of, key_of_program
 from curvax.jaxprs import Body, Rewriter, equations, inlined
 from curvax.program import Argument
+from curvax.typing import PyTreeDef
 
 
 def refuse_pickling() -> NoReturn:
@@ -54,7 +55,7 @@ class Traced(Keyed):
     """
 
     jaxpr: Jaxpr
-    out_tree: Any
+    out_tree: PyTreeDef
 
     def __reduce__(self) -> Any:
         refuse_pickling()
@@ -83,7 +84,7 @@ class Closed(Argument):
     consts: tuple[Any, ...]
     traced: Traced = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """Evaluate on the arguments it was traced for."""
         run = jaxpr_as_fun(ClosedJaxpr(self.traced.jaxpr, []))
         out = run(*self.consts, *jax.tree.leaves(args))
@@ -93,17 +94,17 @@ class Closed(Argument):
         """See `Argument`: what is run is not differentiated again."""
         return Closed(self.consts, self.traced.without_rules)
 
-    def returning(self, out_tree: Any) -> "Closed":
+    def returning(self, out_tree: PyTreeDef) -> "Closed":
         """The same, with its results in another structure."""
         return Closed(self.consts, Traced(self.traced.jaxpr, out_tree))
 
 
-def close(fun: Callable[..., Any], *args: Any) -> Closed:
+def close(fun: Callable[..., Any], *args: object) -> Closed:
     """Trace `fun` on the shapes and dtypes of `args`."""
 
     # A function of its own: JAX would return an earlier trace of the same one, with arrays that it
     # closed over then.
-    def fresh(*args: Any) -> Any:
+    def fresh(*args: object) -> Any:
         return fun(*args)
 
     closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)

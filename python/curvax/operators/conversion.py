@@ -26,6 +26,7 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.space import VectorSpace, check_float_dtype
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
+from curvax.typing import Batches, Block, Params, PyTree, Vector
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +47,7 @@ class FunctionOperator(Operator):
 
 
 @takes_options()
-def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
+def from_matvec(matvec: Callable[[Any], Any], like: PyTree) -> FunctionOperator:
     """Wrap a symmetric matrix-vector product.
 
     Args:
@@ -126,13 +127,13 @@ class IdentityOperator(Operator):
         """See `Operator.product`."""
         return block
 
-    def at(self, params: Any, *, batches: Any = None) -> "IdentityOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> "IdentityOperator":
         """The same: it has no parameters."""
         return self
 
 
 @takes_options()
-def identity(like: Any) -> IdentityOperator:
+def identity(like: PyTree) -> IdentityOperator:
     """Make an identity, to damp an operator with: `A + damping * cx.identity(A)`.
 
     Args:
@@ -156,7 +157,7 @@ class HostProducts:
         self.matrix = matrix
         self.error: Exception | None = None
 
-    def __call__(self, block: Any) -> Any:
+    def __call__(self, block: Block) -> Any:
         """Multiply `(b, n)`, row by row."""
         rows = np.asarray(block)
         # SciPy's own matvec reshapes whatever it gets, and says no more than that it cannot.
@@ -169,7 +170,7 @@ class HostProducts:
             raise
 
 
-def _checked_row(product: Any, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _checked_row(product: Any, row: np.ndarray) -> np.ndarray:
     """What a `matvec` on NumPy vectors returned for a row, as one.
 
     Raises:
@@ -209,12 +210,12 @@ class HostOperator(Operator):
         result = jax.ShapeDtypeStruct(block.shape, block.dtype)
         return jax.pure_callback(self.products, result, block, vmap_method="sequential")
 
-    def matmat(self, block: Any) -> Any:
+    def matmat(self, block: Block) -> Any:
         """See `Operator.matmat`."""
         with original_errors(self):
             return jax.block_until_ready(super().matmat(block))
 
-    def matvec(self, vector: Any) -> Any:
+    def matvec(self, vector: Vector) -> Any:
         """See `Operator.matvec`."""
         with original_errors(self):
             return jax.block_until_ready(super().matvec(vector))

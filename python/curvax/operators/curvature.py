@@ -21,6 +21,7 @@ from curvax.operators.space import VectorSpace
 from curvax.operators.weights import check_values, warn_of_zeros, weighted_mean
 from curvax.ops.fence import fence
 from curvax.program import Argument, as_arguments, jit, untracked_settings
+from curvax.typing import Batch, Batches, Params
 
 
 @jax.tree_util.register_dataclass
@@ -35,14 +36,14 @@ class Stack:
         product: what multiplies by their matrices.
     """
 
-    batch: Any
+    batch: Batch
     weights: Array
     positions: Array
     product: Product
 
     @classmethod
     def of(
-        cls, product: Product, leaves: tuple[Array, ...], batch: Any, positions: Array
+        cls, product: Product, leaves: tuple[Array, ...], batch: Batch, positions: Array
     ) -> tuple[Self, Array]:
         """The stack, whose weights and residuals are computed; and the mean losses."""
         product = product.holding(())
@@ -140,7 +141,7 @@ class Curvature(Operator, Argument):
         return sum(stack.weights.shape[0] for stack in self.stacks)
 
     @property
-    def microbatch_weights(self) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+    def microbatch_weights(self) -> np.ndarray[Any, np.dtype[np.floating]]:
         """`(num_microbatches,)` their weights, of sum `weight`."""
         return np.concatenate([np.asarray(stack.weights) for stack in self.stacks])
 
@@ -169,7 +170,7 @@ class Curvature(Operator, Argument):
         stacks = as_arguments(self.stacks)
         return WeightedSum(self.leaves, stacks, self.weight, self.space)
 
-    def at(self, params: Any, *, batches: Any = None) -> Self:
+    def at(self, params: Params, *, batches: Batches = None) -> Self:
         """The same operator at other parameters, as of a later step of training, or on other data.
 
         Nothing is compiled again. The two operators share their data, unless there are others, but
@@ -202,7 +203,7 @@ class Curvature(Operator, Argument):
             self, leaves=leaves, stacks=tuple(stacks), loss=loss, weight=weight
         )
 
-    def _on(self, batches: Any) -> list[Stack]:
+    def _on(self, batches: Batches) -> list[Stack]:
         """The stacks with other batches; weights and residuals are still those of the old ones."""
         given, own = batches, self.structure
         if own.prepare is not None:
@@ -254,7 +255,7 @@ def explained(arrays: Any, linearized: bool) -> Explained:
 
 
 def _evaluate(
-    product: Product, leaves: tuple[Array, ...], batches: Any
+    product: Product, leaves: tuple[Array, ...], batches: Batches
 ) -> tuple[Array, Array, Any]:
     """The means, weights and residuals of microbatches, compiled.
 
@@ -271,17 +272,17 @@ def _evaluate(
     return result
 
 
-def _primal(product: Product, leaves: Any, batch: Any) -> tuple[Array, Array, Any]:
+def _primal(product: Product, leaves: Any, batch: Batch) -> tuple[Array, Array, Any]:
     return product.evaluate(leaves, batch)
 
 
 @functools.partial(jit, static=0)
-def _evaluate_one(settings: Any, product: Product, leaves: Any, batches: Any) -> Any:
+def _evaluate_one(settings: Any, product: Product, leaves: Any, batches: Batches) -> Any:
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     mean, weight, residuals = fence(_primal)(product, leaves, first)
     return mean[None], weight[None], residuals
 
 
 @functools.partial(jit, static=0)
-def _evaluate_many(settings: Any, product: Product, leaves: Any, batches: Any) -> Any:
+def _evaluate_many(settings: Any, product: Product, leaves: Any, batches: Batches) -> Any:
     return jax.lax.map(lambda batch: fence(_primal)(product, leaves, batch), batches)

@@ -11,6 +11,7 @@ import jax
 
 from curvax.jax_internals import is_custom_vjp, is_placeholder, source_of, unrecognised
 from curvax.jaxprs import equations, jaxpr_of_linear
+from curvax.typing import PyTree
 
 Result = TypeVar("Result")
 
@@ -51,7 +52,7 @@ def first_possible(
     ) from first
 
 
-def check_linear(linear: Callable[..., Any], *like: Any) -> None:
+def check_linear(linear: Callable[..., Any], *like: PyTree) -> None:
     """Refuse a linear map that JAX can transpose but not evaluate.
 
     Raises:
@@ -62,7 +63,7 @@ def check_linear(linear: Callable[..., Any], *like: Any) -> None:
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
-def pull_back(pull: Callable[[Any], Any], cotangents: Any) -> Any:
+def pull_back(pull: Callable[[Any], Any], cotangents: PyTree) -> Any:
     """The result of a `jax.vjp` of a function of one argument."""
     return pull(cotangents)[0]
 

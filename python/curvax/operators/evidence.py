@@ -1,6 +1,6 @@
 """What shows, from products that are made anyway, that an operator is broken."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def check_symmetry(difference: float, scale: float) -> None:
         )
 
 
-def check_form(form: np.ndarray[Any, Any], size: float) -> None:
+def check_form(form: np.ndarray, size: float) -> None:
     """Check what should be the quadratic form of a symmetric operator on some vectors.
 
     Args:

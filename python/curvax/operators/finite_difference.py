@@ -27,6 +27,7 @@ from curvax.operators.closure import Closed
 from curvax.operators.curvature import Curvature, Stack
 from curvax.operators.microbatch import LossMap
 from curvax.operators.products import OneByOne
+from curvax.typing import Batch, Batches, Params
 from curvax.warnings import warn
 
 # The steps tried, in units of eps^(1/3): powers of two with these exponents.
@@ -57,7 +58,7 @@ class DifferenceHessian(Curvature):
         """The step, as a part of the parameters that it moves."""
         return _differences(self.stacks[0]).relative_step
 
-    def at(self, params: Any, *, batches: Any = None) -> "DifferenceHessian":
+    def at(self, params: Params, *, batches: Batches = None) -> "DifferenceHessian":
         """See `Curvature.at`; the step stays, and its error there is not measured."""
         moved = super().at(params, batches=batches)
         return dataclasses.replace(moved, relative_error=np.float32("nan"))
@@ -96,7 +97,7 @@ class Differences(OneByOne):
     relative_step: Array
 
     def multiply_one(
-        self, leaves: Sequence[Array], batch: Any, tangents: list[Array]
+        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
     ) -> list[Array]:
         """See `OneByOne`."""
         return list(self.quotient(leaves, batch, tangents, self.relative_step))
@@ -106,7 +107,7 @@ class Differences(OneByOne):
 class DifferenceMap(LossMap):
     """The Hessian of one microbatch, by differences."""
 
-    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Differences:
+    def recomputing(self, leaves: Sequence[Array], batch: Batch) -> Differences:
         """See `MicrobatchMap`."""
         narrowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self.taken(leaves))
         step = jnp.asarray(narrowest ** (1 / 3), jnp.float32)
@@ -115,7 +116,7 @@ class DifferenceMap(LossMap):
         return Differences(self.value(leaves, batch), (), quotient, step)
 
     def _difference(
-        self, leaves: Sequence[Array], batch: Any, tangents: list[Array], relative_step: Array
+        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array], relative_step: Array
     ) -> list[Array]:
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
         tangents = self.cast(tangents, leaves)

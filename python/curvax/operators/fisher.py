@@ -20,6 +20,7 @@ from curvax.operators.jacobian import SandwichMap, check_callables, check_output
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.products import OuterProducts, Product
 from curvax.options import takes_options
+from curvax.typing import Batch, Batches, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -47,13 +48,13 @@ class FisherOptions(CurvatureOptions, total=False):
 
 
 @overload
-def fisher(model: Model, /, batches: Any, **options: Unpack[FisherOptions]) -> Fisher: ...
+def fisher(model: Model, /, batches: Batches, **options: Unpack[FisherOptions]) -> Fisher: ...
 @overload
 def fisher(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     **options: Unpack[FisherOptions],
 ) -> Fisher: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
@@ -61,8 +62,8 @@ def fisher(
 def fisher(
     forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     *,
     kind: FisherKind = "empirical",
     num_samples: int = 1,
@@ -189,7 +190,7 @@ class FisherMap(SandwichMap):
     draws: int | None
     seed: Array | None
 
-    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+    def keeping(self, leaves: Sequence[Array], batch: Batch, limit: float) -> Product | None:
         """See `MicrobatchMap`; the shorter of activations and the gradient of a single sample."""
         primal = self.primal(leaves, batch)
         single = leading_sizes(self.data(batch)) == {1} and self.draws in (None, 1)
@@ -202,7 +203,7 @@ class FisherMap(SandwichMap):
         return self.linearised(primal, leaves)
 
     def _vector(
-        self, leaves: Sequence[Array], batch: Any
+        self, leaves: Sequence[Array], batch: Batch
     ) -> tuple[Array, Array, tuple[Array, ...]]:
         """The mean, the weight, and the x of the matrix `x xᵀ` of a single sample."""
         (mean, weight), sandwich = self.linear_map(leaves, batch)
@@ -211,11 +212,11 @@ class FisherMap(SandwichMap):
         # A sample without any label has weight 0, and often the mean 0/0.
         return mean, weight, tuple(jnp.where(weight > 0, leaf, jnp.zeros_like(leaf)) for leaf in x)
 
-    def data(self, batch: Any) -> Any:
+    def data(self, batch: Batch) -> Any:
         """See `SandwichMap`."""
         return batch.data if self.kind == "mc" else batch
 
-    def inner(self, outputs: Any, batch: Any) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> Any:
         """See `SandwichMap`."""
         if self.kind == "mc":
             product = Partial(self._mean_over_draws, outputs, batch)
@@ -226,11 +227,11 @@ class FisherMap(SandwichMap):
         jax.eval_shape(product, outputs)  # refused here rather than at the first product
         return product
 
-    def _own_product(self, outputs: Any, batch: Any, keys: Array | None, u: Any) -> Any:
+    def _own_product(self, outputs: PyTree, batch: Batch, keys: Array | None, u: PyTree) -> Any:
         product = self.loss.fisher_product(outputs, batch, u, self.kind, keys)  # type: ignore[attr-defined]
         return check_outputs("fisher_product", product, u)
 
-    def _mean_over_draws(self, outputs: Any, batch: Numbered, u: Any) -> Any:
+    def _mean_over_draws(self, outputs: PyTree, batch: Numbered, u: PyTree) -> Any:
         assert self.draws is not None
         assert self.seed is not None
         key = jax.random.key(self.seed, impl="threefry2x32")
@@ -249,11 +250,11 @@ class FisherMap(SandwichMap):
         total = jax.lax.scan(add, start, jnp.arange(self.draws, dtype=jnp.uint32))[0]
         return jax.tree.map(lambda t, leaf: (t / self.draws).astype(leaf.dtype), total, u)
 
-    def _gradients(self, outputs: Any, batch: Any, keys: Array | None) -> tuple[Any, Array]:
+    def _gradients(self, outputs: PyTree, batch: Batch, keys: Array | None) -> tuple[Any, Array]:
         """The gradients of the samples' totals, in the form of `_by_sample`; the weight."""
         samples = _count_samples(outputs, batch)
 
-        def total(outputs: Any, batch: Any, key: Array | None) -> tuple[Array, Array]:
+        def total(outputs: PyTree, batch: Batch, key: Array | None) -> tuple[Array, Array]:
             if key is not None:
                 fixed = jax.lax.stop_gradient(outputs)
                 batch = self.loss.sample(fixed, batch, key)  # type: ignore[attr-defined]
@@ -264,7 +265,7 @@ class FisherMap(SandwichMap):
         axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
         mapped = jax.vmap(total, (0, axes, None if keys is None else 0))
 
-        def sum_of_totals(outputs: Any) -> tuple[Array, Array]:
+        def sum_of_totals(outputs: PyTree) -> tuple[Array, Array]:
             totals, weights = mapped(outputs, pieces, keys)
             return jnp.sum(totals), weights
 
@@ -288,7 +289,7 @@ def _wide(leaf: Array) -> Any:
     return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
 
 
-def _outer_products(gradients: Any, weight: Array, u: Any) -> Any:
+def _outer_products(gradients: Any, weight: Array, u: PyTree) -> Any:
     """`(1/W) Σ_i s_i <s_i, u>`."""
     leaves, treedef = jax.tree.flatten(u)
     rows = [g.astype(_wide(g)).reshape(g.shape[0], -1) for g in jax.tree.leaves(gradients)]
@@ -306,7 +307,7 @@ def _outer_products(gradients: Any, weight: Array, u: Any) -> Any:
     return jax.tree.unflatten(treedef, products)
 
 
-def _root(product: Callable[[Any], Any], like: Any) -> Any:
+def _root(product: Callable[[Any], Any], like: PyTree) -> Any:
     """The x of a matrix `x xᵀ` that is known by its products with vectors like `like`."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(leaves))
@@ -331,7 +332,7 @@ def _root(product: Callable[[Any], Any], like: Any) -> Any:
     return jax.tree.unflatten(treedef, narrow)
 
 
-def _count_samples(outputs: Any, batch: Any) -> int:
+def _count_samples(outputs: PyTree, batch: Batch) -> int:
     """The length of the leading axis of all arrays but scalars.
 
     Raises:

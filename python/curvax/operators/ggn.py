@@ -18,6 +18,7 @@ from curvax.operators.jacobian import SandwichMap, check_callables, check_output
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
+from curvax.typing import Batch, Batches, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -33,13 +34,15 @@ class GaussNewtonOptions(CurvatureOptions, total=False):
 
 
 @overload
-def ggn(model: Model, /, batches: Any, **options: Unpack[GaussNewtonOptions]) -> GaussNewton: ...
+def ggn(
+    model: Model, /, batches: Batches, **options: Unpack[GaussNewtonOptions]
+) -> GaussNewton: ...
 @overload
 def ggn(
     forward: Callable[[Any, Any], Any],
     loss: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     **options: Unpack[GaussNewtonOptions],
 ) -> GaussNewton: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
@@ -47,8 +50,8 @@ def ggn(
 def ggn(
     forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     *,
     microbatch_size: Microbatches = None,
     num_batches: int | None = None,
@@ -109,14 +112,14 @@ def ggn(
 class GaussNewtonMap(SandwichMap):
     """`Jᵀ H J` of one microbatch."""
 
-    def inner(self, outputs: Any, batch: Any) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> Any:
         """See `SandwichMap`."""
         if hasattr(self.loss, "hessian_product"):
             own = Partial(_own_product, Partial(self.loss.hessian_product), outputs, batch)
             jax.eval_shape(own, outputs)  # refused here rather than at the first product
             return own
 
-        def mean(outputs: Any) -> Array:
+        def mean(outputs: PyTree) -> Array:
             return self.checked(self.loss(outputs, batch), batch)[0]
 
         def forward_over_reverse() -> Any:
@@ -131,5 +134,5 @@ class GaussNewtonMap(SandwichMap):
         return first_possible("the loss", mean, (outputs,), ways)
 
 
-def _own_product(product: Any, outputs: Any, batch: Any, u: Any) -> Any:
+def _own_product(product: Any, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
     return check_outputs("hessian_product", product(outputs, batch, u), u)

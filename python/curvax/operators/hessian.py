@@ -19,6 +19,7 @@ from curvax.operators.microbatch import LinearMap, LossMap
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
+from curvax.typing import Batch, Batches, Params
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,7 @@ class Hessian(Curvature):
 class HessianMap(LinearMap, LossMap):
     """The Hessian of `loss(params, batch)` with respect to the chosen leaves: its gradient's."""
 
-    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
+    def linear_map(self, leaves: Sequence[Array], batch: Batch) -> tuple[tuple[Array, Array], Any]:
         """See `LinearMap`."""
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
 
@@ -48,7 +49,7 @@ class HessianMap(LinearMap, LossMap):
         ways = (forward_over_reverse, reverse_over_reverse)
         return first_possible("the loss", self.evaluate, (leaves, batch), ways)
 
-    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
+    def product(self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]) -> list[Array]:
         """See `LinearMap`."""
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
 
@@ -71,18 +72,21 @@ class HessianOptions(CurvatureOptions, total=False):
 
 @overload
 def hessian(
-    model: Model, /, batches: Any, **options: Unpack[HessianOptions]
+    model: Model, /, batches: Batches, **options: Unpack[HessianOptions]
 ) -> Hessian | DifferenceHessian: ...
 @overload
 def hessian(
-    loss: Callable[[Any, Any], Any], params: Any, batches: Any, **options: Unpack[HessianOptions]
+    loss: Callable[[Any, Any], Any],
+    params: Params,
+    batches: Batches,
+    **options: Unpack[HessianOptions],
 ) -> Hessian | DifferenceHessian: ...
 @accepts_model(lambda model: (model.objective, model.params))
 @takes_options()
 def hessian(
     loss: Callable[[Any, Any], Any] | Model,
-    params: Any,
-    batches: Any,
+    params: Params,
+    batches: Batches,
     *,
     microbatch_size: Microbatches = None,
     num_batches: int | None = None,

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from curvax.checks import shown
 from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.microbatch import LinearMap
+from curvax.typing import Batch, PyTree
 
 Function = Callable[[Any, Any], Any]
 
@@ -60,21 +61,21 @@ class SandwichMap(LinearMap):
     loss: Callable[[Any, Any], Any]
 
     @abc.abstractmethod
-    def inner(self, outputs: Any, batch: Any) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> Any:
         """`M`, as a pytree that can be called."""
 
-    def data(self, batch: Any) -> Any:
+    def data(self, batch: Batch) -> Any:
         """The part of a microbatch that the model and the loss are given."""
         return batch
 
-    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
         """See `MicrobatchMap`."""
         batch = self.data(batch)
         outputs = self._outputs(self.taken(leaves), leaves, batch)
         return self.checked(self.loss(outputs, batch), batch)[1]
 
     def linear_map(
-        self, leaves: Sequence[Array], batch: Any
+        self, leaves: Sequence[Array], batch: Batch
     ) -> tuple[tuple[Array, Array], Sandwich]:
         """See `LinearMap`."""
         data = self.data(batch)
@@ -82,7 +83,7 @@ class SandwichMap(LinearMap):
         aux = self.checked(self.loss(outputs, data), data)[1]
         return aux, Sandwich(push, self.inner(outputs, batch), pull)
 
-    def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any) -> Any:
+    def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Batch) -> Any:
         outputs = self.forward(self.params(selected, leaves), batch)
         for leaf in jax.tree.leaves(outputs):
             if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
@@ -93,7 +94,7 @@ class SandwichMap(LinearMap):
                 )
         return outputs
 
-    def _jacobian(self, leaves: Sequence[Array], batch: Any) -> Any:
+    def _jacobian(self, leaves: Sequence[Array], batch: Batch) -> Any:
         """The outputs, `J` and its transpose; both maps are pytrees."""
         taken = self.taken(leaves)
 
@@ -116,7 +117,7 @@ class SandwichMap(LinearMap):
         return first_possible("the model", outputs_of, (taken,), ways)
 
 
-def check_outputs(method: str, result: Any, outputs: Any) -> Any:
+def check_outputs(method: str, result: Any, outputs: PyTree) -> Any:
     """What a loss's own method returned, if it looks like the outputs.
 
     Raises:
@@ -133,9 +134,9 @@ def check_outputs(method: str, result: Any, outputs: Any) -> Any:
     return result
 
 
-def _transpose(push: Any, like: Any, cotangents: Any) -> Any:
+def _transpose(push: Any, like: PyTree, cotangents: PyTree) -> Any:
     return jax.linear_transpose(push, like)(cotangents)[0]
 
 
-def _transpose_of_vjp(pull: Any, like: Any, tangents: Any) -> Any:
+def _transpose_of_vjp(pull: Any, like: PyTree, tangents: PyTree) -> Any:
     return jax.vjp(lambda c: pull(c)[0], like)[1](tangents)[0]

@@ -18,6 +18,7 @@ from curvax.operators.closure import Closed, close
 from curvax.operators.precision import Precision, at_precision
 from curvax.operators.products import Linearised, Product, Recomputed
 from curvax.operators.space import is_array
+from curvax.typing import Batch, PyTreeDef
 
 
 class Primal(NamedTuple):
@@ -50,25 +51,25 @@ class MicrobatchMap(abc.ABC):
         precision: of the products of matrices in what is traced; None is JAX's setting.
     """
 
-    treedef: Any
+    treedef: PyTreeDef
     constants: dict[int, Any]
     chosen: tuple[bool, ...]
     several: bool
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
 
     @abc.abstractmethod
-    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
         """The mean loss and its weight."""
 
     @abc.abstractmethod
-    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Product:
+    def recomputing(self, leaves: Sequence[Array], batch: Batch) -> Product:
         """What multiplies and keeps nothing."""
 
-    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+    def keeping(self, leaves: Sequence[Array], batch: Batch, limit: float) -> Product | None:
         """What multiplies by residuals, without them; None if there are none within `limit`."""
         return None
 
-    def value(self, leaves: Sequence[Array], batch: Any) -> Closed:
+    def value(self, leaves: Sequence[Array], batch: Batch) -> Closed:
         """The primal half of what keeps nothing."""
         return self.traced(lambda *args: (*self.evaluate(*args), ()), leaves, batch)
 
@@ -100,7 +101,7 @@ class MicrobatchMap(abc.ABC):
         ]
         return jax.tree.unflatten(self.treedef, complete)
 
-    def checked(self, result: Any, batch: Any) -> tuple[Array, tuple[Array, Array]]:
+    def checked(self, result: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
         """What a loss returned: its mean, to be differentiated, and the pair of mean and weight.
 
         Raises:
@@ -128,7 +129,7 @@ class MicrobatchMap(abc.ABC):
         weight = jax.lax.stop_gradient(jnp.asarray(weight)).astype(dtype)
         return mean, (mean.astype(dtype), weight)
 
-    def _length(self, batch: Any) -> int:
+    def _length(self, batch: Batch) -> int:
         if self.several and len(lengths := leading_sizes(batch)) > 1:
             raise ValueError(
                 "a batch whose arrays have different leading lengths, here "
@@ -137,7 +138,7 @@ class MicrobatchMap(abc.ABC):
             )
         return leading_size(batch) or 1
 
-    def traced(self, fun: Callable[..., Any], *args: Any) -> Closed:
+    def traced(self, fun: Callable[..., Any], *args: object) -> Closed:
         """`close`, with the products in the precision."""
         return close(at_precision(fun, self.precision), *args)
 
@@ -151,24 +152,24 @@ class LinearMap(MicrobatchMap):
     """What linearises a function, or evaluates its derivative anew in every product."""
 
     @abc.abstractmethod
-    def linear_map(self, leaves: Sequence[Array], batch: Any) -> tuple[tuple[Array, Array], Any]:
+    def linear_map(self, leaves: Sequence[Array], batch: Batch) -> tuple[tuple[Array, Array], Any]:
         """`((mean, weight), linear map)`, both pytrees of arrays."""
 
-    def product(self, leaves: Sequence[Array], batch: Any, tangents: list[Array]) -> list[Array]:
+    def product(self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]) -> list[Array]:
         """One product, nothing kept."""
         return list(self.linear_map(leaves, batch)[1](tangents))
 
-    def recomputing(self, leaves: Sequence[Array], batch: Any) -> Product:
+    def recomputing(self, leaves: Sequence[Array], batch: Batch) -> Product:
         """See `MicrobatchMap`."""
         whole = self.traced(self._of_cast, leaves, batch, self.tangents(leaves))
         return Recomputed(self.value(leaves, batch), (), whole)
 
-    def keeping(self, leaves: Sequence[Array], batch: Any, limit: float) -> Product | None:
+    def keeping(self, leaves: Sequence[Array], batch: Batch, limit: float) -> Product | None:
         """See `MicrobatchMap`."""
         primal = self.primal(leaves, batch)
         return self.linearised(primal, leaves) if primal.nbytes <= limit else None
 
-    def primal(self, leaves: Sequence[Array], batch: Any) -> Primal:
+    def primal(self, leaves: Sequence[Array], batch: Batch) -> Primal:
         """The primal half of the linearisation.
 
         An operand that is an input is not kept a second time, and one that occurs twice is kept
@@ -204,7 +205,7 @@ class LinearMap(MicrobatchMap):
         traced = self.traced(linear, operands, self.tangents(leaves))
         return Linearised(primal.function, (), traced, primal.kept, primal.places)
 
-    def _of_cast(self, leaves: Any, batch: Any, tangents: list[Array]) -> list[Array]:
+    def _of_cast(self, leaves: Any, batch: Batch, tangents: list[Array]) -> list[Array]:
         return self.product(leaves, batch, self.cast(tangents, leaves))
 
 
@@ -214,11 +215,11 @@ class LossMap(MicrobatchMap):
 
     loss: Callable[[Any, Any], Any]
 
-    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
         """See `MicrobatchMap`."""
         return self._mean(self.taken(leaves), leaves, batch)[1]
 
-    def gradient(self, leaves: Sequence[Array], batch: Any) -> Callable[..., Any]:
+    def gradient(self, leaves: Sequence[Array], batch: Batch) -> Callable[..., Any]:
         """A function of the chosen leaves that returns the gradient, and mean and weight."""
 
         def gradient(selected: Sequence[Array]) -> Any:
@@ -227,6 +228,6 @@ class LossMap(MicrobatchMap):
         return gradient
 
     def _mean(
-        self, selected: Sequence[Array], leaves: Sequence[Array], batch: Any
+        self, selected: Sequence[Array], leaves: Sequence[Array], batch: Batch
     ) -> tuple[Array, tuple[Array, Array]]:
         return self.checked(self.loss(self.params(selected, leaves), batch), batch)

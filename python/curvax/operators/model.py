@@ -14,6 +14,7 @@ from curvax.checks import shown
 from curvax.filters import Filter, NamePattern
 from curvax.operators.curvature import Curvature
 from curvax.operators.foreign import adapter_of, is_pytree, refuse
+from curvax.typing import Batch, Batches, Params
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,7 +31,7 @@ class Model:
             in `params`; tied parameters have several names and one leaf. Filters know all of them.
     """
 
-    params: Any
+    params: Params
     forward: Callable[[Any, Any], Any]
     loss: Callable[[Any, Any], Any]
     name_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -54,11 +55,11 @@ class Model:
         numbers = sum(int(np.size(leaf)) for leaf in leaves)
         return f"{type(self).__name__}({numbers:,} parameters in {len(leaves)} leaves)"
 
-    def objective(self, params: Any, batch: Any) -> Any:
+    def objective(self, params: Params, batch: Batch) -> Any:
         """The loss as a function of the parameters, as `hessian` takes it."""
         return self.loss(self.forward(params, batch), batch)
 
-    def prepare(self, batches: Any) -> Any:
+    def prepare(self, batches: Batches) -> Any:
         """The batches that an operator of this model is made of; adapters convert them here."""
         return batches
 
@@ -95,7 +96,7 @@ def accepts_model(
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)
-        def wrapped(*args: Any, **options: Any) -> R:
+        def wrapped(*args: object, **options: object) -> R:
             if not (args and isinstance(args[0], Model)):
                 _refuse_modules(function, args, options)
                 return function(*args, **options)

@@ -17,6 +17,7 @@ from curvax.jaxpr_keys import Key, Keyed, key_of
 from curvax.operators.batches import Microbatches
 from curvax.operators.precision import Precision
 from curvax.operators.space import VectorSpace, check_float_dtype, is_array
+from curvax.typing import Params, PyTreeDef
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Structure(Keyed):
             model that is given by its parts.
     """
 
-    treedef: Any
+    treedef: PyTreeDef
     constants: dict[int, Any]
     microbatch_size: Microbatches
     num_batches: int | None
@@ -47,7 +48,7 @@ class Structure(Keyed):
         """See `Keyed`."""
         return key_of(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    def leaves(self, params: Any, like: tuple[Array, ...]) -> tuple[Array, ...]:
+    def leaves(self, params: Params, like: tuple[Array, ...]) -> tuple[Array, ...]:
         """The arrays of other parameters, in the dtypes of those `like` which they are.
 
         Raises:
@@ -78,7 +79,7 @@ class Structure(Keyed):
         return tuple(arrays)
 
 
-def constants_of(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
+def constants_of(params: Params, chosen: tuple[bool, ...]) -> dict[int, Any]:
     """The leaves that are not arrays, by their position; they must not be selected.
 
     Raises:
@@ -103,7 +104,7 @@ def constants_of(params: Any, chosen: tuple[bool, ...]) -> dict[int, Any]:
 
 
 def widen(
-    params: Any, chosen: tuple[bool, ...], constants: dict[int, Any]
+    params: Params, chosen: tuple[bool, ...], constants: dict[int, Any]
 ) -> tuple[tuple[Array, ...], VectorSpace]:
     """The arrays of the parameters, in 32 bits at least, and the space of those chosen.
 

@@ -1,13 +1,12 @@
 """Where arrays lie. Those on one device, replicated, or sharded over a mesh that XLA partitions."""
 
-from typing import Any
-
 import jax
 
 from curvax.filters import leaf_names
+from curvax.typing import PyTree
 
 
-def check_not_typed_by_shards(tree: Any, what: str) -> None:
+def check_not_typed_by_shards(tree: PyTree, what: str) -> None:
     """Refuse arrays whose type says how they are sharded, which what is derived here ignores.
 
     Args:

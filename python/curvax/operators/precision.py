@@ -96,7 +96,7 @@ def at_precision(fun: Callable[..., Any], precision: Precision | None) -> Callab
         )
     set_products = rewritten(fun, lambda: _Setter(precision))
 
-    def wrapped(*args: Any) -> Any:
+    def wrapped(*args: object) -> Any:
         # So that a precision in the program is one that the function names.
         with jax.default_matmul_precision(None):
             return set_products(*args)

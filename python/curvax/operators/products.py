@@ -18,6 +18,7 @@ from jax import Array
 from curvax.columns import CHUNK, over_columns
 from curvax.operators.closure import Closed
 from curvax.operators.space import VectorSpace
+from curvax.typing import Batch, Batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Product(abc.ABC):
         self,
         space: VectorSpace,
         leaves: Sequence[Array],
-        batches: Any,
+        batches: Batches,
         shares: Array,
         block: Array,
     ) -> Array:
@@ -52,7 +53,7 @@ class Product(abc.ABC):
             block: `(b, n)` flat vectors.
         """
 
-    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array, Any]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, Any]:
         """The mean loss of one microbatch, its weight, and its residuals."""
         mean, weight, residuals = self.primal(leaves, batch)
         return mean, weight, residuals
@@ -67,7 +68,7 @@ class OneByOne(Product):
 
     @abc.abstractmethod
     def multiply_one(
-        self, leaves: Sequence[Array], batch: Any, tangents: list[Array]
+        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
     ) -> list[Array]:
         """The product of one microbatch, whose own residuals are held, as leaves."""
 
@@ -75,7 +76,7 @@ class OneByOne(Product):
         self,
         space: VectorSpace,
         leaves: Sequence[Array],
-        batches: Any,
+        batches: Batches,
         shares: Array,
         block: Array,
     ) -> Array:
@@ -124,13 +125,13 @@ class Linearised(OneByOne):
     kept: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     places: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def evaluate(self, leaves: Sequence[Array], batch: Any) -> tuple[Array, Array, Any]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, Any]:
         """See `Product`."""
         mean, weight, operands = self.primal(leaves, batch)
         return mean, weight, tuple(operands[i] for i in self.kept)
 
     def multiply_one(
-        self, leaves: Sequence[Array], batch: Any, tangents: list[Array]
+        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
     ) -> list[Array]:
         """See `OneByOne`."""
         known = [*self.primal.consts, *jax.tree.leaves((leaves, batch)), *self.residuals]
@@ -149,7 +150,7 @@ class Recomputed(OneByOne):
     whole: Closed
 
     def multiply_one(
-        self, leaves: Sequence[Array], batch: Any, tangents: list[Array]
+        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
     ) -> list[Array]:
         """See `OneByOne`."""
         return list(self.whole(leaves, batch, tangents))
@@ -164,7 +165,7 @@ class OuterProducts(Product):
         self,
         space: VectorSpace,
         leaves: Sequence[Array],
-        batches: Any,
+        batches: Batches,
         shares: Array,
         block: Array,
     ) -> Array:

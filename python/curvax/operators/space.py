@@ -12,6 +12,7 @@ from jax import Array
 from curvax.arrays import to_array
 from curvax.filters import difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.typing import DTypeLike, PyTree, PyTreeDef
 
 # XLA counts the bytes of an array in 64 bits, and ends the process where they overflow: this leaves
 # room for thousands of rows in float64.
@@ -29,10 +30,10 @@ class VectorSpace:
         dtype: float32 or float64, of every leaf.
     """
 
-    treedef: Any
+    treedef: PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
     def __post_init__(self) -> None:
         if self.dtype not in (np.float32, np.float64):
@@ -41,7 +42,7 @@ class VectorSpace:
             raise ValueError(f"a vector may have at most {MOST} numbers, got n = {self.n}")
 
     @classmethod
-    def of(cls, tree: Any, dtype: Any) -> "VectorSpace":
+    def of(cls, tree: PyTree, dtype: DTypeLike) -> "VectorSpace":
         """The space of the vectors that look like `tree`, a pytree of things with a shape."""
         leaves, treedef = jax.tree.flatten(tree)
         shapes = tuple(tuple(np.shape(leaf)) for leaf in leaves)
@@ -57,12 +58,12 @@ class VectorSpace:
         """The dimension."""
         return sum(self.sizes)
 
-    def is_block(self, tree: Any) -> bool:
+    def is_block(self, tree: PyTree) -> bool:
         """Whether `tree` is a block of vectors: its first leaf has an axis more than here."""
         leaves = jax.tree.leaves(tree)
         return bool(leaves) and np.ndim(leaves[0]) == len(self.shapes[0]) + 1
 
-    def ravel(self, tree: Any, batch_axes: int = 0, what: str = "vector") -> Array:
+    def ravel(self, tree: PyTree, batch_axes: int = 0, what: str = "vector") -> Array:
         """Flatten: leaves of shape `batch + leaf` become one array `batch + (n,)`.
 
         Args:
@@ -105,7 +106,7 @@ def is_array(value: Any) -> bool:
     return isinstance(value, jax.Array) or hasattr(value, "__jax_array__")
 
 
-def check_float_dtype(dtype: Any, what: str) -> np.dtype[Any]:
+def check_float_dtype(dtype: DTypeLike, what: str) -> np.dtype:
     """The dtype of an operator on things of `dtype`: float32, or float64 where they are.
 
     Raises:

@@ -14,6 +14,7 @@ from curvax.operators.closure import Closed
 from curvax.operators.microbatch import MicrobatchMap
 from curvax.operators.weights import weighted_mean
 from curvax.program import as_arguments, jit, untracked_settings
+from curvax.typing import Batch
 
 # What a mean of another order of sums, in 16 bits too, may differ by, relative.
 _SAME = 1e-3
@@ -51,5 +52,5 @@ def check_split(
 
 
 @functools.partial(jit, static=0)
-def _evaluate(settings: Any, value: Closed, leaves: Any, batch: Any) -> Any:
+def _evaluate(settings: Any, value: Closed, leaves: Any, batch: Batch) -> Any:
     return value(leaves, batch)

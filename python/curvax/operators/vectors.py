@@ -13,6 +13,7 @@ from curvax.checks import is_integer, shown
 from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.space import VectorSpace, check_float_dtype, is_array
+from curvax.typing import PyTree, Vector
 
 
 def read_rows(space: VectorSpace, value: Any, what: str) -> Array:
@@ -75,7 +76,7 @@ def check_lengths(norms: Array, what: str) -> None:
         raise ValueError(f"{what} must be finite and not zero")
 
 
-def _check_leaves(vectors: Any, what: str) -> None:
+def _check_leaves(vectors: Vector, what: str) -> None:
     """Refuse what is no vector at all, before its structure and shapes are compared."""
     leaves = jax.tree.leaves(vectors)
     if not leaves:
@@ -88,7 +89,7 @@ def _check_leaves(vectors: Any, what: str) -> None:
             raise TypeError(f"{what} must be made of real numbers, got {shown(leaf)}")
 
 
-def space_like(like: Any) -> VectorSpace:
+def space_like(like: PyTree) -> VectorSpace:
     """The space of the vectors that look like an example: float64 if any leaf is, else float32.
 
     Args:

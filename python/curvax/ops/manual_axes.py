@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from curvax.typing import DTypeLike
+
 
 def varying(*arrays: Array) -> frozenset[str]:
     """The mesh axes that any of the arrays varies over."""
@@ -42,6 +44,6 @@ def equally_varying(*groups: Sequence[Array]) -> tuple[tuple[Array, ...], ...]:
     return tuple(tuple(vary(x, axes) for x in group) for group in groups)
 
 
-def zeros_beside(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def zeros_beside(like: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Zeros of the type that results of computing with `like` have."""
     return vary(jnp.zeros(shape, dtype), varying(like))

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from curvax.filters import leaf_names
+from curvax.typing import PyTree
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, np.ndarray]
 _Class = TypeVar("_Class", bound=type)
 
 _RECORDS: dict[str, type] = {}
@@ -119,12 +120,12 @@ def _is_plain(value: Any) -> bool:
     return type(value) in _PLAIN
 
 
-def _is_extension(dtype: np.dtype[Any]) -> bool:
+def _is_extension(dtype: np.dtype) -> bool:
     """Whether it is one of JAX's own (bfloat16, float8), which `.npy` files cannot name."""
     return dtype.isbuiltin == 2
 
 
-def _encode_array(value: np.ndarray[Any, Any], name: str, arrays: Arrays) -> Any:
+def _encode_array(value: np.ndarray, name: str, arrays: Arrays) -> Any:
     if value.dtype.hasobject:
         raise TypeError(f"{name} must hold numbers to be saved, got an array of Python objects")
     name = _unique("".join(c if c.isprintable() and c not in "/\\" else "_" for c in name), arrays)
@@ -133,13 +134,13 @@ def _encode_array(value: np.ndarray[Any, Any], name: str, arrays: Arrays) -> Any
     return {"kind": "array", "name": name, "dtype": dtype.name}
 
 
-def _decode_array(stored: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+def _decode_array(stored: np.ndarray, dtype: str) -> np.ndarray:
     if stored.dtype.name == dtype:
         return stored
     return stored.view(np.dtype(dtype))
 
 
-def _leaves_by_name(tree: Any, name: str) -> dict[str, Any]:
+def _leaves_by_name(tree: PyTree, name: str) -> dict[str, Any]:
     leaves, names = jax.tree.leaves(tree), leaf_names(tree)
     if len(leaves) == 1 and leaves[0] is tree:
         raise TypeError(

@@ -34,7 +34,7 @@ class Stored:
     # Fields too large for the JSON file.
     _large: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         record(cls)
 

@@ -16,6 +16,7 @@ from curvax.results.estimates import (
     TraceProgress,
     TraceResult,
 )
+from curvax.typing import PyTree
 
 # The fields in units of an eigenvalue, and of its inverse.
 _DIRECT: dict[type, tuple[str, ...]] = {
@@ -57,7 +58,7 @@ def rescaled(result: Any, exponent: int) -> Any:
     return dataclasses.replace(result, **changed)
 
 
-def times(tree: Any, exponent: int) -> Any:
+def times(tree: PyTree, exponent: int) -> Any:
     """`2**exponent · tree`, on the host, where small numbers are not flushed to zero."""
 
     def one(leaf: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from curvax.adapters.torch.bridge import batch_to_jax
+from curvax.typing import Batch
 
 IGNORED = -100
 """The label that does not count, of all models of transformers."""
@@ -17,7 +18,7 @@ EMBEDDED = "inputs_embeds"
 """What may stand in a batch in place of `input_ids`."""
 
 
-def mapping(batch: Any, main: str) -> dict[str, Any]:
+def mapping(batch: Batch, main: str) -> dict[str, Any]:
     """A batch as a mapping of arrays; lists of equal samples, as processors make, are stacked.
 
     Args:
@@ -60,7 +61,7 @@ def _stacked(key: str, value: Any) -> Any:
     return np.stack(samples)
 
 
-def labels_of(batch: Any) -> Any:
+def labels_of(batch: Batch) -> Any:
     """The labels of a batch.
 
     Raises:

@@ -14,10 +14,11 @@ from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.module import adapt
 from curvax.losses import SoftmaxCrossEntropy
 from curvax.options import takes_options
+from curvax.typing import Batch
 
 
 @takes_options()
-def sequence_classification(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
+def sequence_classification(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """A classifier of token sequences, with its cross entropy.
 
     A batch is a mapping with `input_ids`, integer `labels (B,)` and, if need be, `attention_mask`
@@ -41,7 +42,7 @@ def sequence_classification(model_or_path: Any, *, example: Any = None) -> Adapt
 
 
 @takes_options()
-def image_classification(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
+def image_classification(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """A classifier of images, with its cross entropy.
 
     A batch is a mapping with `pixel_values (B, channels, height, width)` and integer `labels (B,)`,
@@ -64,7 +65,7 @@ def image_classification(model_or_path: Any, *, example: Any = None) -> AdaptedM
     return _classifier(load(model_or_path, "image_classification"), example)
 
 
-def _classifier(model: nn.Module, example: Any) -> AdaptedModel:
+def _classifier(model: nn.Module, example: Batch) -> AdaptedModel:
     classes = model.config.num_labels
     if classes < 2:
         raise ValueError(
@@ -79,17 +80,17 @@ def _classifier(model: nn.Module, example: Any) -> AdaptedModel:
         )
     main = model.main_input_name
 
-    def convert(batch: Any) -> Mapping[str, Any]:
+    def convert(batch: Batch) -> Mapping[str, Any]:
         arrays = mapping(batch, main)
         check_labels(arrays, (places(arrays, main)[0],), classes)
         return arrays
 
-    def run(model: nn.Module, batch: Any) -> Any:
+    def run(model: nn.Module, batch: Batch) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with written(model, ours=True):
             return model(**inputs).logits
 
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(model: nn.Module, batch: Batch) -> torch.Tensor:
         labels = labels_of(batch)
         with written(model):
             outputs = model(**batch)

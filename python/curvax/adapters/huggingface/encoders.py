@@ -12,6 +12,7 @@ from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.module import adapt
 from curvax.checks import shown
 from curvax.options import takes_options
+from curvax.typing import Batch
 
 
 @takes_options()
@@ -20,7 +21,7 @@ def encoder(
     *,
     loss: TorchLoss,
     pooling: Literal["mean", "first", "none"] = "mean",
-    example: Any = None,
+    example: Batch = None,
 ) -> AdaptedModel:
     """An encoder, as BERT's or of sentence embeddings, under a loss of its embeddings.
 
@@ -49,10 +50,10 @@ def encoder(
         raise ValueError(f"pooling must be 'mean', 'first' or 'none', got {shown(pooling)}")
     model = load(model_or_path, "encoder")
 
-    def targets(batch: Any) -> Any:
+    def targets(batch: Batch) -> Any:
         return batch["targets"]
 
-    def run(model: nn.Module, batch: Any) -> Any:
+    def run(model: nn.Module, batch: Batch) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "targets"}
         with written(model, ours=True):
             hidden = model(**inputs).last_hidden_state
@@ -65,7 +66,7 @@ def encoder(
         kept = inputs["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * kept).sum(1) / kept.sum(1)
 
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(model: nn.Module, batch: Batch) -> torch.Tensor:
         return loss(run(model, batch), targets(batch))
 
     return adapt(model, run, objective, loss_on_jax(loss, targets), example, traced=objective)

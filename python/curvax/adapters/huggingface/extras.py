@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
+from curvax.typing import Batch, PyTree
 
 
 class _WithExtra:
@@ -15,26 +16,26 @@ class _WithExtra:
     The loss is linear in that number: Gauss-Newton and Fisher matrices have nothing of it.
     """
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         mean, weight = super().__call__(self._own(outputs), batch)  # type: ignore[misc]
         return mean + outputs[-1].astype(mean.dtype), weight
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """See `Loss`."""
         product = super().hessian_product(self._own(outputs), batch, self._own(u))  # type: ignore[misc]
         return self._extended(product, outputs)
 
-    def fisher_product(self, outputs: Any, batch: Any, u: Any, kind: Any, keys: Any) -> Any:
+    def fisher_product(self, outputs: PyTree, batch: Batch, u: PyTree, kind: Any, keys: Any) -> Any:
         """See `Loss`."""
         own = self._own(outputs)
         product = super().fisher_product(own, batch, self._own(u), kind, keys)  # type: ignore[misc]
         return self._extended(product, outputs)
 
-    def _own(self, outputs: Any) -> Any:
+    def _own(self, outputs: PyTree) -> Any:
         """What the loss itself takes."""
         raise NotImplementedError
 
-    def _extended(self, product: Any, outputs: Any) -> Any:
+    def _extended(self, product: Any, outputs: PyTree) -> Any:
         parts = product if isinstance(product, tuple) else (product,)
         return (*parts, jnp.zeros_like(outputs[-1]))
 
@@ -43,7 +44,7 @@ class _WithExtra:
 class LinearCrossEntropyWithExtra(_WithExtra, LinearCrossEntropy):
     """Of outputs `(hidden, head, extra)` or `(hidden, head, bias, extra)`."""
 
-    def _own(self, outputs: Any) -> Any:
+    def _own(self, outputs: PyTree) -> Any:
         return tuple(outputs[:-1])
 
 
@@ -51,6 +52,6 @@ class LinearCrossEntropyWithExtra(_WithExtra, LinearCrossEntropy):
 class SoftmaxCrossEntropyWithExtra(_WithExtra, SoftmaxCrossEntropy):
     """Of outputs `(logits, extra)`."""
 
-    def _own(self, outputs: Any) -> jax.Array:
+    def _own(self, outputs: PyTree) -> jax.Array:
         logits: jax.Array = outputs[0]
         return logits

@@ -14,10 +14,11 @@ from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
 from curvax.adapters.torch.state import preserved
 from curvax.options import takes_options
+from curvax.typing import Batch
 
 
 @takes_options()
-def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
+def seq2seq_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """An encoder-decoder language model, as T5, BART or Whisper, with its own loss.
 
     A batch is a mapping with `input_ids` (`input_features` for speech), `labels` (-100 for tokens
@@ -40,7 +41,7 @@ def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """
     model, main, vocabulary = load_with_head(model_or_path, "seq2seq_lm")
 
-    def convert(batch: Any) -> Mapping[str, Any]:
+    def convert(batch: Batch) -> Mapping[str, Any]:
         arrays = mapping(batch, main)
         check_labels(arrays, (places(arrays, main)[0], None), vocabulary)
         if "decoder_input_ids" in arrays or "decoder_inputs_embeds" in arrays:

@@ -23,6 +23,7 @@ from curvax.adapters.torch.module import adapt
 from curvax.adapters.torch.state import preserved
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
+from curvax.typing import Batch
 
 # Of the same number by two programs of torch, in float32.
 _SAME = 1e-4
@@ -62,16 +63,16 @@ class TokenHead:
     extra: str = "none"
     cap: float | None = None
 
-    def labels(self, batch: Any) -> Any:
+    def labels(self, batch: Batch) -> Any:
         """Those that the places predict."""
         return labels_of(batch)[:, 1:] if self.shifted else labels_of(batch)
 
-    def outputs(self, model: nn.Module, batch: Any) -> Any:
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """What the loss takes, in the program that JAX runs."""
         with written(model, ours=True):
             return self.hidden(model, batch) if self.fused else self.whole(model, batch)
 
-    def hidden(self, model: nn.Module, batch: Any) -> Any:
+    def hidden(self, model: nn.Module, batch: Batch) -> Any:
         """Hidden states and head, the bias if there is one, and the extra term."""
         with _without_head(model):
             found, extra = self._called(model, batch)
@@ -81,18 +82,18 @@ class TokenHead:
             bias = added[0] if bias is None else added[0] + bias
         return (found, head.weight) + (() if bias is None else (bias,)) + extra
 
-    def whole(self, model: nn.Module, batch: Any) -> Any:
+    def whole(self, model: nn.Module, batch: Batch) -> Any:
         """The logits, with the extra term if there is one."""
         logits, extra = self._called(model, batch)
         return (logits, *extra) if extra else logits
 
-    def objective(self, model: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The loss, of the whole logits."""
         with written(model):
             logits, extra = self._called(model, batch)
         return self.cross_entropy(logits, batch) + (extra[0] if extra else 0)
 
-    def cross_entropy(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    def cross_entropy(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Of logits of the predicting places."""
         return nn.functional.cross_entropy(logits.flatten(0, 1), self.labels(batch).flatten())
 
@@ -100,7 +101,7 @@ class TokenHead:
         """Those of the places that predict a label."""
         return logits[:, :-1] if self.shifted else logits
 
-    def _called(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    def _called(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """The logits, as the head is, of the predicting places, and the extra term."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         if self.extra == "none":
@@ -125,7 +126,7 @@ class TokenHead:
 
 def token_model(
     model: nn.Module,
-    example: Any,
+    example: Batch,
     convert: Callable[[Any], Any],
     shifts: tuple[bool, ...],
 ) -> AdaptedModel:
@@ -150,7 +151,7 @@ def token_model(
     return adapt(model, head.outputs, head.objective, head.loss(), example, convert)
 
 
-def _chosen(model: nn.Module, batch: Any, shifts: tuple[bool, ...]) -> TokenHead:
+def _chosen(model: nn.Module, batch: Batch, shifts: tuple[bool, ...]) -> TokenHead:
     """The form in which the model's own loss is computed, by what it gives on one batch."""
     if not (batch["labels"] != IGNORED).any():
         batch = batch | {"labels": torch.zeros_like(batch["labels"])}
@@ -162,7 +163,7 @@ def _chosen(model: nn.Module, batch: Any, shifts: tuple[bool, ...]) -> TokenHead
     return dataclasses.replace(head, fused=fused)
 
 
-def _is_product(model: nn.Module, batch: Any, head: TokenHead) -> bool:
+def _is_product(model: nn.Module, batch: Batch, head: TokenHead) -> bool:
     """Whether the logits are the product of hidden states and the head's matrix."""
     # By what it calls too: the low ranks of PEFT add nothing before training but have a derivative.
     if type(model.get_output_embeddings()).forward is not nn.Linear.forward:
@@ -172,7 +173,7 @@ def _is_product(model: nn.Module, batch: Any, head: TokenHead) -> bool:
     return product.shape == logits.shape and _same(product, logits)
 
 
-def _with_own_loss(model: nn.Module, batch: Any, heads: list[TokenHead]) -> TokenHead:
+def _with_own_loss(model: nn.Module, batch: Batch, heads: list[TokenHead]) -> TokenHead:
     if "labels" not in inspect.signature(model.forward).parameters:
         return heads[0]
     seen: list[torch.Tensor] = []
@@ -237,7 +238,7 @@ def _without_loss(model: nn.Module, seen: list[torch.Tensor]) -> Iterator[None]:
     """Make the cross entropy within the model's own loss zero; what logits it got is kept."""
     before = vars(model).get("_loss_function")
 
-    def nothing(logits: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def nothing(logits: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         seen.append(logits)
         return 0 * logits.flatten()[0]
 

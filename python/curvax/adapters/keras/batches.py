@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from curvax.typing import Batch
+
 PARTS = (
     "A batch is (x, y) or (x, y, sample_weight), with the structures, keys and shapes that the "
     "model and its losses take; else say by inputs=, targets= and sample_weights= what its parts "
@@ -11,23 +13,23 @@ PARTS = (
 )
 
 
-def inputs_of(batch: Any) -> Any:
+def inputs_of(batch: Batch) -> Any:
     """What the model is called on."""
     return _parts(batch)[0]
 
 
-def targets_of(batch: Any) -> Any:
+def targets_of(batch: Batch) -> Any:
     """The targets, or None."""
     return _parts(batch)[1]
 
 
-def default_weights(batch: Any) -> Any:
+def default_weights(batch: Batch) -> Any:
     """The weights of samples, or None."""
     known = isinstance(batch, (tuple, list)) and len(batch) == 3
     return batch[2] if known else None
 
 
-def _parts(batch: Any) -> Any:
+def _parts(batch: Batch) -> Any:
     if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
         raise TypeError(
             "a batch must be x, (x,), (x, y) or (x, y, sample_weight), as for Keras, got a "

@@ -72,7 +72,7 @@ class Container(CompileLoss):  # type: ignore[misc]
             for found in self._found
         ]
 
-    def _build_nested(self, *args: Any) -> None:
+    def _build_nested(self, *args: object) -> None:
         super()._build_nested(*args)
         # For those that it finds there Keras would make metrics, which have variables.
         self._found += self._flat_losses

@@ -14,6 +14,7 @@ from curvax.adapters.keras.container import Container, sparse_cross_entropy
 from curvax.adapters.keras.network import Network, Parts, as_parts, untouched, with_masks
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
+from curvax.typing import Batch, PyTree
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 NO_LOSS = (
@@ -38,11 +39,11 @@ class Compiled(NamedTuple):
 class Getters(NamedTuple):
     """What gets the parts that a loss needs out of a batch."""
 
-    inputs: Callable[[Any], Any]
-    targets: Callable[[Any], Any]
-    weights: Callable[[Any], Any]
+    inputs: Callable[[Batch], PyTree]
+    targets: Callable[[Batch], PyTree]
+    weights: Callable[[Batch], PyTree]
 
-    def data(self, batch: Any, labelled: bool) -> tuple[Any, Any, Any]:
+    def data(self, batch: Batch, labelled: bool) -> tuple[Any, Any, Any]:
         """All three parts.
 
         Raises:
@@ -78,7 +79,7 @@ class KerasLoss:
         self.better = better
         self.methods = methods
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean, or `(mean, weight)`."""
         better = self.better(outputs, batch)
         return (self.total if better is None else better)(outputs, batch)
@@ -87,22 +88,22 @@ class KerasLoss:
         if name in _METHODS and name in vars(self).get("methods", ()):
             own = {"hessian_product": self._hessian_product}.get(name, self._refuse(name))
 
-            def method(outputs: Any, batch: Any, *args: Any) -> Any:
+            def method(outputs: PyTree, batch: Batch, *args: object) -> Any:
                 better = self.better(outputs, batch)
                 return (own if better is None else getattr(better, name))(outputs, batch, *args)
 
             return method
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
-        def mean(outputs: Any) -> Any:
+    def _hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+        def mean(outputs: PyTree) -> Any:
             loss = self.total(outputs, batch)
             return loss[0] if isinstance(loss, tuple) else loss
 
         return jax.jvp(jax.grad(mean), (outputs,), (u,))[1]
 
     def _refuse(self, name: str) -> Callable[..., Any]:
-        def refuse(*args: Any) -> Any:
+        def refuse(*args: object) -> Any:
             raise TypeError(
                 "a Fisher matrix is not known of a loss with masks, weights of samples or losses "
                 "that the model adds itself (add_loss, regularisers): take ggn, or pass loss=, a "
@@ -151,7 +152,7 @@ class Pieces:
 def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Pieces) -> KerasLoss:
     """`loss(outputs, batch)` plus the losses that the model adds."""
 
-    def total(outputs: Any, batch: Any) -> Any:
+    def total(outputs: PyTree, batch: Batch) -> Any:
         parts = as_parts(outputs)
         value = loss(parts.outputs, batch)
         mean, weight = value if isinstance(value, tuple) else (value, None)
@@ -160,7 +161,7 @@ def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Piec
             pieces.divide(count(network.inputs(batch)))
         return mean if weight is None else (mean, weight)
 
-    def better(outputs: Any, batch: Any) -> Any:
+    def better(outputs: PyTree, batch: Batch) -> Any:
         return None if isinstance(outputs, Parts) else loss
 
     return KerasLoss(total, better, tuple(name for name in _METHODS if hasattr(loss, name)))
@@ -169,7 +170,7 @@ def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Piec
 def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pieces) -> KerasLoss:
     """What Keras's `compute_loss` returns."""
 
-    def total(outputs: Any, batch: Any) -> Any:
+    def total(outputs: PyTree, batch: Batch) -> Any:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not network.own_rule)
         parts = as_parts(outputs)
         mean, container = compute_loss(network, compiled, parts, (x, y, sample_weight))
@@ -182,7 +183,7 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pi
 
     fused = _fused(compiled)
 
-    def better(outputs: Any, batch: Any) -> Any:
+    def better(outputs: PyTree, batch: Batch) -> Any:
         if fused is None or isinstance(outputs, Parts) or get.weights(batch) is not None:
             return None
         return fused(outputs, get.targets(batch))
@@ -266,7 +267,7 @@ def _fused(compiled: Compiled) -> Callable[[Any, Any], Any] | None:
     return lambda outputs, y: _labels(outputs, y, -(2**31) if ignored is None else ignored)
 
 
-def _squares(outputs: Any, y: Any) -> Any:
+def _squares(outputs: PyTree, y: Any) -> Any:
     if not _is_array(outputs) or not _is_array(y):
         return None
     wanted, got = outputs.shape, y.shape
@@ -275,7 +276,7 @@ def _squares(outputs: Any, y: Any) -> Any:
     return None
 
 
-def _labels(outputs: Any, y: Any, ignored: int) -> Any:
+def _labels(outputs: PyTree, y: Any, ignored: int) -> Any:
     if not _is_array(outputs) or not _is_array(y) or not jnp.issubdtype(y.dtype, jnp.integer):
         return None
     wanted = outputs.shape[:-1]

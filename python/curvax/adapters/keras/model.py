@@ -24,6 +24,7 @@ from curvax.adapters.keras.network import Network
 from curvax.adapters.keras.saved import load
 from curvax.checks import shown
 from curvax.options import takes_options
+from curvax.typing import Batch, Batches, Params
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,7 +37,7 @@ class KerasModel(AdaptedModel):
 
     pieces: losses.Pieces = dataclasses.field(kw_only=True)
 
-    def prepare(self, batches: Any) -> Any:
+    def prepare(self, batches: Batches) -> Any:
         """See `AdaptedModel`."""
         prepared = super().prepare(batches)
         if isinstance(prepared, list) and len(prepared) > 1:
@@ -56,7 +57,7 @@ def from_model(
     *,
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
-    example: Any = None,
+    example: Batch = None,
     inputs: Callable[[Any], Any] = inputs_of,
     targets: Callable[[Any], Any] = targets_of,
     sample_weights: Callable[[Any], Any] = default_weights,
@@ -116,7 +117,7 @@ def from_model(
 
 
 def _of_function(
-    model: Any, loss: Any, get: losses.Getters, class_weight: Any, example: Any
+    model: Any, loss: Any, get: losses.Getters, class_weight: Any, example: Batch
 ) -> AdaptedModel:
     if class_weight is not None:
         raise ValueError(
@@ -129,7 +130,7 @@ def _of_function(
         )
     network = Network(model, get.inputs, masked=False, own_rule=False)
 
-    def value(params: Any, batch: Any) -> Any:
+    def value(params: Params, batch: Batch) -> Any:
         outputs, state, added = network.call(params, batch)
         mean = mean_of(loss(outputs, batch)) + sum(jnp.sum(one) for one in added)
         return mean, (network.forward(params, batch), state)
@@ -139,7 +140,7 @@ def _of_function(
     return _adapt(network, value, ours, pieces, example, lambda batch: None)
 
 
-def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> AdaptedModel:
+def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Batch) -> AdaptedModel:
     own_rule = loss is None and type(model).compute_loss is not keras.Model.compute_loss
     if loss is None:
         check_steps(model)
@@ -151,7 +152,7 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Any) -> Ad
     pieces = losses.Pieces()
     ours = losses.compiled_loss(network, compiled, get, pieces)
 
-    def value(params: Any, batch: Any) -> Any:
+    def value(params: Params, batch: Batch) -> Any:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not own_rule)
         with losses.compiled_with(network, compiled):
             mean, (_, _, state, _) = keras.Model.compute_loss_and_updates(
@@ -184,17 +185,17 @@ def _adapt(
     value: Callable[[Any, Any], Any],
     loss: losses.KerasLoss,
     pieces: losses.Pieces,
-    example: Any,
+    example: Batch,
     weights: Callable[[Any], Any],
 ) -> AdaptedModel:
-    def evaluate(batch: Any) -> Any:
+    def evaluate(batch: Batch) -> Any:
         (mean, (outputs, state)), gradient = value_and_gradient(
             "Keras", jit_value_and_grad, value, network.params, batch, PARTS
         )
         check_state(network, state)
         return (mean, outputs), gradient
 
-    def admit(batch: Any) -> None:
+    def admit(batch: Batch) -> None:
         with noted(batch, PARTS):
             check_weights(weights(batch))
             pieces.whole.add(losses.count(network.inputs(batch)))
@@ -219,7 +220,7 @@ def _getters(
     sample_weights: Callable[[Any], Any],
     class_weight: Mapping[int, float] | None,
 ) -> losses.Getters:
-    def weights(batch: Any) -> Any:
+    def weights(batch: Batch) -> Any:
         given = sample_weights(batch)
         if class_weight is None:
             return given

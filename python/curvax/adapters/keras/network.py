@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend import get_keras_mask, set_keras_mask
 
+from curvax.typing import Batch, Params, PyTree
+
 
 class Parts(NamedTuple):
     """What `forward` returns of a model whose loss needs more than its outputs.
@@ -21,7 +23,7 @@ class Parts(NamedTuple):
         kept: by path, the parameters that the loss itself reads, as regularisers do.
     """
 
-    outputs: Any
+    outputs: PyTree
     masks: tuple[Any, ...] = ()
     own: tuple[Any, ...] = ()
     kept: dict[str, Any] = {}  # noqa: RUF012
@@ -58,7 +60,7 @@ class Network:
         self.own_rule = own_rule
         self.kept = list(self.params) if own_rule else list(self.regularizers)
 
-    def call(self, params: Any, batch: Any) -> tuple[Any, list[Any], list[Any]]:
+    def call(self, params: Params, batch: Batch) -> tuple[Any, list[Any], list[Any]]:
         """The outputs, which may have masks, the other variables, and what losses are added."""
         options = {"training": False} if self.model._call_has_training_arg else {}
         values = [params[path] for path in self.params]
@@ -69,7 +71,7 @@ class Network:
             )
         return outputs, state, losses
 
-    def forward(self, params: Any, batch: Any) -> Any:
+    def forward(self, params: Params, batch: Batch) -> Any:
         """The outputs, or `Parts`."""
         outputs, _, losses = self.call(params, batch)
         leaves = jax.tree.leaves(outputs) if self.masked else []
@@ -94,7 +96,7 @@ class Network:
         return [*parts.own, *(_sum(rule(kept[path])) for path, rule in self.regularizers.items())]
 
 
-def as_parts(outputs: Any) -> Parts:
+def as_parts(outputs: PyTree) -> Parts:
     """What `forward` returned as `Parts`."""
     return outputs if isinstance(outputs, Parts) else Parts(outputs)
 

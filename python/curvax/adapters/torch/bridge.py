@@ -20,6 +20,7 @@ import torch
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.torch import tensor_ops
 from curvax.arrays import to_array
+from curvax.typing import Batch
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
 _GONE = {
@@ -110,7 +111,7 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
         return jnp.array(jnp.from_dlpack(dense), copy=True)
 
 
-def batch_to_jax(batch: Any, name: str = "batch") -> Any:
+def batch_to_jax(batch: Batch, name: str = "batch") -> Any:
     """A batch of tensors, in tuples, lists and mappings, as a pytree of JAX arrays.
 
     Args:
@@ -138,7 +139,7 @@ def batch_to_jax(batch: Any, name: str = "batch") -> Any:
     return to_array(batch, name)
 
 
-def batch_to_torch(batch: Any) -> Any:
+def batch_to_torch(batch: Batch) -> Any:
     """A pytree of arrays as one of torch tensors, integers in 64 bits, as torch's losses want."""
 
     def one(leaf: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from curvax.adapters.torch.bridge import check_device, raised_within
 from curvax.adapters.torch.state import trainable
 from curvax.checks import cut
+from curvax.typing import Batch
 
 
 def check_module(module: nn.Module) -> None:
@@ -63,7 +64,7 @@ def check_convertible(module: nn.Module) -> None:
             )
 
 
-def check_example(example: Any) -> None:
+def check_example(example: Batch) -> None:
     """Refuse a loader where one batch is wanted.
 
     Raises:

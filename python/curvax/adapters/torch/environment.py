@@ -21,6 +21,7 @@ from torch.utils import _pytree
 from curvax.adapters.torch.bridge import to_jax as copied
 from curvax.adapters.torch.bridge import torchax, wide
 from curvax.adapters.torch.steps import Following, Steps, looks, writes
+from curvax.typing import DTypeLike, PyTree
 
 
 class Call(threading.local):
@@ -187,7 +188,7 @@ def environment() -> Any:
             """The array of a tensor; other things are left as they are."""
             return self.t2j_iso(x) if torch.is_tensor(x) else x
 
-        def _made_of(self, func: Any, data: Any, dtype: Any = None, **_: Any) -> Any:
+        def _made_of(self, func: Any, data: PyTree, dtype: DTypeLike | None = None, **_: object) -> Any:
             """`torch.tensor`, which detaches, and `torch.as_tensor` of traced tensors."""
 
             def stacked(node: Any) -> Any:
@@ -210,7 +211,7 @@ def environment() -> Any:
                 return the_tensor
             return the_tensor.apply_jax(jnp.astype, _jax_dtype(new_dtype))
 
-        def guarded(self, outputs: Any) -> Any:
+        def guarded(self, outputs: PyTree) -> Any:
             """The outputs, NaN where the values that steps were chosen by are not those taken."""
             same = [
                 jnp.all(x.jax() == self.array(value, weak=False))

@@ -22,6 +22,7 @@ from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run
 from curvax.adapters.torch.state import holders, trainable
 from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import take_apart
+from curvax.typing import Batch, Params
 
 Run = Callable[[nn.Module, Any], Any]
 """`run(module, batch) -> outputs`, on torch tensors."""
@@ -75,7 +76,7 @@ class TorchFunction:
             self._arrays[id(constant)] = jnp.from_dlpack(constant.contiguous())
         return constant
 
-    def __call__(self, params: Any, batch: Any) -> Any:
+    def __call__(self, params: Params, batch: Batch) -> Any:
         """The outputs; traceable by JAX.
 
         Raises:

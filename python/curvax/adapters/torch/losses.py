@@ -19,6 +19,7 @@ from curvax.adapters.torch.structures import put_together
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 from curvax.losses.objects import FisherKind
+from curvax.typing import Batch, PyTree
 
 TorchLoss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""
@@ -34,17 +35,17 @@ class ClassesSecond:
 
     last: SoftmaxCrossEntropy
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean over the labels counted, and their weight."""
         return self.last(_classes_last(outputs), batch)
 
-    def hessian_product(self, outputs: Any, batch: Any, u: Any) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
         """See `Loss`."""
         product = self.last.hessian_product(_classes_last(outputs), batch, _classes_last(u))
         return jnp.moveaxis(product, -1, 1)
 
     def fisher_product(
-        self, outputs: Any, batch: Any, u: Any, kind: FisherKind, keys: Array | None
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
     ) -> Any:
         """See `Loss`."""
         z, tangents = _classes_last(outputs), _classes_last(u)
@@ -55,7 +56,7 @@ def _classes_last(x: Any) -> Array:
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
-def loss_on_jax(loss: Any, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+def loss_on_jax(loss: Any, targets: Callable[[Batch], PyTree]) -> Callable[[Any, Any], Any]:
     """A torch loss as `loss(outputs, batch)` on JAX arrays.
 
     Args:
@@ -139,8 +140,8 @@ def _counts_labels(loss: Any) -> bool:
     return type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
-def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> ClassesSecond:
-    def labels(batch: Any) -> Any:
+def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Batch], PyTree]) -> ClassesSecond:
+    def labels(batch: Batch) -> Any:
         given = jnp.asarray(targets(batch))
         if jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(
@@ -158,7 +159,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Any], Any]) -> 
         return ClassesSecond(SoftmaxCrossEntropy(labels, **options))
     classes = to_jax(loss.weight, "the weight of the loss")
 
-    def weights(batch: Any) -> Any:
+    def weights(batch: Batch) -> Any:
         return classes[jnp.clip(labels(batch), 0, classes.shape[0] - 1)]
 
     return ClassesSecond(SoftmaxCrossEntropy(labels, weights, **options))
@@ -171,12 +172,12 @@ class LossThroughTorchax:
         steps: those that depend on a batch's values, of the module that it is the loss of.
     """
 
-    def __init__(self, loss: TorchLoss, targets: Callable[[Any], Any]) -> None:
+    def __init__(self, loss: TorchLoss, targets: Callable[[Batch], PyTree]) -> None:
         self._loss = loss
         self._targets = targets
         self.steps = StepsOfBatches()
 
-    def __call__(self, outputs: Any, batch: Any) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
         """The mean, and its weight if that is not the length of the batch."""
         env = environment()
         with lowered():
@@ -187,7 +188,9 @@ class LossThroughTorchax:
             return env.guarded(env.unview(value))
 
 
-def _through_torchax(loss: TorchLoss, targets: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+def _through_torchax(
+    loss: TorchLoss, targets: Callable[[Batch], PyTree]
+) -> Callable[[Any, Any], Any]:
     if isinstance(loss, nn.Module):
         function = TorchFunction(loss, _with_weight)
         return lambda outputs, batch: function(function.params, (outputs, targets(batch)))

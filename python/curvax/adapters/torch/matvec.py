@@ -21,16 +21,17 @@ from curvax.checks import is_integer, shown
 from curvax.operators.conversion import HostOperator, HostProducts
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
+from curvax.typing import Batches, Block, PyTree
 
 
 class TorchProducts(HostProducts):
     """The products of a torch function with the rows of a block; arrays cross by DLPack."""
 
-    def __init__(self, matvec: Callable[[Any], Any], like: Any) -> None:
+    def __init__(self, matvec: Callable[[Any], Any], like: PyTree) -> None:
         super().__init__(matvec)
         self.like = like
 
-    def __call__(self, block: Any) -> Any:
+    def __call__(self, block: Block) -> Any:
         """Multiply `(b, n)`, row by row."""
         # A copy: what torch is given, it may change in place.
         rows = torch.from_dlpack(jnp.asarray(block)).clone()
@@ -67,7 +68,7 @@ class TorchProducts(HostProducts):
         return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
 
 
-def from_matvec(matvec: Callable[[Any], Any], like: Any) -> HostOperator:
+def from_matvec(matvec: Callable[[Any], Any], like: PyTree) -> HostOperator:
     """A torch function that multiplies by a symmetric matrix, as an operator.
 
     Any estimator and solver takes it: it makes curvax the backend of another torch library.
@@ -128,7 +129,7 @@ def _described(leaf: torch.Tensor) -> jax.ShapeDtypeStruct:
 def double_backward(
     module: nn.Module,
     loss: TorchLoss,
-    batches: Any,
+    batches: Batches,
     *,
     inputs: Callable[[Any], Any] = first,
     targets: Callable[[Any], Any] = second,

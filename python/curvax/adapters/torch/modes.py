@@ -103,7 +103,7 @@ def functions_run_forward() -> Iterator[None]:
     # Below `Function.apply` itself, which a module may have bound long before.
     base: Any = torch.autograd.function._SingleLevelFunction
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, *args: object, **kwargs: object) -> Any:
         call = environment().call
         if not call.converting:
             return super(base, cls).apply(*args, **kwargs)

@@ -17,6 +17,7 @@ from curvax.adapters.torch.source import Objective, TorchSource
 from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.steps import Recording
 from curvax.options import takes_options
+from curvax.typing import Batch
 
 _DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
 HINT = (
@@ -35,7 +36,7 @@ def from_module(
     module: nn.Module,
     *,
     loss: TorchLoss,
-    example: Any = None,
+    example: Batch = None,
     inputs: Callable[[Any], Any] = first,
     targets: Callable[[Any], Any] = second,
 ) -> AdaptedModel:
@@ -72,10 +73,10 @@ def from_module(
     """
     check_module(module)
 
-    def run(module: nn.Module, batch: Any) -> Any:
+    def run(module: nn.Module, batch: Batch) -> Any:
         return call(module, inputs(batch))
 
-    def objective(module: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(module: nn.Module, batch: Batch) -> torch.Tensor:
         return loss(run(module, batch), targets(batch))
 
     return adapt(module, run, objective, loss_on_jax(loss, targets), example, traced=objective)
@@ -93,7 +94,7 @@ def adapt(
     run: Run,
     objective: Objective,
     loss: Callable[[Any, Any], Any],
-    example: Any,
+    example: Batch,
     convert: Callable[[Any], Any] = batch_to_jax,
     traced: Run | None = None,
 ) -> AdaptedModel:
@@ -116,7 +117,7 @@ def adapt(
     if isinstance(loss, LossThroughTorchax):
         loss.steps = forward.steps
 
-    def admit(batch: Any) -> None:
+    def admit(batch: Batch) -> None:
         recording = Recording(trainable(module).values())
         named = explained("the module or its loss", "inputs= and targets=", batch)
         with named, preserved(module), differentiable(), recording:

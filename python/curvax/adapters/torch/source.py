@@ -15,6 +15,7 @@ from curvax.adapters.torch.modes import differentiable, double_differentiable
 from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
+from curvax.typing import Batch
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -63,7 +64,7 @@ class TorchSource:
         self.run = run
         self.objective = objective
 
-    def evaluate(self, batch: Any) -> SourceValues:
+    def evaluate(self, batch: Batch) -> SourceValues:
         """See `Source`."""
         parameters = trainable(self.module)
         with preserved(self.module), differentiable():
@@ -76,7 +77,7 @@ class TorchSource:
             gradient = _gradient(loss, parameters)
         return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))
 
-    def derivatives(self, batch: Any, vector: Mapping[str, Any]) -> SourceDerivatives:
+    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> SourceDerivatives:
         """See `Source`."""
         parameters = trainable(self.module)
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}

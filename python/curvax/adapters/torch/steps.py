@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from curvax.adapters.torch.bridge import home
+from curvax.typing import Batch
 
 _T = torch.Tensor
 # What looks at values: it returns numbers, or tensors of a shape that depends on them.
@@ -181,11 +182,11 @@ class StepsOfBatches:
     def __init__(self) -> None:
         self._known: dict[Any, Steps] = {}
 
-    def following(self, batch: Any) -> Following:
+    def following(self, batch: Batch) -> Following:
         """The steps to take on a batch of these shapes."""
         return Following(self._known.get(_shapes(batch), Steps({})))
 
-    def admit(self, batch: Any, steps: Steps) -> None:
+    def admit(self, batch: Batch, steps: Steps) -> None:
         """Take note of the steps taken on a batch.
 
         Raises:
@@ -201,5 +202,5 @@ class StepsOfBatches:
             )
 
 
-def _shapes(batch: Any) -> Any:
+def _shapes(batch: Batch) -> Any:
     return jax.tree.structure(batch), *(jnp.shape(leaf) for leaf in jax.tree.leaves(batch))

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import torch
 
+from curvax.typing import PyTree
+
 
 @jax.tree_util.register_pytree_node_class
 class Structured:
@@ -76,7 +78,7 @@ def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
     return node if isinstance(node, (int, float)) else None
 
 
-def put_together(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+def put_together(tree: PyTree, leaf: Callable[[Any], Any]) -> Any:
     """Outputs as the module returned them, of what `take_apart` made, with `leaf` of each array."""
 
     def one(node: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import torch
 
 from curvax.adapters.torch.tensor_registry import Register
+from curvax.typing import DTypeLike
 
 
 def register_distances(torchax: Any, register: Register) -> None:
@@ -19,7 +20,7 @@ def register_distances(torchax: Any, register: Register) -> None:
     aten = torch.ops.aten
 
     def vector_norm(
-        x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+        x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: DTypeLike | None = None
     ) -> Any:
         x = x if dtype is None else x.astype(torchax.ops.mappings.t2j_dtype(dtype))
         axes = tuple(dim) if isinstance(dim, (list, tuple)) else dim

@@ -17,6 +17,7 @@ from curvax.adapters.torch.tensor_products import register_products
 from curvax.adapters.torch.tensor_registry import Register, register_in
 from curvax.adapters.torch.tensor_resize import register_resize
 from curvax.adapters.torch.tensor_views import register_views
+from curvax.typing import DTypeLike
 
 
 def register(torchax: Any) -> None:
@@ -48,7 +49,9 @@ def _register_reductions(torchax: Any, take: Register) -> None:
     aten = torch.ops.aten
 
     def reduced(function: Callable[..., Any]) -> Callable[..., Any]:
-        def lowering(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+        def lowering(
+            x: Any, dim: Any = None, keepdim: bool = False, *, dtype: DTypeLike | None = None
+        ) -> Any:
             x = x if dtype is None else x.astype(_dtype(torchax, dtype))
             axes = None if dim is None or dim == [] or x.ndim == 0 else dim
             axes = tuple(axes) if isinstance(axes, (list, tuple)) else axes
@@ -131,7 +134,7 @@ def _register_elementwise(torchax: Any, take: Register) -> None:
     take(aten.pad, torchax.ops.jtorch.pad)
 
     def refused(what: str) -> Callable[..., Any]:
-        def lowering(*_: Any, **__: Any) -> Any:
+        def lowering(*_: object, **__: object) -> Any:
             raise torchax.tensor.OperatorNotFound(f"{what} has no lowering")
 
         return lowering
@@ -148,7 +151,7 @@ def _register_elementwise(torchax: Any, take: Register) -> None:
         take(bag, _embedding_bag(refused("EmbeddingBag(scale_grad_by_freq=True)")))
     take(aten.embedding_renorm_, refused("Embedding(max_norm=...)"))
 
-    def rrelu(x: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Any:
+    def rrelu(x: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: object) -> Any:
         return jnp.where(x >= 0, x, x * ((lower + upper) / 2))
 
     take(aten.rrelu_with_noise, rrelu)

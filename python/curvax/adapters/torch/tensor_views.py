@@ -39,7 +39,7 @@ def register_views(torchax: Any, register: Register) -> None:
     register(torch.Tensor.__getitem__, getitem, view=True)
 
     def lower(packet: Any, function: Callable[..., jax.Array]) -> None:
-        def lowering(x: Any, *args: Any, **kwargs: Any) -> Any:
+        def lowering(x: Any, *args: object, **kwargs: object) -> Any:
             def place(layout: torch.Tensor) -> Any:
                 return packet(layout, *args, **kwargs)
 

@@ -34,6 +34,7 @@ from curvax.jax_internals import (
 )
 from curvax.jaxprs import Rewriter, rewritten
 from curvax.ops.fence.ffi import FENCE
+from curvax.typing import DTypeLike
 
 # A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
 _MIN_ELEMENTS = 4096
@@ -59,7 +60,7 @@ def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _fence_equation(shape: tuple[int, ...], dtype: Any) -> JaxprEqn:
+def _fence_equation(shape: tuple[int, ...], dtype: DTypeLike) -> JaxprEqn:
     return jax.make_jaxpr(FENCE.bind)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns[0]
 
 
