@@ -14,7 +14,7 @@ from curvax.typing import DTypeLike
 _WIDE = "switch JAX's 64-bit mode on, jax.config.update('jax_enable_x64', True)"
 
 
-def to_array(value: Any, what: str, dtype: DTypeLike | None = None) -> Array:
+def to_array(value: object, what: str, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array of JAX.
 
     Args:
@@ -124,7 +124,7 @@ def _check_range(array: np.ndarray, target: Any, what: str) -> None:
         )
 
 
-def reject_tracers(caller: str, *values: Any) -> None:
+def reject_tracers(caller: str, *values: object) -> None:
     """Refuse to run inside a transformation.
 
     Raises:

@@ -2,8 +2,8 @@
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _LONGEST = 160
 _ENTRIES = 4
 
 
-def shown(value: Any, depth: int = 2) -> str:
+def shown(value: object, depth: int = 2) -> str:
     """`value` for a message: its `repr` where that is short, else what it is.
 
     Arrays are told by shape and dtype, and containers by their first entries.
@@ -25,7 +25,7 @@ def shown(value: Any, depth: int = 2) -> str:
     return cut(repr(value))
 
 
-def _shown_container(value: Any, depth: int) -> str:
+def _shown_container(value: Collection[object], depth: int) -> str:
     begin, end = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
     if depth == 0 and len(value):
         return f"{begin}...{end}"
@@ -48,17 +48,20 @@ def cut(text: str) -> str:
     return f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 4 :]}"
 
 
-def is_integer(value: Any) -> bool:
+Callback = TypeVar("Callback", bound=Callable[..., object])
+
+
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is an integer, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a number of Python's or NumPy's, and no bool."""
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def check_integer(name: str, value: Any, low: int) -> int | None:
+def check_integer(name: str, value: object, low: int) -> int | None:
     """`value`, an integer of at least `low`, or None.
 
     Raises:
@@ -68,7 +71,7 @@ def check_integer(name: str, value: Any, low: int) -> int | None:
     return None if value is None else check_count(name, value, low)
 
 
-def check_count(name: str, value: Any, low: int, why: str = "") -> int:
+def check_count(name: str, value: object, low: int, why: str = "") -> int:
     """`value`, an integer of at least `low`, which is not optional.
 
     Raises:
@@ -82,7 +85,7 @@ def check_count(name: str, value: Any, low: int, why: str = "") -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any, positive: bool = False) -> float:
+def check_number(name: str, value: object, positive: bool = False) -> float:
     """`value`, a finite real number that is not negative, or, if asked for, positive.
 
     Raises:
@@ -97,7 +100,7 @@ def check_number(name: str, value: Any, positive: bool = False) -> float:
     return float(value)
 
 
-def check_flag(name: str, value: Any) -> bool:
+def check_flag(name: str, value: object) -> bool:
     """`value`, True or False.
 
     Raises:
@@ -108,7 +111,7 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str], also: str = "") -> str:
+def check_choice(name: str, value: object, allowed: Sequence[str], also: str = "") -> str:
     """`value`, one of the strings `allowed`; messages say what is allowed `also`.
 
     Raises:
@@ -121,7 +124,7 @@ def check_choice(name: str, value: Any, allowed: Sequence[str], also: str = "") 
     return value
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: object) -> int:
     """The seed, drawn if it is None."""
     given = check_integer("seed", seed, low=0)
     return secrets.randbits(32) if given is None else given
@@ -132,7 +135,7 @@ def seed_word(seed: int) -> np.uint32:
     return np.uint32(seed & 0xFFFFFFFF)
 
 
-def check_callback(callback: Any) -> Any:
+def check_callback(callback: Callback | None) -> Callback | None:
     """The callback, or None.
 
     Raises:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from curvax.program import default_platform
+from curvax.typing import PyTree
 
 # Columns per step, on a CPU, of whatever would need a widened copy of rows, or scratch as long as
 # they are; and columns that share a key wherever random numbers are drawn.
@@ -39,7 +40,7 @@ def row_sums(x: Array) -> Array:
     return x[..., 0]
 
 
-def over_columns(fun: Callable[[Any, Array, int], Any], carry: Any, n: int, *, rows: int) -> Any:
+def over_columns(fun: Callable[[Any, Array, int], Any], carry: PyTree, n: int, *, rows: int) -> Any:
     """Fold `fun(carry, first, width)` over chunks of the columns 0 to n; each begins at a `CHUNK`.
 
     Args:

@@ -19,7 +19,7 @@ from curvax.arrays import to_array
 from curvax.checks import is_integer, shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
-from curvax.typing import DTypeLike, Params
+from curvax.typing import Batch, DTypeLike, Params, PyTree, Vector
 
 MAX_FACTOR = 5000
 """The most parameters whose Hessian is factored for `sigma`: 0.6 GB in float64, and minutes."""
@@ -43,7 +43,7 @@ class EigshArgs:
     k: int
     sigma: float | None = None
     which: str = "LM"
-    v0: Any = None
+    v0: Vector = None
     tol: float = 0.001
     return_eigenvectors: bool = True
 
@@ -67,7 +67,7 @@ class HessianAnalyzer:
         params: Params,
         X_train: Any,
         Y_train: Any,
-        forward: Callable[[Any, Any], Any],
+        forward: Callable[[Params, Batch], PyTree],
         loss: Callable[[Any], Any],
         dtype: DTypeLike = jnp.float32,
     ) -> None:
@@ -180,7 +180,7 @@ def extract_pytorch_model_parameters(pytorch_model: Any) -> dict[str, Any]:
 
 
 def generate_MSE_loss_func(
-    params: Params, X: Any, Y: Any, forward_copy: Callable[[Any, Any], Any]
+    params: Params, X: Any, Y: Any, forward_copy: Callable[[Params, PyTree], Array]
 ) -> Callable[[Any], Array]:
     """The mean over samples of the squared norm of `forward_copy(params, X[i]) - Y[i]`.
 

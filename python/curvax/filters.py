@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from curvax.checks import cut, shown
-from curvax.typing import Params, PyTree
+from curvax.typing import Params, PyTree, PyTreeDef
 
-Filter = Callable[[str, Any], bool] | Any
+Filter = Callable[[str, object], bool] | Any
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
 
 
@@ -26,7 +26,7 @@ class NamePattern:
         self.patterns = tuple(patterns)
         self._matches = matches
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: object) -> bool:
         """Whether any pattern matches `name`."""
         return any(self._matches(name, pattern) for pattern in self.patterns)
 
@@ -122,7 +122,7 @@ def select(params: Params, where: Filter | None) -> tuple[bool, ...]:
 
 
 def matching(
-    names: Sequence[str], leaves: Sequence[Any], where: Callable[[str, Any], bool], what: str
+    names: Sequence[str], leaves: Sequence[Any], where: Callable[[str, object], bool], what: str
 ) -> tuple[bool, ...]:
     """Apply a predicate to named leaves; `what` is its name in messages.
 
@@ -143,7 +143,7 @@ def _mask(params: Params, where: Any) -> list[bool]:
             "where must be a predicate (name, leaf) -> bool such as match_names(...), or a pytree "
             f"of bools; got {shown(where)}{meant}"
         )
-    expected: Any = jax.tree.structure(params)
+    expected: PyTreeDef = jax.tree.structure(params)
     if jax.tree.structure(where) != expected:
         raise ValueError(
             "where, a pytree of bools, must have the structure of params: expected "

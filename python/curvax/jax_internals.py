@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,14 @@ from jax.extend.core import (  # noqa: E402
 from jax.extend.core import primitives as known  # noqa: E402
 from jax.interpreters import ad, batching, mlir  # noqa: E402
 
+# A program by itself, or with its constants; one class from JAX 0.11 on.
+AnyJaxpr: TypeAlias = Jaxpr | ClosedJaxpr
+# What an equation reads.
+Atom: TypeAlias = Var | Literal
+
 __all__ = [
+    "AnyJaxpr",
+    "Atom",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -133,7 +140,7 @@ def _high(eqn: JaxprEqn) -> Any | None:
     return own if type(own).__name__ in _HIGH_CALLS else None
 
 
-def calls(eqn: JaxprEqn) -> Iterator[Any]:
+def calls(eqn: JaxprEqn) -> Iterator[AnyJaxpr]:
     """The jaxprs, open or closed, in the parameters of an equation."""
     own = _high(eqn)
     if own is not None:
@@ -144,16 +151,16 @@ def calls(eqn: JaxprEqn) -> Iterator[Any]:
                 yield inner
 
 
-def body(jaxpr: Any) -> Jaxpr:
+def body(jaxpr: AnyJaxpr) -> Jaxpr:
     """The jaxpr without the constants that it may be closed with."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
+    return getattr(jaxpr, "jaxpr", jaxpr)  # type: ignore[arg-type]
 
 
-def _program(own: Any) -> Any:
+def _program(own: Any) -> AnyJaxpr:
     return own.jaxpr if "jaxpr" in own.params else own.traced.jaxpr
 
 
-def called(eqn: JaxprEqn) -> tuple[Any, Sequence[Any]] | None:
+def called(eqn: JaxprEqn) -> tuple[AnyJaxpr, Sequence[Atom]] | None:
     """The jaxpr that a call runs once, and the operand of each of its inputs; None of no call.
 
     Calls of `jit`, `jax.checkpoint`, `custom_jvp` and `custom_vjp`: XLA inlines them all.
@@ -166,13 +173,13 @@ def called(eqn: JaxprEqn) -> tuple[Any, Sequence[Any]] | None:
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), eqn.invars
 
 
-def with_calls(eqn: JaxprEqn, rewrite: Callable[[Any], Any]) -> dict[str, Any]:
+def with_calls(eqn: JaxprEqn, rewrite: Callable[[AnyJaxpr], AnyJaxpr]) -> dict[str, Any]:
     """The parameters of an equation with `rewrite` of each jaxpr in place of it."""
     own = _high(eqn)
     if own is not None:
         return {**eqn.params, "_prim": _high_with(own, rewrite)}
 
-    def param(value: Any) -> Any:
+    def param(value: object) -> Any:
         if isinstance(value, (Jaxpr, ClosedJaxpr)):
             return rewrite(value)
         if isinstance(value, tuple) and any(isinstance(v, (Jaxpr, ClosedJaxpr)) for v in value):
@@ -183,7 +190,7 @@ def with_calls(eqn: JaxprEqn, rewrite: Callable[[Any], Any]) -> dict[str, Any]:
     return {name: param(value) for name, value in eqn.params.items()}
 
 
-def _high_with(own: Any, rewrite: Callable[[Any], Any]) -> Any:
+def _high_with(own: Any, rewrite: Callable[[AnyJaxpr], AnyJaxpr]) -> Any:
     """The same rules around another program."""
     if "jaxpr" in own.params:
         changed: dict[str, Any] = {"jaxpr": rewrite(own.jaxpr)}
@@ -217,7 +224,7 @@ def has_rule(eqn: JaxprEqn) -> bool:
     )
 
 
-def jitted(eqn: JaxprEqn) -> Any:
+def jitted(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The program of a call of `jit`, with what it closes over; None of another equation."""
     return eqn.params["jaxpr"] if eqn.primitive is known.jit_p else None
 
@@ -230,7 +237,7 @@ def is_dot(eqn: JaxprEqn) -> bool:
 def source_of(eqn: JaxprEqn) -> str:
     """The function that a call is of, as "name at file:line"."""
     (inner, _) = called(eqn) or (None, None)
-    return body(inner).debug_info.func_src_info or "a function"
+    return body(inner).debug_info.func_src_info or "a function"  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,10 +253,10 @@ class Loop:
         test_consts: number of those constants.
     """
 
-    body: Any
+    body: AnyJaxpr
     consts: int
     carry: int
-    test: Any = None
+    test: AnyJaxpr | None = None
     test_consts: int = 0
 
 
@@ -268,12 +275,12 @@ def loop(eqn: JaxprEqn) -> Loop | None:
     return None
 
 
-def branches(eqn: JaxprEqn) -> Sequence[Any]:
+def branches(eqn: JaxprEqn) -> Sequence[AnyJaxpr]:
     """The jaxprs of a `cond`, each of all operands but the first; none of another equation."""
     return eqn.params["branches"] if eqn.primitive is known.cond_p else ()
 
 
-def tree_parts(value: Any) -> dict[str, Any] | None:
+def tree_parts(value: object) -> dict[str, object] | None:
     """What one of the trees holds by which loops name the structure of what they carry.
 
     Their class, since JAX 0.11, is not public; what they remember of themselves is left out. None
@@ -302,7 +309,7 @@ _custom_vjp.defvjp(lambda x: (x, None), lambda _, g: (g,))
 _custom_jvp = jax.custom_jvp(_product)
 _custom_jvp.defjvp(lambda primals, tangents: (primals[0], tangents[0]))
 
-_KINDS: dict[str, Callable[[Any], Any]] = {
+_KINDS: dict[str, Callable[[jax.Array], object]] = {
     "jit": jax.jit(_product),
     "jax.checkpoint": jax.checkpoint(_product),
     "custom_vjp": _custom_vjp,

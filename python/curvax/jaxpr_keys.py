@@ -19,7 +19,16 @@ import jax
 import numpy as np
 from jax.tree_util import PyTreeDef
 
-from curvax.jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, body, tree_parts
+from curvax.jax_internals import (
+    AnyJaxpr,
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    body,
+    tree_parts,
+)
 from curvax.typing import Params
 
 
@@ -47,7 +56,7 @@ class Keyed(abc.ABC):
 _keys: weakref.WeakValueDictionary[Hashable, Key] = weakref.WeakValueDictionary()
 
 
-def key_of(value: Any) -> Key:
+def key_of(value: object) -> Key:
     """The key of what may be a parameter in a jaxpr: a jaxpr too, with its constants."""
     return _shared(_content(value, {}))
 
@@ -65,7 +74,7 @@ def _shared(content: Hashable) -> Key:
 class _Same:
     """An object by identity, which is kept so that no other takes its place in memory."""
 
-    value: Any
+    value: object
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.value is self.value
@@ -88,7 +97,7 @@ _OF_JAX = (
 Seen = dict[int, tuple[Jaxpr, Key]]
 
 
-def _content(value: Any, seen: Seen) -> Hashable:
+def _content(value: object, seen: Seen) -> Hashable:
     """`value` as something hashable, equal for equal values alone.
 
     Args:
@@ -128,12 +137,12 @@ def _content(value: Any, seen: Seen) -> Hashable:
     return _Same(value)
 
 
-def _dtype(value: Any) -> Any:
+def _dtype(value: object) -> Any:
     """Of an array, or of a number of JAX's that is one of Python with a dtype."""
     return getattr(value, "dtype", None)
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     """Whether a value is of a frozen dataclass, with nothing in it but the fields."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
@@ -155,7 +164,7 @@ def _of_array(array: Any) -> Hashable:
     return type(array), aval, array.dtype, array.shape, array.tobytes()
 
 
-def _of_jaxpr(jaxpr: Any, seen: Seen) -> Hashable:
+def _of_jaxpr(jaxpr: AnyJaxpr, seen: Seen) -> Hashable:
     """With its constants: by identity, but for those of NumPy, which may change."""
     program = body(jaxpr)
     if id(program) not in seen:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from curvax.jax_internals import (
+    AnyJaxpr,
+    Atom,
     ClosedJaxpr,
     Jaxpr,
     JaxprEqn,
@@ -30,7 +32,7 @@ class Rewriter(abc.ABC):
     """One rewrite. A sub-jaxpr that occurs twice stays one object, so it is lowered once."""
 
     def __init__(self) -> None:
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: dict[int, tuple[AnyJaxpr, Any]] = {}
 
     @abc.abstractmethod
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
@@ -40,11 +42,13 @@ class Rewriter(abc.ABC):
     def enters(self, eqn: JaxprEqn) -> bool:
         """Whether what an equation calls is rewritten too."""
 
-    def __call__(self, jaxpr: Any) -> Any:
+    def __call__(self, jaxpr: AnyJaxpr) -> Any:
         """`rewrite` of a jaxpr, open or closed, once for each."""
         if id(jaxpr) not in self._done:
-            open_ = isinstance(jaxpr, Jaxpr)
-            new = self.rewrite(jaxpr) if open_ else jaxpr.replace(jaxpr=self(jaxpr.jaxpr))
+            if isinstance(jaxpr, Jaxpr):
+                new: AnyJaxpr = self.rewrite(jaxpr)
+            else:
+                new = jaxpr.replace(jaxpr=self(jaxpr.jaxpr))
             # The original is kept beside the result, so that its id is not used again.
             self._done[id(jaxpr)] = (jaxpr, new)
         return self._done[id(jaxpr)][1]
@@ -54,11 +58,11 @@ class Rewriter(abc.ABC):
         return with_calls(eqn, self) if self.enters(eqn) else eqn.params
 
 
-def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable[..., Any]:
+def rewritten(fun: Callable[..., PyTree], make: Callable[[], Rewriter]) -> Callable[..., PyTree]:
     """A traceable function of pytrees whose trace is rewritten, each time by a new `make()`."""
 
     @functools.wraps(fun)
-    def wrapped(*args: object) -> Any:
+    def wrapped(*args: object) -> PyTree:
         closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
         out = jaxpr_as_fun(make()(closed))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
@@ -67,10 +71,10 @@ def rewritten(fun: Callable[..., Any], make: Callable[[], Rewriter]) -> Callable
 
 
 # What an equation is replaced by: a jaxpr without constants, and what its arguments are.
-Body = tuple[Jaxpr, Sequence[Any]]
+Body = tuple[Jaxpr, Sequence[Atom]]
 
 
-def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None]) -> Jaxpr:
+def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Atom]], Body | None]) -> Jaxpr:
     """A jaxpr with some of its calls replaced by what they call.
 
     Args:
@@ -80,10 +84,10 @@ def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None])
     """
     equations: list[JaxprEqn] = []
 
-    def walk(jaxpr: Jaxpr, known: dict[Var, Any]) -> list[Any]:
+    def walk(jaxpr: Jaxpr, known: dict[Var, Atom]) -> list[Atom]:
         """Append the equations, with variables of their own, and return the results."""
 
-        def current(atoms: Sequence[Any]) -> list[Any]:
+        def current(atoms: Sequence[Atom]) -> list[Atom]:
             return [a if isinstance(a, Literal) else known.get(a, a) for a in atoms]
 
         for eqn in jaxpr.eqns:
@@ -102,7 +106,7 @@ def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Any]], Body | None])
     return jaxpr.replace(eqns=equations, outvars=outvars)
 
 
-def jaxpr_of_linear(linear: Callable[..., Any], *like: PyTree) -> Jaxpr:
+def jaxpr_of_linear(linear: Callable[..., PyTree], *like: PyTree) -> Jaxpr:
     """What a linear map computes.
 
     Args:
@@ -172,11 +176,11 @@ def _reads_of_loop(repeated: Loop, reached: set[int]) -> list[bool]:
         reached = reached | more
 
 
-def _reads_in(jaxpr: Any, outputs: Iterable[int]) -> list[bool]:
+def _reads_in(jaxpr: AnyJaxpr, outputs: Iterable[int]) -> list[bool]:
     inner = body(jaxpr)
     return reads(inner, outputs)[len(inner.constvars) :]
 
 
-def _counts(jaxpr: Any) -> tuple[int, int]:
+def _counts(jaxpr: AnyJaxpr) -> tuple[int, int]:
     inner = body(jaxpr)
     return len(inner.invars), len(inner.outvars)

@@ -35,7 +35,7 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
         positional = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
         @functools.wraps(function)
-        def call(*args: object, **given: Any) -> Any:
+        def call(*args: object, **given: object) -> Any:
             twice = given.keys() & names[: min(positional, len(args))]
             if twice or len(args) > positional or not given.keys() <= signature.parameters.keys():
                 _refuse(function.__name__, names, positional, args, given)
@@ -70,7 +70,11 @@ def _signature(function: Callable[..., Any], declared: type | None) -> inspect.S
 
 
 def _refuse(
-    function: str, names: list[str], positional: int, args: tuple[Any, ...], given: dict[str, Any]
+    function: str,
+    names: list[str],
+    positional: int,
+    args: tuple[object, ...],
+    given: dict[str, Any],
 ) -> NoReturn:
     """Raise for the first thing that is wrong; the first `positional` names have a position."""
     for name in given:

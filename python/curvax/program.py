@@ -8,14 +8,16 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from curvax.jax_internals import backends
+from curvax.typing import PyTree
 
 
 def present() -> frozenset[str]:
@@ -38,7 +40,7 @@ def present() -> frozenset[str]:
         ) from error
 
 
-def traced(*values: Any) -> bool:
+def traced(*values: object) -> bool:
     """Whether a value is traced, or what is computed here would be; starts JAX's platforms."""
     present()
     # Under jit every new array is a tracer; under vmap and grad only what is mapped.
@@ -53,6 +55,10 @@ def default_platform() -> str:
         present()
         return jax.default_backend()
     return device if isinstance(device, str) else str(device.platform)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Clock:
@@ -85,7 +91,7 @@ class Clock:
 
 
 _users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
-_cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+_cache: collections.OrderedDict[Hashable, Compiled] = collections.OrderedDict()
 _CACHED = 32
 
 # JAX traces it anew where a setting is another one that its traces depend on (64-bit mode, the
@@ -100,11 +106,11 @@ class Argument(abc.ABC):
     """
 
     @abc.abstractmethod
-    def as_argument(self) -> Any:
+    def as_argument(self) -> "Argument":
         """What a program needs, for one that is run rather than differentiated."""
 
 
-def as_arguments(args: Any) -> Any:
+def as_arguments(args: PyTree) -> PyTree:
     """A pytree with what compiled programs need of it; as it is, where anything in it is traced."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         return args
@@ -115,7 +121,7 @@ def as_arguments(args: Any) -> Any:
     )
 
 
-def untracked_settings() -> tuple[Any, ...]:
+def untracked_settings() -> tuple[Hashable, ...]:
     """The settings that a trace depends on, and that JAX does not keep its traces apart by.
 
     The default random generator, and the environment variable CURVAX_IMPL.
@@ -124,12 +130,12 @@ def untracked_settings() -> tuple[Any, ...]:
     return generator, os.environ.get("CURVAX_IMPL")
 
 
-def _settings() -> tuple[Any, ...]:
+def _settings() -> tuple[Hashable, ...]:
     """All settings that a compiled program depends on, as a key."""
     return _nothing.trace().jaxpr, untracked_settings()
 
 
-def _placement(leaves: list[Any]) -> Any:
+def _placement(leaves: list[Any]) -> Hashable:
     """Where arguments lie, as a key; arrays that are not bound to a device follow the others."""
     bound = [leaf.sharding for leaf in leaves if getattr(leaf, "committed", False)]
     devices = frozenset().union(*(sharding.device_set for sharding in bound))
@@ -140,16 +146,16 @@ def _placement(leaves: list[Any]) -> Any:
 
 # jaxlib 0.10.2 mistranslates rare float64 programs for vectors of more than 128 bits, in silence: a
 # Hessian of mean((concatenate([x, x²], -1) - t)²), with x of shape (4, 5), was off by 12 %.
-_NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
+_NARROW: dict[str, str | int | bool] = {"xla_cpu_prefer_vector_width": 128}
 
 
-def compiler_options(*args: object) -> dict[str, Any] | None:
+def compiler_options(*args: object) -> dict[str, str | int | bool] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
     wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
     return _NARROW if wide else None
 
 
-def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
+def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
     """`jax.jit` with `compiler_options` where it is outermost.
 
     Args:
@@ -160,18 +166,18 @@ def jit(fun: Callable[..., Any], *, static: int) -> Callable[..., Any]:
     narrow = jax.jit(fun, static_argnums=static, compiler_options=_NARROW)
 
     @functools.wraps(fun)
-    def call(*args: object) -> Any:
+    def call(*args: P.args, **named: P.kwargs) -> R:
         # Within a trace a new array is traced too, whatever the arguments are.
         if compiler_options(*args) is None or isinstance(jnp.zeros(()), jax.core.Tracer):
-            return plain(*args)
+            return plain(*args, **named)
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (plain if traced else narrow)(*args)
+        return (plain if traced else narrow)(*args, **named)
 
     return call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class Program(Generic[P, R]):
     """A function, compiled once per structure, types and devices of its arguments, and settings.
 
     Operators in them are compared by what they compute: those of one loss share what is compiled.
@@ -186,18 +192,24 @@ class Program:
         check: called with the arguments before a run, to refuse them.
     """
 
-    fun: Callable[..., Any]
+    fun: Callable[P, R]
     donate: tuple[int, ...] = ()
     wide: bool = False
-    check: Callable[..., Any] | None = None
+    check: Callable[..., object] | None = None
 
-    def __call__(self, clock: Clock, *args: object) -> Any:
-        """Run; the arrays of the donated arguments are gone after it."""
+    def __call__(self, clock: Clock, *args: P.args, **named: P.kwargs) -> R:
+        """Run; the arrays of the donated arguments are gone after it.
+
+        Raises:
+            TypeError: an argument by its name: `donate` counts places.
+        """
+        if named:
+            raise TypeError(f"a device program takes no argument by name, got {sorted(named)}")
         if self.check is not None:
             self.check(*args)
-        args = as_arguments(args)
+        needed = as_arguments(args)
         with self._mode():
-            return self._compiled(clock, args)(*args)
+            return self._compiled(clock, needed)(*needed)
 
     def work_bytes(self, clock: Clock, *args: object) -> int:
         """What a run allocates beside its arguments: scratch, and results not in donated memory.
@@ -215,7 +227,7 @@ class Program:
             compiled = _cache.get(self._key(as_arguments(args)))
         return None if compiled is None else _work_bytes(compiled)
 
-    def result_shardings(self, clock: Clock, *args: object) -> Any:
+    def result_shardings(self, clock: Clock, *args: object) -> PyTree:
         """How each result lies on the devices; the arguments are those of `work_bytes`."""
         with self._mode():
             return self._compiled(clock, as_arguments(args)).output_shardings
@@ -230,14 +242,14 @@ class Program:
         finally:
             _users_mode.reset(token)
 
-    def _key(self, args: tuple[Any, ...]) -> Any:
+    def _key(self, args: tuple[object, ...]) -> Hashable:
         leaves, treedef = jax.tree.flatten(args)
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
         return self, treedef, types, _placement(leaves), _users_mode.get(), _settings()
 
-    def _compiled(self, clock: Clock, args: tuple[Any, ...]) -> Any:
+    def _compiled(self, clock: Clock, args: tuple[object, ...]) -> Compiled:
         key = self._key(args)
         if key not in _cache:
             # A function of its own, since JAX would return what it has traced under other settings.
@@ -251,17 +263,19 @@ class Program:
         return _cache[key]
 
 
-def _work_bytes(compiled: Any) -> int:
+def _work_bytes(compiled: Compiled) -> int:
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(memory.temp_size_in_bytes + results)
 
 
-def users_mode() -> Any:
+def users_mode() -> contextlib.AbstractContextManager[None]:
     """Within the trace of a wide program: the 64-bit mode that the user has set, as a context."""
     return jax.enable_x64(_users_mode.get())
 
 
-def program(**options: object) -> Callable[[Callable[..., Any]], Program]:
+def program(
+    *, donate: tuple[int, ...] = (), wide: bool = False, check: Callable[..., object] | None = None
+) -> Callable[[Callable[P, R]], Program[P, R]]:
     """Turn a function into a `Program` with these options."""
-    return lambda fun: Program(fun, **options)
+    return lambda fun: Program(fun, donate, wide, check)

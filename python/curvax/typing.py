@@ -4,6 +4,7 @@ A shape stands beside an array in jaxtyping's notation: `Float[Array, "b n"]` is
 vectors of n elements. Type checkers see the array alone; the tests check the shapes.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +25,11 @@ Batch: TypeAlias = PyTree
 # One batch, a list of them, or an iterator over them.
 Batches: TypeAlias = PyTree
 Scalar: TypeAlias = Float[Array, ""]
+# What a loss returns: the mean, or the mean and the weight that it counts for.
+LossValue: TypeAlias = Scalar | tuple[Scalar, Scalar]
+
+# One size for all axes, or one for each.
+Sizes: TypeAlias = int | Sequence[int]
 
 FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 BoolArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]

@@ -13,7 +13,7 @@ from curvax.adapters.verification import (
 )
 from curvax.checks import check_flag, check_number
 from curvax.operators.model import Model
-from curvax.typing import Batch, Batches
+from curvax.typing import Batch, Batches, PyTree
 
 
 @dataclasses.dataclass
@@ -39,13 +39,13 @@ class AdaptedModel(Model):
     """
 
     source: Source = dataclasses.field(kw_only=True)
-    convert: Callable[[Any], Any] = dataclasses.field(kw_only=True)
+    convert: Callable[[Batch], PyTree] = dataclasses.field(kw_only=True)
     hint: str = dataclasses.field(default="", kw_only=True)
     derivative_hint: str = dataclasses.field(default="", kw_only=True)
     admit: Callable[[Any], None] = dataclasses.field(default=lambda batch: None, kw_only=True)
     _example: _Example = dataclasses.field(default_factory=_Example, kw_only=True)
 
-    def prepare(self, batches: Batches) -> Any:
+    def prepare(self, batches: Batches) -> PyTree:
         """Convert batches, and compare the model on the first if it has not been compared yet.
 
         Args:
@@ -60,7 +60,7 @@ class AdaptedModel(Model):
             return self._stream(batches)
         return self.compared(self.convert(batches))
 
-    def _stream(self, batches: Batches) -> Iterator[Any]:
+    def _stream(self, batches: Batches) -> Iterator[Batch]:
         for batch in batches:
             yield self.compared(self.convert(batch))
 

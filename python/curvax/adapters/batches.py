@@ -1,23 +1,21 @@
 """The parts of a batch that is a pair."""
 
-from typing import Any
-
 import numpy as np
 
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 
-def first(batch: Batch) -> Any:
+def first(batch: Batch) -> PyTree:
     """The inputs of a batch `(inputs, targets)`."""
     return _pair(batch)[0]
 
 
-def second(batch: Batch) -> Any:
+def second(batch: Batch) -> PyTree:
     """The targets of a batch `(inputs, targets)`."""
     return _pair(batch)[1]
 
 
-def _pair(batch: Batch) -> Any:
+def _pair(batch: Batch) -> PyTree:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch
     if isinstance(batch, (tuple, list)):

@@ -10,20 +10,20 @@ from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.jax_libraries import JaxSource, adapt, mean_of, value_and_gradient
 from curvax.options import takes_options
-from curvax.typing import Batch, Params
+from curvax.typing import Batch, LossValue, Params, PyTree
 
 eqx = import_framework("equinox", "equinox")
 
 
 @takes_options()
 def from_module(
-    module: Any,
+    module: object,
     *,
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[PyTree, Batch], LossValue],
     state: Any = None,
     batched: bool = False,
     example: Batch = None,
-    inputs: Callable[[Any], Any] = first,
+    inputs: Callable[[Batch], PyTree] = first,
 ) -> AdaptedModel:
     """An Equinox module and a loss as a model.
 
@@ -54,27 +54,27 @@ def from_module(
     _check_inference(module)
     params, static = eqx.partition(module, eqx.is_inexact_array)
 
-    def call(whole: Any, batch: Batch) -> Any:
+    def call(whole: PyTree, batch: Batch) -> PyTree:
         function = whole if state is None else lambda x: whole(x, state)[0]
         return (function if batched else jax.vmap(function))(inputs(batch))
 
-    def forward(params: Params, batch: Batch) -> Any:
+    def forward(params: Params, batch: Batch) -> PyTree:
         return call(eqx.combine(params, static), batch)
 
-    def value(whole: Any, batch: Batch) -> Any:
+    def value(whole: PyTree, batch: Batch) -> PyTree:
         outputs = call(whole, batch)
         return mean_of(loss(outputs, batch)), outputs
 
-    def transform(function: Any) -> Any:
+    def transform(function: Any) -> PyTree:
         return eqx.filter_jit(eqx.filter_value_and_grad(function, has_aux=True))
 
-    def run(batch: Batch) -> Any:
+    def run(batch: Batch) -> PyTree:
         return value_and_gradient("Equinox", transform, value, module, batch)
 
     return adapt(JaxSource("Equinox", run), params, forward, loss, example)
 
 
-def _check_inference(module: Any) -> None:
+def _check_inference(module: object) -> None:
     varying = (eqx.nn.Dropout, eqx.nn.BatchNorm)
     for part in jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, varying)):
         if not isinstance(part, varying) or part.inference:

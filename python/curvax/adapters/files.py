@@ -159,7 +159,7 @@ def _dequantized(tensor: Any) -> Any:
     return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
 
 
-def _mismatch(path: Path, kind: str, error: Any) -> ValueError:
+def _mismatch(path: Path, kind: str, error: object) -> ValueError:
     return ValueError(f"{str(path)!r} is not the {kind} file that its name says: {error}")
 
 

@@ -19,7 +19,7 @@ from curvax.adapters.jax_libraries import (
 )
 from curvax.filters import leaf_names
 from curvax.options import takes_options
-from curvax.typing import Batch, Params
+from curvax.typing import Batch, LossValue, Params, PyTree
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
@@ -27,11 +27,11 @@ nnx = import_framework("flax.nnx", "flax")
 
 @takes_options()
 def from_nnx(
-    module: Any,
+    module: object,
     *,
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[PyTree, Batch], LossValue],
     example: Batch = None,
-    inputs: Callable[[Any], Any] = first,
+    inputs: Callable[[Batch], PyTree] = first,
 ) -> AdaptedModel:
     """An NNX module and a loss as a model.
 
@@ -68,21 +68,21 @@ def from_nnx(
             )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
 
-    def forward(params: Params, batch: Batch) -> Any:
+    def forward(params: Params, batch: Batch) -> PyTree:
         own = jax.tree.map(lambda leaf: leaf, state)  # replaced in place
         nnx.replace_by_pure_dict(own, params)
         # A copy of what is shared: an update of it within a trace would outlive the trace.
         return nnx.merge(graph, own, rest, copy=True)(inputs(batch))
 
-    def value(whole: Any, batch: Batch) -> Any:
+    def value(whole: PyTree, batch: Batch) -> PyTree:
         outputs = whole(inputs(batch))
         return mean_of(loss(outputs, batch)), outputs
 
-    def transform(function: Any) -> Any:
+    def transform(function: Any) -> PyTree:
         wrt = nnx.DiffState(0, nnx.Param)
         return nnx.jit(nnx.value_and_grad(function, argnums=wrt, has_aux=True))
 
-    def run(batch: Batch) -> Any:
+    def run(batch: Batch) -> PyTree:
         # A clone: what a call changes would stay in the user's module.
         clone = nnx.clone(module)
         before = _numbers(clone)
@@ -101,7 +101,7 @@ def from_nnx(
     return adapt(JaxSource("NNX", run), nnx.to_pure_dict(state), forward, loss, example)
 
 
-def _numbers(module: Any) -> dict[str, Any]:
+def _numbers(module: object) -> dict[str, Any]:
     """The state of a module besides its parameters and keys, by name."""
     state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
     named = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
@@ -111,12 +111,12 @@ def _numbers(module: Any) -> dict[str, Any]:
 
 @takes_options()
 def from_linen(
-    module: Any,
-    variables: Mapping[str, Any],
+    module: object,
+    variables: Mapping[str, PyTree],
     *,
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[PyTree, Batch], LossValue],
     example: Batch = None,
-    inputs: Callable[[Any], Any] = first,
+    inputs: Callable[[Batch], PyTree] = first,
     **options: object,
 ) -> AdaptedModel:
     """A Linen module, its variables and a loss as a model.
@@ -150,7 +150,7 @@ def from_linen(
     rest = {name: value for name, value in variables.items() if name != "params"}
     errors = import_framework("flax.errors", "flax")
 
-    def apply(all_variables: Any, batch: Batch) -> Any:
+    def apply(all_variables: Any, batch: Batch) -> PyTree:
         try:
             return module.apply(all_variables, inputs(batch), **options)
         except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
@@ -161,14 +161,14 @@ def from_linen(
                 "use_running_average=True"
             ) from error
 
-    def forward(params: Params, batch: Batch) -> Any:
+    def forward(params: Params, batch: Batch) -> PyTree:
         return apply({"params": params, **rest}, batch)
 
-    def value(params: Params, batch: Batch) -> Any:
+    def value(params: Params, batch: Batch) -> PyTree:
         outputs = apply({**variables, "params": params}, batch)
         return mean_of(loss(outputs, batch)), outputs
 
-    def run(batch: Batch) -> Any:
+    def run(batch: Batch) -> PyTree:
         return value_and_gradient("Linen", jit_value_and_grad, value, variables["params"], batch)
 
     return adapt(JaxSource("Linen", run), variables["params"], forward, loss, example)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from curvax.typing import PyTree
+
 # A leaf whose gradient is a smaller part of the whole than this is compared relative to this part:
 # the gradient of an attention's key bias is zero, and both sides compute rounding errors.
 _SMALL_LEAF = 1 / 256
@@ -34,7 +36,9 @@ class Gradients:
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any], allowed: float) -> "Gradients":
+    def of(
+        cls, ours: Mapping[str, PyTree], theirs: Mapping[str, PyTree], allowed: float
+    ) -> "Gradients":
         """The distances between leaves of the same names."""
         sizes = {name: norm(leaf) for name, leaf in theirs.items()}
         return cls(distances(ours, theirs), sizes, allowed)
@@ -85,7 +89,7 @@ class Gradients:
         return max(self.allowed, NOISE * ratio(self.noise.get(name, 0.0), self._scale(name)))
 
 
-def distances(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, float]:
+def distances(a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> dict[str, float]:
     """Norms of the differences of leaves, by name."""
     return {name: norm(np.subtract(a[name], leaf, dtype=np.float64)) for name, leaf in b.items()}
 

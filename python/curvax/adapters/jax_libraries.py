@@ -13,7 +13,7 @@ from curvax.adapters.verification import SourceValues
 from curvax.arrays import to_array
 from curvax.checks import cut
 from curvax.filters import leaf_names
-from curvax.typing import Batch, Params
+from curvax.typing import Batch, LossValue, Params, PyTree
 
 _PARTS = (
     "A batch is (inputs, targets), unless inputs= and the loss get other parts out of it: do its "
@@ -36,7 +36,7 @@ class JaxSource:
         bits: of the coarsest numbers that it may compute in, whatever the model's are.
     """
 
-    def __init__(self, framework: str, run: Callable[[Any], Any], bits: int = 64) -> None:
+    def __init__(self, framework: str, run: Callable[[Batch], PyTree], bits: int = 64) -> None:
         self.framework = framework
         self.run = run
         self.bits = bits
@@ -52,7 +52,7 @@ class JaxSource:
             self.bits,
         )
 
-    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> None:
+    def derivatives(self, batch: Batch, vector: Mapping[str, PyTree]) -> None:
         """See `Source`."""
 
 
@@ -64,7 +64,9 @@ def mean_of(loss: Any) -> Any:
     return jnp.where(jnp.asarray(weight) > 0, mean, 0)
 
 
-def jit_value_and_grad(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def jit_value_and_grad(
+    function: Callable[[PyTree, Batch], LossValue],
+) -> Callable[[PyTree, Batch], LossValue]:
     """`transform` of `value_and_gradient`, for a pytree of parameters."""
     return jax.jit(jax.value_and_grad(function, has_aux=True))
 
@@ -72,11 +74,11 @@ def jit_value_and_grad(function: Callable[[Any, Any], Any]) -> Callable[[Any, An
 def value_and_gradient(
     framework: str,
     transform: Callable[[Any], Any],
-    value: Callable[[Any, Any], Any],
-    module: Any,
+    value: Callable[[PyTree, Batch], LossValue],
+    module: object,
     batch: Batch,
     parts: str = _PARTS,
-) -> Any:
+) -> PyTree:
     """What `transform(value)(module, batch)` returns.
 
     Args:
@@ -127,8 +129,8 @@ def noted(batch: Batch, parts: str) -> Iterator[None]:
 def adapt(
     source: JaxSource,
     params: Params,
-    forward: Callable[[Any, Any], Any],
-    loss: Callable[[Any, Any], Any],
+    forward: Callable[[Params, Batch], PyTree],
+    loss: Callable[[PyTree, Batch], LossValue],
     example: Batch,
     kind: type[AdaptedModel] = AdaptedModel,
     **fields: Any,

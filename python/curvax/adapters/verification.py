@@ -11,12 +11,13 @@ import numpy as np
 
 from curvax.adapters.gradients import NOISE, Gradients, distances, norm
 from curvax.filters import leaf_names
+from curvax.jax_internals import AnyJaxpr
 from curvax.operators.closure import Closed, close
 from curvax.operators.hessian import hessian
 from curvax.operators.model import Model
 from curvax.ops.fence import fence
 from curvax.program import compiler_options
-from curvax.typing import Batch, Params, PyTree
+from curvax.typing import Batch, Params, PyTree, PyTreeDef
 
 
 class _Tolerances(NamedTuple):
@@ -55,7 +56,7 @@ class SourceValues(NamedTuple):
 
     outputs: PyTree
     loss: float
-    gradient: Mapping[str, Any]
+    gradient: Mapping[str, PyTree]
     bits: int = 64
 
 
@@ -68,7 +69,7 @@ class Source(Protocol):
         """Outputs, loss and gradient, by the framework's own differentiation."""
         ...
 
-    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> "SourceDerivatives | None":
+    def derivatives(self, batch: Batch, vector: Mapping[str, PyTree]) -> "SourceDerivatives | None":
         """By the framework's own differentiation; None if it has none but JAX's."""
         ...
 
@@ -83,8 +84,8 @@ class SourceDerivatives:
         differences: computes the same product by central differences of the gradient.
     """
 
-    product: Mapping[str, Any] | None
-    differences: Callable[[], Mapping[str, Any]]
+    product: Mapping[str, PyTree] | None
+    differences: Callable[[], Mapping[str, PyTree]]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -211,7 +212,7 @@ class Comparison:
     def _program(self) -> "_Program":
         """Outputs, loss and gradient; whether that has a derivative is traced too."""
 
-        def evaluate(params: Params, batch: Batch) -> Any:
+        def evaluate(params: Params, batch: Batch) -> PyTree:
             outputs = self.model.forward(params, batch)
             loss = self.model.loss(outputs, batch)
             mean, weight = loss if isinstance(loss, tuple) else (loss, 1)
@@ -227,11 +228,11 @@ class Comparison:
             raise UndifferentiableError(str(error).partition("\n")[0]) from error
         return program
 
-    def _outputs(self, ours: Any, theirs: Any) -> list[float]:
+    def _outputs(self, ours: PyTree, theirs: PyTree) -> list[float]:
         """The relative difference of each output."""
         leaves, wanted = jax.tree.leaves(ours), jax.tree.leaves(theirs)
-        structure: Any = jax.tree.structure(ours)
-        wanted_structure: Any = jax.tree.structure(theirs)
+        structure: PyTreeDef = jax.tree.structure(ours)
+        wanted_structure: PyTreeDef = jax.tree.structure(theirs)
         shapes = [[np.shape(leaf) for leaf in tree] for tree in (leaves, wanted)]
         if structure != wanted_structure or shapes[0] != shapes[1]:
             raise VerificationError(
@@ -261,7 +262,7 @@ class Comparison:
             distance = _distance(product, op.ravel(differences @ vector))
             return distance, "central differences", allowed
 
-        def flattened(leaves: Mapping[str, Any]) -> Any:
+        def flattened(leaves: Mapping[str, PyTree]) -> Any:
             return np.concatenate([np.ravel(leaves[name]) for name in names])
 
         judged = f"central differences of {framework}'s gradient"
@@ -308,11 +309,11 @@ def _trace_derivative(program: _Program, params: Params) -> None:
         NotImplementedError: there is none.
     """
 
-    def results(given: Any) -> list[Any]:
+    def results(given: object) -> list[Any]:
         leaves = jax.tree.leaves(program.function(given, program.batch))
         return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
-    def squares(given: Any) -> Any:
+    def squares(given: object) -> Any:
         return sum(jnp.sum(leaf**2) for leaf in results(given))
 
     try:
@@ -324,22 +325,22 @@ def _trace_derivative(program: _Program, params: Params) -> None:
             raise NotImplementedError(str(error)) from error
 
 
-def _nudged(params: Params) -> Any:
+def _nudged(params: Params) -> PyTree:
     """Parameters with rounding errors."""
     random = np.random.default_rng(0)
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: object) -> PyTree:
         size = 4 * jnp.finfo(leaf.dtype).eps * (jnp.abs(leaf) + jnp.mean(jnp.abs(leaf)))
         return leaf + size * jnp.asarray(random.choice([-1, 1], leaf.shape), leaf.dtype)
 
     return jax.tree.map(one, params)
 
 
-def _coarsest_bits(jaxpr: Any) -> int:
+def _coarsest_bits(jaxpr: AnyJaxpr) -> int:
     """The bits of the coarsest floating point numbers that a program computes."""
     found = {64}
 
-    def visit(jaxpr: Any) -> None:
+    def visit(jaxpr: AnyJaxpr) -> None:
         for equation in jaxpr.eqns:
             for variable in equation.outvars:
                 dtype = getattr(variable.aval, "dtype", None)
@@ -355,12 +356,12 @@ def _coarsest_bits(jaxpr: Any) -> int:
     return min(found)
 
 
-def _distance(ours: Any, theirs: Any) -> float:
+def _distance(ours: PyTree, theirs: PyTree) -> float:
     a, b = (np.asarray(x, np.float64) for x in (ours, theirs))
     return norm(a - b) / max(norm(b), float(np.finfo(np.float64).tiny))
 
 
-def _relative(ours: Any, theirs: Any) -> float:
+def _relative(ours: PyTree, theirs: PyTree) -> float:
     if np.array_equal(ours, theirs):  # as the weights of a head are, which are large
         return 0.0
     a, b = (np.asarray(x, np.float64) for x in (ours, theirs))

@@ -12,6 +12,7 @@ from curvax.device import probes
 from curvax.operators.base import Operator, RestrictedOperator
 from curvax.operators.checked_product import checked_product
 from curvax.program import Program, program
+from curvax.typing import PyTree
 
 
 @program(wide=True)
@@ -19,7 +20,7 @@ def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
     """`zᵀw`, `zᵀz` and `wᵀw` in float64, of rows z and their products w, `(b, n)` each."""
     b, n = block.shape
 
-    def add(total: Any, first: Array, width: int) -> Any:
+    def add(total: PyTree, first: Array, width: int) -> Any:
         z, w = (_wide(x, first, width) for x in (block, products))
         pieces = row_sums(z * w), row_sums(z * z), row_sums(w * w)
         return tuple(a + piece for a, piece in zip(total, pieces, strict=True))

@@ -17,7 +17,7 @@ from curvax.operators.shards import sharded_arrays
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
 from curvax.program import Clock, program, users_mode
-from curvax.typing import Block, Float64Array
+from curvax.typing import Block, Float64Array, PyTree
 
 # The most steps that one program does.
 TOGETHER = 8
@@ -123,7 +123,7 @@ def steps(
     with users_mode():
         product = close(checked_product, op, block)
 
-    def step(i: Array, carry: Any) -> Any:
+    def step(i: Array, carry: PyTree) -> PyTree:
         basis, block, numbers = carry
         own = seed + jnp.stack([jnp.zeros_like(seed[0]), i.astype(seed.dtype)])
         used = first + (i + 1) * b
@@ -179,14 +179,14 @@ def residuals(
         w = lax.dynamic_slice_in_dim(products, first, width, axis=1)
         return x.astype(jnp.float64), w.astype(jnp.float64)
 
-    def moments(total: Any, first: Array, width: int) -> Any:
+    def moments(total: PyTree, first: Array, width: int) -> PyTree:
         x, w = columns(first, width)
         return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
 
     squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n, rows=4 * b)
     quotients = inner / squares
 
-    def rest(total: Any, first: Array, width: int) -> Any:
+    def rest(total: PyTree, first: Array, width: int) -> PyTree:
         w = lax.dynamic_slice_in_dim(products, first, width, axis=1).astype(jnp.float64)
         pieces = _pieces(basis, (start, following), b, first, width, n)
         x, q = (piece.astype(jnp.float64) for piece in pieces)
@@ -243,7 +243,7 @@ def take(basis: Array, rows: Array) -> Array:
 
 
 @program()
-def deliver(op: Operator, stored: Array) -> Any:
+def deliver(op: Operator, stored: Array) -> PyTree:
     """Stored rows as vectors of the operator."""
     n = op.shape[0]
     return op.unravel(storage.vectors(stored[:, :n], n))

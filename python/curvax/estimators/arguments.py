@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ FEWEST_SAMPLES = 10
 ROUNDINGS = 8
 
 
-def check_until(until: Any) -> float | None:
+def check_until(until: object) -> float | None:
     """A requested standard error, or None.
 
     Raises:
@@ -35,7 +34,7 @@ def check_until(until: Any) -> float | None:
     return check_number("until, a standard error,", until, positive=True)
 
 
-def check_block(asked: Any, n: int) -> int:
+def check_block(asked: object, n: int) -> int:
     """Vectors per product.
 
     By default 1 on a CPU, where a larger block takes memory and saves little or no time, else 4.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +103,7 @@ def _multiply_rows(
     return form, leaks, made
 
 
-def _rows(op: Operator, result: Any) -> Array:
+def _rows(op: Operator, result: object) -> Array:
     if not isinstance(result, EigenResult):
         raise TypeError(
             f"deflate must be an EigenResult, as eigsh returns, got {type(result).__name__}"

@@ -20,7 +20,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import DensityProgress, EigenResult, SpectralDensity
@@ -34,7 +34,7 @@ _NARROWEST = 1e-13
 
 @takes_options()
 def spectral_density(
-    A: Any,
+    A: OperatorLike,
     *,
     num_runs: int = 10,
     num_steps: int = 80,
@@ -42,7 +42,7 @@ def spectral_density(
     deflate: EigenResult | None = None,
     seed: int | None = None,
     block_size: int | Literal["auto"] = "auto",
-    callback: Callable[[DensityProgress], Any] | None = None,
+    callback: Callable[[DensityProgress], object] | None = None,
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues by stochastic Lanczos quadrature.
 
@@ -109,7 +109,7 @@ def spectral_density(
 def _estimate(
     op: Operator,
     width: float | None,
-    callback: Callable[[DensityProgress], Any] | None,
+    callback: Callable[[DensityProgress], object] | None,
     options: tuple[Any, ...],
     interrupted: InterruptFlag,
 ) -> SpectralDensity:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypedDict, Unpack, overload
+from typing import Annotated, Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.memory import available_bytes, readable
 from curvax.operators.base import Blocks, Operator, RestrictedOperator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.evidence import check_form
 from curvax.options import takes_options
 from curvax.program import Clock
@@ -48,7 +48,7 @@ class DiagonalOptions(TypedDict, total=False):
     distribution: Annotated[Literal["rademacher", "gaussian", "sphere"], "rademacher"]
     seed: Annotated[int | None, None]
     block_size: Annotated[int | Literal["auto"], "auto"]
-    callback: Annotated[Callable[[TraceProgress], Any] | None, None]
+    callback: Annotated[Callable[[TraceProgress], object] | None, None]
 
 
 @overload
@@ -56,12 +56,12 @@ def diagonal(A: Blocks, **options: Unpack[DiagonalOptions]) -> BlockResults[Diag
 
 
 @overload
-def diagonal(A: Any, **options: Unpack[DiagonalOptions]) -> DiagonalResult: ...
+def diagonal(A: OperatorLike, **options: Unpack[DiagonalOptions]) -> DiagonalResult: ...
 
 
 @takes_options(DiagonalOptions)
 def diagonal(
-    A: Any, **options: Unpack[DiagonalOptions]
+    A: OperatorLike, **options: Unpack[DiagonalOptions]
 ) -> DiagonalResult | BlockResults[DiagonalResult]:
     """Find or estimate the diagonal of a symmetric operator.
 

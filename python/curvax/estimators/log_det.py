@@ -23,7 +23,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import EigenResult, TraceProgress, TraceResult
@@ -37,7 +37,7 @@ _ROUNDING = 10.0
 
 @takes_options()
 def log_det(
-    A: Any,
+    A: OperatorLike,
     *,
     damping: float = 0.0,
     num_runs: int = 10,

@@ -14,7 +14,7 @@ quadratures of all runs together give it far better than the spread of a few run
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -29,6 +29,7 @@ from curvax.interrupt import InterruptFlag
 from curvax.krylov.recurrence import Recurrence, normalize
 from curvax.operators.base import Operator
 from curvax.program import Clock
+from curvax.results import EigenResult
 from curvax.typing import Float64Array, PyTree
 
 
@@ -98,11 +99,11 @@ class Request:
 def check_request(
     op: Operator,
     clock: Clock,
-    num_runs: Any,
-    num_steps: Any,
-    deflate: Any,
-    seed: Any,
-    block_size: Any,
+    num_runs: object,
+    num_steps: object,
+    deflate: EigenResult | None,
+    seed: object,
+    block_size: object,
 ) -> Request:
     """Check arguments, and by their products the pairs to leave out.
 

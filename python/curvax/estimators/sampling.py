@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from curvax.estimators.arguments import FEWEST_SAMPLES
 from curvax.estimators.deflation import Deflation
@@ -36,7 +36,7 @@ class Settings:
     until: float | None
     seed: int
     block: int
-    callback: Callable[[TraceProgress], Any] | None
+    callback: Callable[[TraceProgress], object] | None
 
 
 class Estimate(NamedTuple):

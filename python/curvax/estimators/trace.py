@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypedDict, Unpack, overload
+from typing import Annotated, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes, readable
 from curvax.operators.base import Blocks, Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
@@ -48,7 +48,7 @@ class TraceOptions(TypedDict, total=False):
     deflate: Annotated[EigenResult | None, None]
     seed: Annotated[int | None, None]
     block_size: Annotated[int | Literal["auto"], "auto"]
-    callback: Annotated[Callable[[TraceProgress], Any] | None, None]
+    callback: Annotated[Callable[[TraceProgress], object] | None, None]
 
 
 @overload
@@ -56,11 +56,13 @@ def trace(A: Blocks, **options: Unpack[TraceOptions]) -> BlockResults[TraceResul
 
 
 @overload
-def trace(A: Any, **options: Unpack[TraceOptions]) -> TraceResult: ...
+def trace(A: OperatorLike, **options: Unpack[TraceOptions]) -> TraceResult: ...
 
 
 @takes_options(TraceOptions)
-def trace(A: Any, **options: Unpack[TraceOptions]) -> TraceResult | BlockResults[TraceResult]:
+def trace(
+    A: OperatorLike, **options: Unpack[TraceOptions]
+) -> TraceResult | BlockResults[TraceResult]:
     """Estimate the trace of a symmetric operator.
 
     Every estimate is unbiased if `num_matvecs` was fixed beforehand. Its interval, which allows for
@@ -152,7 +154,7 @@ class _Request:
     deflate: EigenResult | None
     seed: int
     block: int
-    callback: Callable[[TraceProgress], Any] | None
+    callback: Callable[[TraceProgress], object] | None
 
     @classmethod
     def of(cls, op: Operator, **options: Unpack[TraceOptions]) -> "_Request":

@@ -18,7 +18,7 @@ from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
 from curvax.program import Clock
 from curvax.results import EigenResult, Progress
-from curvax.typing import Float64Array
+from curvax.typing import BoolArray, Float64Array
 from curvax.warnings import warn_unconverged
 
 
@@ -180,7 +180,7 @@ class DenseSolve:
         row = int(np.flatnonzero(~np.isfinite(products).all(axis=1))[0])
         report_nonfinite(self.op, jnp.asarray(products[row : row + 1]), first + row + 1)
 
-    def _warn(self, converged: Any) -> None:
+    def _warn(self, converged: BoolArray) -> None:
         self.tolerance.warn_if_raised(self.op)
         if not converged.all():
             total = self.op.shape[0] + len(converged)

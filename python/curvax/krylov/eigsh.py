@@ -17,7 +17,7 @@ from curvax.krylov.selection import Wanted
 from curvax.krylov.start import starting_block
 from curvax.krylov.thick_restart import Solve
 from curvax.operators.base import Blocks, Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.results import BlockResults, EigenResult, numbered
 from curvax.typing import FloatArray, IntArray
@@ -30,12 +30,14 @@ def eigsh(
 
 
 @overload
-def eigsh(A: Any, k: int | tuple[int, int], **options: Unpack[EigshOptions]) -> EigenResult: ...
+def eigsh(
+    A: OperatorLike, k: int | tuple[int, int], **options: Unpack[EigshOptions]
+) -> EigenResult: ...
 
 
 @takes_options(EigshOptions)
 def eigsh(
-    A: Any, k: int | tuple[int, int], **options: Unpack[EigshOptions]
+    A: OperatorLike, k: int | tuple[int, int], **options: Unpack[EigshOptions]
 ) -> EigenResult | BlockResults[EigenResult]:
     """Find k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos.
 
@@ -123,7 +125,7 @@ def eigsh(
     return _over_blocks(A, k, options) if isinstance(A, Blocks) else _solve(A, k, options)
 
 
-def _over_blocks(blocks: Blocks, k: Any, options: EigshOptions) -> BlockResults[EigenResult]:
+def _over_blocks(blocks: Blocks, k: object, options: EigshOptions) -> BlockResults[EigenResult]:
     v0 = options["v0"]
     if v0 is not None and not isinstance(v0, BlockResults):
         raise TypeError(
@@ -145,7 +147,7 @@ def _over_blocks(blocks: Blocks, k: Any, options: EigshOptions) -> BlockResults[
     return BlockResults(results, {name: blocks[name].shape[0] for name in results})
 
 
-def _fitted(n: int, k: Any, start: Any, options: EigshOptions) -> tuple[Any, EigshOptions]:
+def _fitted(n: int, k: object, start: Any, options: EigshOptions) -> tuple[Any, EigshOptions]:
     """The arguments of `_solve` for a block of n parameters: of a small one, all pairs."""
     fitted: EigshOptions = {**options, "v0": start}
     if isinstance(k, (int, np.integer)):
@@ -158,7 +160,7 @@ def _fitted(n: int, k: Any, start: Any, options: EigshOptions) -> tuple[Any, Eig
     return k, fitted
 
 
-def _solve(A: Any, k: Any, options: EigshOptions) -> EigenResult:
+def _solve(A: OperatorLike, k: object, options: EigshOptions) -> EigenResult:
     reject_tracers("eigsh", A, options["v0"])
     op, clock = as_operator(A), solve_clock()
     with Explained(op) as explained, original_errors(op):

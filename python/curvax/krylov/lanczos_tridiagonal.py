@@ -1,7 +1,6 @@
 """`lanczos_tridiagonal`: the Lanczos recurrence itself."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,21 +18,21 @@ from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.memory import available_bytes, readable
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.operators.vectors import read_vector
 from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import LanczosTridiagonal
-from curvax.typing import Float64Array
+from curvax.typing import Float64Array, Vector
 
 
 @takes_options()
 def lanczos_tridiagonal(
-    A: Any,
+    A: OperatorLike,
     num_steps: int,
     *,
-    v0: Any = None,
+    v0: Vector = None,
     reorthogonalize: bool = False,
     return_basis: bool = False,
     seed: int | None = None,
@@ -172,7 +171,7 @@ def _first_rows(basis: Array | None, count: int) -> Array | None:
     return basis if basis is None or len(basis) == count else basis[:count]
 
 
-def _start(op: Operator, v0: Any, seed: int, clock: Clock) -> Array:
+def _start(op: Operator, v0: Vector, seed: int, clock: Clock) -> Array:
     """A unit vector, `(1, n)`."""
     if v0 is None:
         vectors = draw(clock, op, jnp.zeros(1, jnp.int32), seed, 0, "gaussian")

@@ -19,13 +19,14 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, identity, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, identity, original_errors
 from curvax.operators.evidence import report_nonfinite
 from curvax.operators.vectors import read_vector
 from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import SolveResult
 from curvax.results.units import times
+from curvax.typing import Vector
 from curvax.warnings import warn
 
 _SOLVERS = {"cg": cg, "minres": minres}
@@ -36,8 +37,8 @@ _CHECKED = 30
 
 @takes_options()
 def solve(
-    A: Any,
-    b: Any,
+    A: OperatorLike,
+    b: Vector,
     *,
     damping: float = 0.0,
     method: Literal["cg", "minres"] = "cg",
@@ -142,7 +143,7 @@ def _delivered(x: Array, exponent: int) -> Array:
     return delivered
 
 
-def _flat(op: Operator, b: Any) -> Array:
+def _flat(op: Operator, b: Vector) -> Array:
     flat = read_vector(op.space, b, "b")
     host = np.asarray(flat)  # where the smallest numbers are not read as zero
     if not np.isfinite(host).all() or not host.any():

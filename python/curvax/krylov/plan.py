@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -29,11 +29,12 @@ from curvax.krylov.sizes import (
 )
 from curvax.memory import Memory, host_bytes, memory_of, on_device, readable
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.failures import alternatives
 from curvax.options import takes_options
 from curvax.program import Clock
+from curvax.typing import DTypeLike
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -103,10 +104,10 @@ class Plan:
 
 @takes_options(PlanOptions)
 def plan(
-    A: Any,
+    A: OperatorLike,
     k: int | tuple[int, int],
     *,
-    basis_dtype: Any = "auto",
+    basis_dtype: DTypeLike = "auto",
     limit: int | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:

@@ -35,7 +35,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import InRange, check_range, exponent_of, in_range, scaled_callback
 from curvax.operators.algebra import project
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.options import takes_options
@@ -46,7 +46,7 @@ from curvax.warnings import warn_unconverged
 
 @takes_options()
 def power_iteration(
-    A: Any,
+    A: OperatorLike,
     k: int = 1,
     *,
     tol: float = 1e-3,
@@ -54,7 +54,7 @@ def power_iteration(
     momentum: float = 0.0,
     resample: bool = False,
     seed: int | None = None,
-    callback: Callable[[Progress], Any] | None = None,
+    callback: Callable[[Progress], object] | None = None,
 ) -> EigenResult:
     """Find the k eigenvalues of largest magnitude by power iteration with deflation.
 
@@ -131,7 +131,7 @@ class _Power:
         momentum: float,
         resample: bool,
         seed: int,
-        callback: Callable[[Progress], Any] | None,
+        callback: Callable[[Progress], object] | None,
     ) -> None:
         self.op, self.k, self.limit, self.seed = op, k, limit, seed
         self.tol = max(tol, 4 * float(jnp.finfo(op.dtype).eps))

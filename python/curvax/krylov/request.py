@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Annotated, Literal, TypedDict, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from curvax.krylov.tolerance import RELATIVE_TO
 from curvax.operators.base import Operator
 from curvax.options import takes_options
 from curvax.results import Progress
+from curvax.typing import DTypeLike, Vector
 
 CERTIFICATES = ("residuals", "sampled", "complete")
 
@@ -44,11 +45,11 @@ class EigshOptions(PlanOptions, total=False):
     """Options of `eigsh`, which says what they mean, with their defaults."""
 
     relative_to: Annotated[Literal["largest", "end", "each"] | None, None]
-    v0: Annotated[Any, None]
+    v0: Annotated[Vector, None]
     seed: Annotated[int | None, None]
     max_matvecs: Annotated[int | None, None]
-    basis_dtype: Annotated[Any, None]
-    callback: Annotated[Callable[[Progress], Any] | None, None]
+    basis_dtype: Annotated[DTypeLike | None, None]
+    callback: Annotated[Callable[[Progress], object] | None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +74,19 @@ class Request:
     wanted: Wanted
     tol: float
     relative_to: str
-    v0: Any
+    v0: Vector
     seed: int
     block_size: int | str
     max_basis: int | None
     max_matvecs: int | None
     basis_dtype: np.dtype | None
     certify: str
-    callback: Callable[[Progress], Any] | None
+    callback: Callable[[Progress], object] | None
     return_eigenvectors: bool
 
     @classmethod
     @takes_options(EigshOptions)
-    def of(cls, op: Operator, k: Any, **options: Unpack[EigshOptions]) -> "Request":
+    def of(cls, op: Operator, k: object, **options: Unpack[EigshOptions]) -> "Request":
         """Check the arguments of `eigsh`; see there for what they mean and what is raised."""
         wanted = parse_wanted(k, options["which"], op.shape[0])
         return cls(
@@ -104,13 +105,13 @@ class Request:
         )
 
 
-def _check_relative_to(asked: Any, wanted: Wanted) -> str:
+def _check_relative_to(asked: object, wanted: Wanted) -> str:
     if asked is None:
         return "end" if wanted.which in ("SA", "BE") else "largest"
     return check_choice("relative_to", asked, RELATIVE_TO, also=" or None")
 
 
-def _check_basis_dtype(asked: Any, dtype: np.dtype) -> np.dtype | None:
+def _check_basis_dtype(asked: DTypeLike | None, dtype: np.dtype) -> np.dtype | None:
     if asked is None:
         return dtype
     if isinstance(asked, str) and asked == "auto":

@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.space import VectorSpace
 from curvax.program import Clock
+from curvax.results import Progress
 from curvax.results.units import rescaled
 from curvax.typing import DTypeLike
 
@@ -146,7 +147,9 @@ def in_range(
     return convert(attempt(InRange.of(op, before, after)), -(before + after))
 
 
-def scaled_callback(op: Operator, callback: Any) -> Any:
+def scaled_callback(
+    op: Operator, callback: Callable[[Progress], object] | None
+) -> Callable[[Progress], object] | None:
     """The callback, told of `op` what holds for the operator that was asked about."""
     exponent = exponent_of(op)
     if callback is None or exponent == 0:

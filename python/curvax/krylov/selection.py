@@ -156,7 +156,7 @@ class Wanted:
         return out
 
 
-def parse_wanted(k: Any, which: Any, n: int) -> Wanted:
+def parse_wanted(k: object, which: str, n: int) -> Wanted:
     """Check `k` and `which`.
 
     Raises:

@@ -1,7 +1,6 @@
 """The sharpness of a loss, followed through training."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
-from curvax.operators.conversion import as_operator, original_errors
+from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.results import EigenResult, Progress
 
@@ -26,7 +25,7 @@ _MOST_CHECKS = 8
 
 @takes_options()
 def sharpness(
-    A: Any, previous: EigenResult | None = None, *, tol: float = 1e-2, seed: int = 0
+    A: OperatorLike, previous: EigenResult | None = None, *, tol: float = 1e-2, seed: int = 0
 ) -> EigenResult:
     """The largest eigenvalue, as of the Hessian along a training run.
 

@@ -1,7 +1,6 @@
 """How many vectors a block, a basis and a solve may have."""
 
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from curvax.ops.block_ortho import MAX_BLOCK
 from curvax.program import Clock
 
 
-def check_block_size(asked: Any, n: int, *words: str) -> int | str:
+def check_block_size(asked: object, n: int, *words: str) -> int | str:
     """Vectors per product: one of the words, or an integer up to 32 and n.
 
     Raises:

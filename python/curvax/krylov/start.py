@@ -1,7 +1,6 @@
 """The starting block."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from curvax.checks import seed_word
 from curvax.krylov.request import Request
 from curvax.operators.base import Operator
 from curvax.operators.vectors import check_lengths, read_rows
+from curvax.typing import Vector
 
 # The length of the random vector that is mixed into a unit vector of the user's. Alone, that might
 # lie in an invariant subspace, as where a loss is a sum over disjoint parameters, and stay there.
@@ -68,7 +68,7 @@ def starting_block(op: Operator, request: Request, b: int) -> Array | None:
     return jnp.concatenate([vectors + MIXED * noise[: len(vectors)], noise[len(vectors) :]])
 
 
-def unit_vectors(op: Operator, v0: Any) -> Array:
+def unit_vectors(op: Operator, v0: Vector) -> Array:
     """The vectors that `v0` means, `(count, n)`, divided by their norms; see `starting_block`."""
     rows, norms = unit_rows(read_rows(op.space, v0, "v0"))
     check_lengths(norms, "v0")

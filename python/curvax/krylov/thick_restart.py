@@ -30,7 +30,7 @@ from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.program import Clock
 from curvax.results import EigenResult, Progress
-from curvax.typing import Float64Array, IntArray
+from curvax.typing import BoolArray, Float64Array, IntArray, PyTree
 from curvax.warnings import warn_unconverged
 
 # Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
@@ -375,14 +375,14 @@ class Solve:
             interrupted=bool(self.interrupted) or self._failed,
         )
 
-    def _vectors(self, order: IntArray) -> Any:
+    def _vectors(self, order: IntArray) -> PyTree:
         """The rows `order` as vectors of the operator. The basis is gone before they are wide."""
         rows = programs.take(self.clock, self.state.basis, order.astype(np.int32))
         jax.block_until_ready(rows)
         self.state.basis.delete()
         return programs.deliver(self.clock, self.op, rows)
 
-    def _warn(self, converged: Any) -> None:
+    def _warn(self, converged: BoolArray) -> None:
         if self.interrupted or self._failed:
             return
         self.tolerance.warn_if_raised(self.op)

@@ -1,7 +1,5 @@
 """How large a residual may be: relative to what, and never below what arithmetic can show."""
 
-from typing import Any
-
 import numpy as np
 
 from curvax.device import storage
@@ -26,7 +24,7 @@ class Tolerance:
     """
 
     def __init__(
-        self, wanted: Wanted, tol: float, relative_to: str, dtype: DTypeLike, basis_dtype: Any
+        self, wanted: Wanted, tol: float, relative_to: str, dtype: DTypeLike, basis_dtype: DTypeLike
     ) -> None:
         self._wanted = wanted
         self._asked = tol
@@ -94,6 +92,6 @@ class Tolerance:
         )
 
 
-def attainable(dtype: DTypeLike, basis_dtype: Any) -> float:
+def attainable(dtype: DTypeLike, basis_dtype: DTypeLike) -> float:
     """The relative residual of products in `dtype`, on stored vectors, that can be relied on."""
     return max(4 * float(np.finfo(dtype).eps), storage.floor(basis_dtype))

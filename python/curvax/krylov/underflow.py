@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvax.columns import CHUNK
 from curvax.device import programs
-from curvax.jax_internals import Literal, body, calls
+from curvax.jax_internals import AnyJaxpr, Literal, body, calls
 from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.conversion import HostOperator
@@ -125,7 +125,7 @@ def _small(host: Rows, margin: int) -> Rows:
     return places
 
 
-def _is_small(number: Any, margin: int) -> bool:
+def _is_small(number: object, margin: int) -> bool:
     dtype = getattr(number, "dtype", np.dtype(bool))
     # In float16 such numbers are computed with, in float32.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.float16:
@@ -136,7 +136,7 @@ def _is_small(number: Any, margin: int) -> bool:
     return any(bool(_small(piece, margin).any()) for piece in pieces)
 
 
-def _raise(leaf: Any, margin: int) -> Any:
+def _raise(leaf: Array, margin: int) -> Array:
     flat = np.array(leaf).reshape(-1)
     least = np.asarray(float(jnp.finfo(leaf.dtype).tiny) * 2.0**margin, flat.dtype)
     for i in range(0, flat.size, CHUNK):
@@ -163,7 +163,7 @@ def _is_doubtful(op: Curvature, exponent: int) -> bool:
     return 0 < abs(float(op.loss)) < 2.0 ** (smallest + 26)
 
 
-def _constants_of(op: Operator) -> Iterator[Any]:
+def _constants_of(op: Operator) -> Iterator[object]:
     """The constants of the programs that a product, and before it the linearisation, run."""
     block = jax.ShapeDtypeStruct((1, op.shape[0]), op.dtype)
     yield from _constants(jax.make_jaxpr(checked_product)(op, block))
@@ -173,7 +173,7 @@ def _constants_of(op: Operator) -> Iterator[Any]:
             yield from _constants(jax.make_jaxpr(stack.product.primal)(node.leaves, batch))
 
 
-def _constants(program: Any) -> Iterator[Any]:
+def _constants(program: AnyJaxpr) -> Iterator[object]:
     yield from getattr(program, "consts", ())
     for equation in body(program).eqns:
         for atom in equation.invars:

@@ -1,7 +1,7 @@
 """Checks of what the losses are given, and its normal form."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from curvax.arrays import into_range, to_array
 from curvax.checks import is_integer, shown
 from curvax.ops.softmax_ce import Options
-from curvax.typing import Batch, DTypeLike
+from curvax.typing import Batch, DTypeLike, PyTree
 
 
 class Rows(NamedTuple):
@@ -90,7 +90,7 @@ def counted_rows(
     return Rows(flat, scaled / jnp.sum(scaled), weight)
 
 
-def refuse_masked(name: str, value: Any) -> None:
+def refuse_masked(name: str, value: object) -> None:
     """Refuse a NumPy masked array, whose mask would be ignored.
 
     Raises:
@@ -119,7 +119,7 @@ def checked_weights(weights: Array) -> tuple[Array, Array]:
     return right * scaled, right * jnp.sum(weights)
 
 
-def _narrow_labels(labels: Any, vocab: int, ignore_index: int) -> Array:
+def _narrow_labels(labels: PyTree, vocab: int, ignore_index: int) -> Array:
     """The labels in int32, in which one that is out of range stays so."""
     limits = jnp.iinfo(labels.dtype)
     if -(2**31) <= limits.min and limits.max < 2**31:
@@ -131,7 +131,7 @@ def _narrow_labels(labels: Any, vocab: int, ignore_index: int) -> Array:
     return jnp.where(kept, labels.astype(jnp.int32), bad)
 
 
-def _check_labels(labels: Any, vocab: int, ignore_index: int, may_be_empty: bool) -> None:
+def _check_labels(labels: PyTree, vocab: int, ignore_index: int, may_be_empty: bool) -> None:
     counted = labels != ignore_index
     bad = counted & ((labels < 0) | (labels >= vocab))
     if bad.any():
@@ -180,7 +180,7 @@ def head_operands(hidden: ArrayLike, head: ArrayLike, bias: ArrayLike | None) ->
     return x, w, c
 
 
-def chunk_rows(chunk: Any) -> int | None:
+def chunk_rows(chunk: object) -> int | None:
     """`chunk` as a number of rows, None for `"auto"`.
 
     Raises:

@@ -1,6 +1,6 @@
 """The losses as functions of arrays."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -19,6 +19,7 @@ from curvax.losses.softmax_ce import Spec, softmax_ce_total
 from curvax.ops.dtypes import compute_dtype
 from curvax.ops.softmax_ce import Options
 from curvax.options import takes_options
+from curvax.typing import LossValue
 
 
 @takes_options()
@@ -32,7 +33,7 @@ def softmax_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     return_weight: bool = False,
-) -> Any:
+) -> LossValue:
     """Mean softmax cross entropy, in nats, of logits that are given.
 
     Per label, with `lse = logsumexp(z)`: `lse - <t, z> + z_loss * lse**2`, where `t` puts
@@ -92,7 +93,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     chunk: int | Literal["auto"] = "auto",
     return_weight: bool = False,
-) -> Any:
+) -> LossValue:
     """Mean softmax cross entropy of `hidden @ head.T + bias`, without an array of logits.
 
     On a device the products with the head are in the precision of `jax_default_matmul_precision`,
@@ -144,7 +145,7 @@ def mse(
     *,
     weights: ArrayLike | None = None,
     return_weight: bool = False,
-) -> Any:
+) -> LossValue:
     """Mean squared error over all elements: `sum(w (outputs - targets)**2) / sum(w)`.
 
     Args:

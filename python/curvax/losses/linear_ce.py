@@ -80,7 +80,7 @@ class _Problem:
     given: int
     precision: PrecisionLike
 
-    def sum(self, *terms: tuple[Array, Array], **options: object) -> Array:
+    def sum(self, *terms: tuple[Array, Array], **options: Any) -> Array:
         """Products with the head, added up."""
         return matmul_sum(*terms, precision=self.precision, **options)
 
@@ -110,7 +110,7 @@ class _Problem:
         )
         return losses, gradient
 
-    def loop(self, body: Callable[[Array, Any], Any], start: Any) -> Any:
+    def loop(self, body: Callable[[Array, Any], Any], start: PyTree) -> PyTree:
         """Fold `body(i, carry)` over the chunks."""
         chunks = self.hidden.shape[0] // self.chunk
         return lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
@@ -157,7 +157,7 @@ def _gradient(spec: LinearSpec, slots: PyTree, data: PyTree) -> tuple[Array, tup
     vocab = p.head.shape[0]
     shapes = ((), p.hidden.shape, p.head.shape, (vocab,))
 
-    def body(i: Array, carry: Any) -> Any:
+    def body(i: Array, carry: PyTree) -> PyTree:
         total, d_hidden, d_head, d_bias = carry
         losses, g = p.losses(spec, i)
         return (
@@ -229,7 +229,7 @@ def _zero_products(p: _Problem, block: int) -> tuple[Array, ...]:
 
 
 def _hessian_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
-    def body(i: Array, carry: Any) -> Any:
+    def body(i: Array, carry: PyTree) -> PyTree:
         d_hidden, d_head, d_bias = carry
         z, zd = p.logits(i), _logit_tangents(p, t, i)
         labels, weights = p.rows(p.labels, i), p.rows(p.weights, i)
@@ -267,7 +267,7 @@ def _outer_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
     factors = jnp.repeat(per_sample, p.given // spec.samples, axis=1)
     factors = jnp.pad(factors, ((0, 0), (0, p.hidden.shape[0] - p.given)))
 
-    def body(i: Array, carry: Any) -> Any:
+    def body(i: Array, carry: PyTree) -> PyTree:
         d_hidden, d_head, d_bias = carry
         g, c = p.losses(spec, i)[1], p.rows(factors, i, axis=1)
         scaled = c[:, :, None] * p.rows(p.hidden, i)[None]

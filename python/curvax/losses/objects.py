@@ -23,13 +23,13 @@ from curvax.losses.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.losses.softmax_ce import Spec, draw_labels, softmax_ce_total
 from curvax.ops.dtypes import compute_dtype
 from curvax.ops.softmax_ce import Options
-from curvax.typing import Batch, DTypeLike, PyTree
+from curvax.typing import Batch, DTypeLike, LossValue, PyTree
 
 FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
 _FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
 
 
-def check_kind(kind: Any) -> None:
+def check_kind(kind: object) -> None:
     """Refuse what is no kind of Fisher matrix.
 
     Raises:
@@ -52,17 +52,17 @@ class Loss(Protocol):
       as outputs and a batch whose leading axes have length 1, and a key of `jax.random`.
     """
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean, or `(mean, weight)`, as for `hessian`."""
         ...
 
-    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         """The mean's Hessian in the outputs, times `u`, which has their structure."""
         ...
 
     def fisher_product(
         self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
-    ) -> Any:
+    ) -> PyTree:
         """A Fisher matrix on the outputs, times `u`, which has their structure.
 
         With shares `a_t` of the labels in the mean (they sum to 1) and gradients `g_t` of the
@@ -151,11 +151,11 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         softcap: see there.
     """
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean over the labels counted, and their weight."""
         return softmax_cross_entropy(_logits(outputs), **self._arguments(batch))
 
-    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         """See `Loss`; `u` has the shape of the logits."""
         z = floating("logits", _logits(outputs))
         dtype = compute_dtype(z.dtype)
@@ -168,7 +168,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 
     def fisher_product(
         self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
-    ) -> Any:
+    ) -> PyTree:
         """See `Loss`; `u` has the shape of the logits."""
         check_kind(kind)
         if kind == "exact":
@@ -210,21 +210,21 @@ class LinearCrossEntropy(_CrossEntropy):
         super().__post_init__()
         chunk_rows(self.chunk)
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean over the labels counted, and their weight."""
         hidden, head, bias = _operands(outputs)
         return linear_cross_entropy(
             hidden, head, bias=bias, chunk=self.chunk, **self._arguments(batch)
         )
 
-    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         """See `Loss`; `u` has the structure of the outputs."""
         slots, flat, rows = self._flat(outputs, batch)
         return self._product(outputs, slots, flat, (rows.labels, rows.shares), u)
 
     def fisher_product(
         self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
-    ) -> Any:
+    ) -> PyTree:
         """See `Loss`; `u` has the structure of the outputs. No logits of all labels exist."""
         check_kind(kind)
         if kind == "exact":
@@ -254,11 +254,11 @@ class LinearCrossEntropy(_CrossEntropy):
         self,
         outputs: PyTree,
         slots: PyTree,
-        flat: Any,
+        flat: PyTree,
         data: PyTree,
         u: PyTree,
         samples: int | None = None,
-    ) -> Any:
+    ) -> PyTree:
         tangents = [t.reshape(s.shape).astype(s.dtype) for t, s in zip(u, flat, strict=True)]
         products = linear_ce_total.hessian_product(self._linear_spec(samples), flat, data, tangents)
         return type(outputs)(p.reshape(s.shape) for p, s in zip(products, slots, strict=True))
@@ -321,12 +321,12 @@ class MeanSquaredError:
     targets: Callable[[Batch], PyTree]
     weights: Callable[[Batch], PyTree] = _nothing
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean over all elements, and the sum of their weights."""
         weights = self.weights(batch)
         return mse(outputs, self.targets(batch), weights=weights, return_weight=True)
 
-    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         """See `Loss`; `u` has the shape of the outputs."""
         x = floating("outputs", outputs)
         dtype = compute_dtype(x.dtype)
@@ -335,7 +335,7 @@ class MeanSquaredError:
 
     def fisher_product(
         self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
-    ) -> Any:
+    ) -> PyTree:
         """See `Loss`; `u` has the shape of the outputs.
 
         An element's squared error is the negative log-likelihood of a normal variable of variance

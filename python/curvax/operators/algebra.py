@@ -1,11 +1,10 @@
 """What the algebra of operators is given: numbers, diagonal matrices, vectors to project off."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from curvax.arrays import unit_rows
 from curvax.checks import is_number, shown
@@ -17,7 +16,7 @@ from curvax.typing import Vector
 _unit_rows = jax.jit(unit_rows)
 
 
-def coefficient(factor: Any, dtype: np.dtype) -> Array:
+def coefficient(factor: ArrayLike, dtype: np.dtype) -> Array:
     """A number that an operator of a dtype is multiplied by.
 
     Raises:
@@ -40,7 +39,7 @@ def coefficient(factor: Any, dtype: np.dtype) -> Array:
     return jnp.asarray(factor, dtype)
 
 
-def diagonal_entries(space: VectorSpace, diagonal: Any) -> Array:
+def diagonal_entries(space: VectorSpace, diagonal: Vector) -> Array:
     """The entries of a diagonal matrix, `(n,)`; see `Operator.congruence`.
 
     Raises:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator
 
 from curvax.filters import Filter
@@ -27,7 +29,7 @@ from curvax.operators.batches import for_several
 from curvax.operators.checked_product import check_operator, checked_product, compiled_product
 from curvax.operators.partition import By, Part, borders, partition, selected
 from curvax.operators.space import VectorSpace
-from curvax.typing import Batches, Block, Params, Vector
+from curvax.typing import Batches, Block, Params, PyTree, Vector
 
 
 class Operator(abc.ABC):
@@ -45,7 +47,7 @@ class Operator(abc.ABC):
     __array_ufunc__ = None
 
     @abc.abstractmethod
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """Multiply flat vectors: `(b, n)` in, `(b, n)` out, of `dtype`. Pure and traceable."""
 
     @property
@@ -64,7 +66,7 @@ class Operator(abc.ABC):
         leaves = f", leaves: {shown}" if names else ""
         return f"{type(self).__name__}(shape=({n}, {n}), dtype={self.dtype.name}{leaves})"
 
-    def ravel(self, vector: Vector) -> Array:
+    def ravel(self, vector: Vector) -> Float[Array, "n"] | Float[Array, "b n"]:
         """Flatten a vector, leaves `leaf`, to `(n,)`, or a block, leaves `(b, *leaf)`, to `(b, n)`.
 
         Raises:
@@ -73,7 +75,7 @@ class Operator(abc.ABC):
         """
         return self.space.ravel(vector, batch_axes=int(self.space.is_block(vector)))
 
-    def unravel(self, flat: Any) -> Any:
+    def unravel(self, flat: Float[ArrayLike, "n"] | Float[ArrayLike, "b n"]) -> Vector:
         """Turn `(n,)`, or `(b, n)`, back into a vector, or a block of b vectors.
 
         Raises:
@@ -97,17 +99,17 @@ class Operator(abc.ABC):
             "to others: make it anew"
         )
 
-    def matvec(self, vector: Vector) -> Any:
+    def matvec(self, vector: Vector) -> Vector:
         """Multiply one vector; the result has its structure."""
         check_operator(self)
         return self.unravel(compiled_product(self, self.ravel(vector)[None])[0])
 
-    def matmat(self, block: Block) -> Any:
+    def matmat(self, block: Block) -> Block:
         """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""
         check_operator(self)
         return self.unravel(compiled_product(self, self.space.ravel(block, batch_axes=1)))
 
-    def __matmul__(self, vector: Vector) -> Any:
+    def __matmul__(self, vector: Vector) -> Vector:
         """Multiply a vector or a block, told apart by the number of axes of the first leaf.
 
         Raises:
@@ -122,7 +124,7 @@ class Operator(abc.ABC):
         check_operator(self)
         return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
 
-    def __add__(self, other: Any) -> "Operator":
+    def __add__(self, other: object) -> "Operator":
         """`A + B`, on the same vectors.
 
         Raises:
@@ -131,11 +133,11 @@ class Operator(abc.ABC):
         """
         return _sum((self, other)) if isinstance(other, Operator) else NotImplemented
 
-    def __radd__(self, other: Any) -> "Operator":
+    def __radd__(self, other: object) -> "Operator":
         """`0 + A`, with which Python's `sum` of operators begins."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def __sub__(self, other: Any) -> "Operator":
+    def __sub__(self, other: object) -> "Operator":
         """`A − B`; see `__add__`."""
         return self + (-other) if isinstance(other, Operator) else NotImplemented
 
@@ -143,7 +145,7 @@ class Operator(abc.ABC):
         """`−A`."""
         return -1.0 * self
 
-    def __mul__(self, factor: Any) -> "Operator":
+    def __mul__(self, factor: ArrayLike) -> "Operator":
         """`c A`, with a real number c.
 
         Raises:
@@ -157,11 +159,11 @@ class Operator(abc.ABC):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Any) -> "Operator":
+    def __truediv__(self, divisor: ArrayLike) -> "Operator":
         """`A / c`, with a real number c other than zero."""
         return self * (1 / divisor)
 
-    def congruence(self, diagonal: Any) -> "Operator":
+    def congruence(self, diagonal: Vector) -> "Operator":
         """`D A D` with a diagonal matrix D, as of a preconditioned Hessian `P^(-1/2) H P^(-1/2)`.
 
         Args:
@@ -246,7 +248,7 @@ class SumOperator(Operator):
     coefficients: tuple[Array, ...]
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         pairs = zip(self.coefficients, self.terms, strict=True)
         total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
@@ -268,7 +270,7 @@ class CongruentOperator(Operator):
     diagonal: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         d = self.diagonal[None]
         return d * checked_product(self.inner, d * block)
@@ -287,7 +289,7 @@ class ProjectedOperator(Operator):
     vectors: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
 
@@ -326,7 +328,7 @@ class RestrictedOperator(Operator):
     starts: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return self.extract(checked_product(self.inner, self.embed(block)))
 
@@ -381,7 +383,7 @@ class Blocks(Mapping[str, RestrictedOperator]):
             first.setdefault(op.space, len(first))
         return iter(sorted(self.items(), key=lambda item: first[item[1].space]))
 
-    def ordered(self, results: Mapping[str, Any]) -> dict[str, Any]:
+    def ordered(self, results: Mapping[str, PyTree]) -> dict[str, Any]:
         """What was found for some blocks, in the order of the blocks."""
         return {name: results[name] for name in self if name in results}
 

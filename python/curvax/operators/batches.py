@@ -1,12 +1,13 @@
 """Batches of data as stacks of equal microbatches, so that one program serves each stack."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
@@ -15,7 +16,7 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.typing import Batch, Batches, PyTree
 from curvax.warnings import warn
 
-Microbatches: TypeAlias = int | Callable[[Any], Iterable[Any]] | None
+Microbatches: TypeAlias = int | Callable[[Batch], Iterable[Batch]] | None
 
 
 class Numbered(NamedTuple):
@@ -27,10 +28,10 @@ class Numbered(NamedTuple):
     """
 
     data: PyTree
-    numbers: Any
+    numbers: Array | np.ndarray | None
 
 
-def read_batches(batches: Batches, num_batches: int | None) -> list[Any]:
+def read_batches(batches: Batches, num_batches: int | None) -> list[Batch]:
     """The batches, as arrays of JAX.
 
     Args:
@@ -56,7 +57,7 @@ def read_batches(batches: Batches, num_batches: int | None) -> list[Any]:
     return [_as_arrays(batch, f"batch {i}") for i, batch in enumerate(listed)]
 
 
-def _as_arrays(batch: Batch, what: str) -> Any:
+def _as_arrays(batch: Batch, what: str) -> PyTree:
     leaves, treedef = jax.tree.flatten(batch)
     if not leaves:
         raise ValueError(f"{what} has no arrays, got {shown(batch)}")
@@ -69,8 +70,8 @@ def _as_arrays(batch: Batch, what: str) -> Any:
 
 
 def stack_batches(
-    batches: Sequence[Any], microbatch_size: Microbatches, numbered: bool = False
-) -> list[tuple[Any, list[int]]]:
+    batches: Sequence[Batch], microbatch_size: Microbatches, numbered: bool = False
+) -> list[tuple[Batch, list[int]]]:
     """Split batches into microbatches and stack those of equal shapes.
 
     Args:
@@ -90,7 +91,7 @@ def stack_batches(
     """
     if not callable(microbatch_size):
         microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
-    groups: dict[Any, tuple[list[Any], list[int]]] = {}
+    groups: dict[Hashable, tuple[list[Batch], list[int]]] = {}
     samples = 0
     for position, batch in enumerate(batches):
         for piece in _split(batch, microbatch_size, position):
@@ -106,14 +107,14 @@ def stack_batches(
     ]
 
 
-def _looks(batch: Batch) -> Any:
+def _looks(batch: Batch) -> Hashable:
     leaves, treedef = jax.tree.flatten(batch)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def match_stacks(
-    stacks: Sequence[tuple[Any, list[int]]], wanted: Sequence[Any]
-) -> list[tuple[Any, list[int]]]:
+    stacks: Sequence[tuple[Batch, list[int]]], wanted: Sequence[Batch]
+) -> list[tuple[Batch, list[int]]]:
     """The stacks in the order of others, which have the same structures and shapes.
 
     Raises:
@@ -134,10 +135,10 @@ def match_stacks(
     return [known[looks] for looks in order]
 
 
-def _described(stack: Any) -> str:
+def _described(stack: object) -> str:
     leaves = jax.tree.leaves(stack)
     arrays = [f"{leaf.dtype.name}{list(leaf.shape[1:])}" for leaf in leaves]
-    return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(_looks(stack)[0]))}"
+    return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(jax.tree.structure(stack)))}"
 
 
 def _numbers(batch: Batch, position: int, start: int) -> np.ndarray:
@@ -197,27 +198,27 @@ def warn_of_pair(batches: Batches) -> None:
         )
 
 
-def _shapes(parts: Sequence[Any]) -> str:
+def _shapes(parts: Sequence[Batch]) -> str:
     return ", ".join(str(np.shape(part)) for part in parts[:3])
 
 
 class Kept:
     """The batches of an iterator, which several operators read."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
+    def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = list(batches)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Each of them."""
         return iter(self._batches)
 
 
-def for_several(batches: Batches) -> Any:
+def for_several(batches: Batches) -> PyTree:
     """The batches, to be read more than once."""
     return Kept(batches) if isinstance(batches, Iterator) else batches
 
 
-def _each(batches: Batches) -> Iterable[Any]:
+def _each(batches: Batches) -> Iterable[Batch]:
     if isinstance(batches, (list, Iterator)):
         return batches
     # A loader: iterable, and neither an array nor a container that JAX knows as a pytree.
@@ -227,7 +228,7 @@ def _each(batches: Batches) -> Iterable[Any]:
     return [batches]
 
 
-def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Any]:
+def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Batch]:
     if callable(how):
         yield from _split_by(how, batch, position)
         return
@@ -247,7 +248,9 @@ def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Any]:
         )
 
 
-def _split_by(how: Callable[[Any], Iterable[Any]], batch: Batch, position: int) -> Iterator[Any]:
+def _split_by(
+    how: Callable[[Batch], Iterable[Batch]], batch: Batch, position: int
+) -> Iterator[Batch]:
     pieces = how(batch)
     if not isinstance(pieces, (list, tuple, Iterator)):
         raise TypeError(

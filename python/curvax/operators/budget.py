@@ -7,6 +7,7 @@ import numpy as np
 
 from curvax.memory import memory_of
 from curvax.operators.space import VectorSpace
+from curvax.typing import PyTree
 
 # Rows of the basis with which ten pairs need no more products than with any number of rows: what
 # `krylov.sizes.comfortable_rows` says, for a solve that nobody has asked for yet.
@@ -26,7 +27,7 @@ class ResidualBudget:
     scratch: int = 0
 
     @classmethod
-    def of(cls, linearize: Any, space: VectorSpace, arrays: Any) -> "ResidualBudget":
+    def of(cls, linearize: Any, space: VectorSpace, arrays: PyTree) -> "ResidualBudget":
         """On a device, what the rows that a solve wants and the scratch of a product leave.
 
         A basis that restarts often costs up to half of the products again, and so do residuals that

@@ -1,7 +1,8 @@
 """A product with an operator: checked, since an operator may be a user's own, and compiled."""
 
 import functools
-from typing import Any, Protocol
+from collections.abc import Hashable
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ def compiled_product(op: Matrix, block: Array) -> Array:
 
 
 @functools.partial(jit, static=0)
-def _compiled_product(settings: tuple[Any, ...], op: Matrix, block: Array) -> Array:
+def _compiled_product(settings: Hashable, op: Matrix, block: Array) -> Array:
     """`settings` are read where the product is traced."""
     return checked_product(op, block)
 

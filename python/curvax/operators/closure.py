@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+from jax import Array
 
 from curvax.arrays import to_array
 from curvax.jax_internals import (
@@ -31,7 +32,7 @@ from curvax.jax_internals import (
 from curvax.jaxpr_keys import Key, Keyed, key_of, key_of_program
 from curvax.jaxprs import Body, Rewriter, equations, inlined
 from curvax.program import Argument
-from curvax.typing import PyTreeDef
+from curvax.typing import PyTree, PyTreeDef
 
 
 def refuse_pickling() -> NoReturn:
@@ -60,7 +61,7 @@ class Traced(Keyed):
     def __reduce__(self) -> Any:
         refuse_pickling()
 
-    def __deepcopy__(self, memo: Any) -> "Traced":
+    def __deepcopy__(self, memo: object) -> "Traced":
         return self
 
     @functools.cached_property
@@ -81,7 +82,7 @@ class Traced(Keyed):
 class Closed(Argument):
     """A traced function, with the arrays that it closes over as its data."""
 
-    consts: tuple[Any, ...]
+    consts: tuple[Array, ...]
     traced: Traced = dataclasses.field(metadata={"static": True})
 
     def __call__(self, *args: object) -> Any:
@@ -109,7 +110,7 @@ def close(fun: Callable[..., Any], *args: object) -> Closed:
 
     closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
     jaxpr, values = _lifted(closed)
-    avals: list[Any] = [var.aval for var in jaxpr.invars[: len(values)]]
+    avals: list[PyTree] = [var.aval for var in jaxpr.invars[: len(values)]]
     consts = tuple(
         to_array(value, "an array that the function closes over", aval.dtype)
         for value, aval in zip(values, avals, strict=True)
@@ -117,7 +118,7 @@ def close(fun: Callable[..., Any], *args: object) -> Closed:
     return Closed(consts, Traced(jaxpr, jax.tree.structure(shapes)))
 
 
-def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Any]]:
+def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[PyTree]]:
     """A program whose first arguments are its constants, and those, of which it holds none.
 
     The constants of jitted functions that it calls are among them.
@@ -130,7 +131,7 @@ def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Any]]:
     variables = jaxpr.invars[:own]
     place = {id(const): var for const, var in zip(consts, variables, strict=True)}
 
-    def body_of(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
+    def body_of(eqn: JaxprEqn, operands: list[PyTree]) -> Body | None:
         if not _has_consts(eqn):
             return None
         inner = jitted(eqn)
@@ -164,7 +165,7 @@ class _WithoutRules(Rewriter):
         return jaxpr.replace(eqns=[eqn.replace(params=self.params(eqn)) for eqn in jaxpr.eqns])
 
 
-def _without_rule(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
+def _without_rule(eqn: JaxprEqn, operands: list[PyTree]) -> Body | None:
     call = called(eqn) if has_rule(eqn) else None
     closed_over: Any = getattr(call[0], "consts", None) if call else None
     return (body(call[0]), operands) if call and not closed_over else None

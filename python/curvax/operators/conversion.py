@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax import Array
+from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from curvax.arrays import to_array
@@ -26,7 +27,38 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.space import VectorSpace, check_float_dtype
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
-from curvax.typing import Batches, Block, Params, PyTree, Vector
+from curvax.typing import Batches, Block, DTypeLike, Params, PyTree, Vector
+
+
+@runtime_checkable
+class HasMatvec(Protocol):
+    """A symmetric matrix that multiplies NumPy vectors, such as SciPy's `LinearOperator`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, n)`."""
+        ...
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Real and floating."""
+        ...
+
+    def matvec(self, x: np.ndarray, /) -> np.ndarray:
+        """The product with a vector `(n,)`."""
+        ...
+
+
+# What `eigsh` and its like take for A: see `as_operator`.
+OperatorLike: TypeAlias = (
+    Operator
+    | Array
+    | np.ndarray
+    | list[list[float]]
+    | scipy.sparse.sparray
+    | scipy.sparse.spmatrix
+    | HasMatvec
+)
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +79,7 @@ class FunctionOperator(Operator):
 
 
 @takes_options()
-def from_matvec(matvec: Callable[[Any], Any], like: PyTree) -> FunctionOperator:
+def from_matvec(matvec: Callable[[Vector], Vector], like: PyTree) -> FunctionOperator:
     """Wrap a symmetric matrix-vector product.
 
     Args:
@@ -82,7 +114,7 @@ def from_matvec(matvec: Callable[[Any], Any], like: PyTree) -> FunctionOperator:
     return FunctionOperator(function, space)
 
 
-def _check_result(result: Any, space: VectorSpace) -> None:
+def _check_result(result: PyTree, space: VectorSpace) -> None:
     leaves, treedef = jax.tree.flatten(result)
     shapes = tuple(tuple(leaf.shape) for leaf in leaves)
     if treedef != space.treedef or shapes != space.shapes:
@@ -153,11 +185,11 @@ class HostProducts:
     JAX turns what a callback raises into an error of its own, with a traceback for a message.
     """
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: "HasMatvec") -> None:
         self.matrix = matrix
         self.error: Exception | None = None
 
-    def __call__(self, block: Block) -> Any:
+    def __call__(self, block: Float[Array, "b n"]) -> Float[np.ndarray, "b n"]:
         """Multiply `(b, n)`, row by row."""
         rows = np.asarray(block)
         # SciPy's own matvec reshapes whatever it gets, and says no more than that it cannot.
@@ -170,7 +202,7 @@ class HostProducts:
             raise
 
 
-def _checked_row(product: Any, row: np.ndarray) -> np.ndarray:
+def _checked_row(product: object, row: np.ndarray) -> np.ndarray:
     """What a `matvec` on NumPy vectors returned for a row, as one.
 
     Raises:
@@ -210,12 +242,12 @@ class HostOperator(Operator):
         result = jax.ShapeDtypeStruct(block.shape, block.dtype)
         return jax.pure_callback(self.products, result, block, vmap_method="sequential")
 
-    def matmat(self, block: Block) -> Any:
+    def matmat(self, block: Block) -> Block:
         """See `Operator.matmat`."""
         with original_errors(self):
             return jax.block_until_ready(super().matmat(block))
 
-    def matvec(self, vector: Vector) -> Any:
+    def matvec(self, vector: Vector) -> Vector:
         """See `Operator.matvec`."""
         with original_errors(self):
             return jax.block_until_ready(super().matvec(vector))
@@ -236,7 +268,7 @@ def original_errors(op: Operator) -> Iterator[None]:
         raise raised from None
 
 
-def _host_products(part: Any) -> Iterator[HostProducts]:
+def _host_products(part: object) -> Iterator[HostProducts]:
     """Those of an operator, and of those that it is made of."""
     if isinstance(part, HostOperator):
         yield part.products
@@ -248,7 +280,7 @@ def _host_products(part: Any) -> Iterator[HostProducts]:
             yield from _host_products(getattr(part, field.name))
 
 
-def as_operator(A: Any) -> Operator:
+def as_operator(A: OperatorLike | Blocks) -> Operator:
     """An operator from whatever `eigsh` accepts.
 
     Args:
@@ -293,7 +325,7 @@ def _check_square(shape: tuple[int, ...]) -> int:
     return int(shape[0])
 
 
-def _from_dense(A: Any) -> DenseOperator:
+def _from_dense(A: np.ndarray | Array) -> DenseOperator:
     n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
     matrix = to_array(A, "A", dtype)
     host = np.asarray(A, np.float64)
@@ -315,6 +347,6 @@ def _from_dense(A: Any) -> DenseOperator:
     return DenseOperator(matrix, factors, VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype))
 
 
-def _from_host(A: Any) -> HostOperator:
+def _from_host(A: HasMatvec) -> HostOperator:
     n, dtype = _check_square(A.shape), check_float_dtype(A.dtype, "A")
     return HostOperator(HostProducts(A), VectorSpace.of(jax.ShapeDtypeStruct((n,), dtype), dtype))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Self
 
 import jax
@@ -21,7 +21,7 @@ from curvax.operators.space import VectorSpace
 from curvax.operators.weights import check_values, warn_of_zeros, weighted_mean
 from curvax.ops.fence import fence
 from curvax.program import Argument, as_arguments, jit, untracked_settings
-from curvax.typing import Batch, Batches, Params
+from curvax.typing import Batch, Batches, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -217,7 +217,7 @@ class Curvature(Operator, Argument):
             for stack, (batch, positions) in zip(self.stacks, matched, strict=True)
         ]
 
-    def prepared_by(self, prepare: Callable[[Any], Any]) -> Self:
+    def prepared_by(self, prepare: Callable[[Batch], PyTree]) -> Self:
         """The same, with what `at` makes other batches of a model's framework into its own by."""
         structure = dataclasses.replace(self.structure, prepare=prepare)
         return dataclasses.replace(self, structure=structure)
@@ -246,7 +246,7 @@ class Curvature(Operator, Argument):
         raise IndexError(f"index must be from 0 to {self.num_microbatches - 1}, got {index}")
 
 
-def explained(arrays: Any, linearized: bool) -> Explained:
+def explained(arrays: PyTree, linearized: bool) -> Explained:
     """What is said where the device fails the evaluation of the loss."""
     smaller = ["take smaller microbatches (microbatch_size=)"]
     if linearized:
@@ -256,7 +256,7 @@ def explained(arrays: Any, linearized: bool) -> Explained:
 
 def _evaluate(
     product: Product, leaves: tuple[Array, ...], batches: Batches
-) -> tuple[Array, Array, Any]:
+) -> tuple[Array, Array, PyTree]:
     """The means, weights and residuals of microbatches, compiled.
 
     Args:
@@ -266,23 +266,25 @@ def _evaluate(
     """
     single = jax.tree.leaves(batches)[0].shape[0] == 1
     run = _evaluate_one if single else _evaluate_many
-    result: tuple[Array, Array, Any] = run(
+    result: tuple[Array, Array, PyTree] = run(
         untracked_settings(), *as_arguments((product, leaves, batches))
     )
     return result
 
 
-def _primal(product: Product, leaves: Any, batch: Batch) -> tuple[Array, Array, Any]:
+def _primal(product: Product, leaves: PyTree, batch: Batch) -> tuple[Array, Array, PyTree]:
     return product.evaluate(leaves, batch)
 
 
 @functools.partial(jit, static=0)
-def _evaluate_one(settings: Any, product: Product, leaves: Any, batches: Batches) -> Any:
+def _evaluate_one(settings: Hashable, product: Product, leaves: PyTree, batches: Batches) -> PyTree:
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     mean, weight, residuals = fence(_primal)(product, leaves, first)
     return mean[None], weight[None], residuals
 
 
 @functools.partial(jit, static=0)
-def _evaluate_many(settings: Any, product: Product, leaves: Any, batches: Batches) -> Any:
+def _evaluate_many(
+    settings: Hashable, product: Product, leaves: PyTree, batches: Batches
+) -> PyTree:
     return jax.lax.map(lambda batch: fence(_primal)(product, leaves, batch), batches)

@@ -63,7 +63,7 @@ def check_linear(linear: Callable[..., Any], *like: PyTree) -> None:
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
-def pull_back(pull: Callable[[Any], Any], cotangents: PyTree) -> Any:
+def pull_back(pull: Callable[[Any], Any], cotangents: PyTree) -> PyTree:
     """The result of a `jax.vjp` of a function of one argument."""
     return pull(cotangents)[0]
 

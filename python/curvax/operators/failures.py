@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import jax
 
 from curvax.memory import memory_of, readable
 from curvax.results import EigenResult
+from curvax.typing import PyTree
 
 # What XLA says where an allocation fails, and CUDA, of a launch.
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
@@ -53,7 +53,7 @@ def is_runtime_error(error: BaseException | None) -> bool:
 class Explained:
     """Within the context, failures of the device become errors that name memory and remedies."""
 
-    def __init__(self, arrays: Any, remedies: Sequence[str] = (), where: str = "") -> None:
+    def __init__(self, arrays: PyTree, remedies: Sequence[str] = (), where: str = "") -> None:
         """Tell what to say.
 
         Args:

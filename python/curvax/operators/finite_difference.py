@@ -51,7 +51,7 @@ class DifferenceHessian(Curvature):
             is made under `jit`, and with another step or other parameters than at first.
     """
 
-    relative_error: Any = np.float32("nan")
+    relative_error: object = np.float32("nan")
 
     @property
     def relative_step(self) -> Array:
@@ -63,7 +63,7 @@ class DifferenceHessian(Curvature):
         moved = super().at(params, batches=batches)
         return dataclasses.replace(moved, relative_error=np.float32("nan"))
 
-    def with_step(self, relative_step: Any) -> "DifferenceHessian":
+    def with_step(self, relative_step: object) -> "DifferenceHessian":
         """The same with another step, of an error that is not known; nothing is compiled again.
 
         Raises:

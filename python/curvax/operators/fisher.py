@@ -20,7 +20,7 @@ from curvax.operators.jacobian import SandwichMap, check_callables, check_output
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.products import OuterProducts, Product
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, Params, PyTree
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +51,8 @@ class FisherOptions(CurvatureOptions, total=False):
 def fisher(model: Model, /, batches: Batches, **options: Unpack[FisherOptions]) -> Fisher: ...
 @overload
 def fisher(
-    forward: Callable[[Any, Any], Any],
-    loss: Callable[[Any, Any], Any],
+    forward: Callable[[Params, Batch], PyTree],
+    loss: Callable[[PyTree, Batch], LossValue],
     params: Params,
     batches: Batches,
     **options: Unpack[FisherOptions],
@@ -60,8 +60,8 @@ def fisher(
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
 @takes_options()
 def fisher(
-    forward: Callable[[Any, Any], Any] | Model,
-    loss: Callable[[Any, Any], Any],
+    forward: Callable[[Params, Batch], PyTree] | Model,
+    loss: Callable[[PyTree, Batch], LossValue],
     params: Params,
     batches: Batches,
     *,
@@ -158,7 +158,7 @@ def fisher(
     return dataclasses.replace(op, kind=kind, num_samples=draws, seed=seed)
 
 
-def _check_draws(kind: str, num_samples: Any, seed: Any) -> tuple[int | None, int | None]:
+def _check_draws(kind: str, num_samples: object, seed: object) -> tuple[int | None, int | None]:
     for name, value, low in (("num_samples", num_samples, 1), ("seed", seed, 0)):
         if value is None and name == "seed":
             continue
@@ -212,11 +212,11 @@ class FisherMap(SandwichMap):
         # A sample without any label has weight 0, and often the mean 0/0.
         return mean, weight, tuple(jnp.where(weight > 0, leaf, jnp.zeros_like(leaf)) for leaf in x)
 
-    def data(self, batch: Batch) -> Any:
+    def data(self, batch: Batch) -> PyTree:
         """See `SandwichMap`."""
         return batch.data if self.kind == "mc" else batch
 
-    def inner(self, outputs: PyTree, batch: Batch) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> PyTree:
         """See `SandwichMap`."""
         if self.kind == "mc":
             product = Partial(self._mean_over_draws, outputs, batch)
@@ -227,30 +227,30 @@ class FisherMap(SandwichMap):
         jax.eval_shape(product, outputs)  # refused here rather than at the first product
         return product
 
-    def _own_product(self, outputs: PyTree, batch: Batch, keys: Array | None, u: PyTree) -> Any:
+    def _own_product(self, outputs: PyTree, batch: Batch, keys: Array | None, u: PyTree) -> PyTree:
         product = self.loss.fisher_product(outputs, batch, u, self.kind, keys)  # type: ignore[attr-defined]
         return check_outputs("fisher_product", product, u)
 
-    def _mean_over_draws(self, outputs: PyTree, batch: Numbered, u: PyTree) -> Any:
+    def _mean_over_draws(self, outputs: PyTree, batch: Numbered, u: PyTree) -> PyTree:
         assert self.draws is not None
         assert self.seed is not None
         key = jax.random.key(self.seed, impl="threefry2x32")
 
-        def one(draw: Array) -> Any:
+        def one(draw: Array) -> PyTree:
             own = jax.random.fold_in(key, draw)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(own, batch.numbers)
             if hasattr(self.loss, "fisher_product"):
                 return self._own_product(outputs, batch.data, keys, u)
             return _outer_products(*self._gradients(outputs, batch.data, keys), u)
 
-        def add(total: Any, draw: Array) -> tuple[Any, None]:
+        def add(total: PyTree, draw: Array) -> tuple[PyTree, None]:
             return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, one(draw)), None
 
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), u)
         total = jax.lax.scan(add, start, jnp.arange(self.draws, dtype=jnp.uint32))[0]
         return jax.tree.map(lambda t, leaf: (t / self.draws).astype(leaf.dtype), total, u)
 
-    def _gradients(self, outputs: PyTree, batch: Batch, keys: Array | None) -> tuple[Any, Array]:
+    def _gradients(self, outputs: PyTree, batch: Batch, keys: Array | None) -> tuple[PyTree, Array]:
         """The gradients of the samples' totals, in the form of `_by_sample`; the weight."""
         samples = _count_samples(outputs, batch)
 
@@ -289,7 +289,7 @@ def _wide(leaf: Array) -> Any:
     return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
 
 
-def _outer_products(gradients: Any, weight: Array, u: PyTree) -> Any:
+def _outer_products(gradients: PyTree, weight: Array, u: PyTree) -> PyTree:
     """`(1/W) Σ_i s_i <s_i, u>`."""
     leaves, treedef = jax.tree.flatten(u)
     rows = [g.astype(_wide(g)).reshape(g.shape[0], -1) for g in jax.tree.leaves(gradients)]
@@ -307,7 +307,7 @@ def _outer_products(gradients: Any, weight: Array, u: PyTree) -> Any:
     return jax.tree.unflatten(treedef, products)
 
 
-def _root(product: Callable[[Any], Any], like: PyTree) -> Any:
+def _root(product: Callable[[Any], Any], like: PyTree) -> PyTree:
     """The x of a matrix `x xᵀ` that is known by its products with vectors like `like`."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(leaves))

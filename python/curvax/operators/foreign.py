@@ -1,7 +1,5 @@
 """Models of other frameworks, known by their classes, since no framework is imported here."""
 
-from typing import Any
-
 import jax
 
 # The package and the name of a class, and the adapter of what derives from it.
@@ -15,7 +13,7 @@ _ADAPTERS = (
 )
 
 
-def adapter_of(value: Any) -> str | None:
+def adapter_of(value: object) -> str | None:
     """The call that makes a model of a module of another framework; None for anything else."""
     kinds = [(kind.__module__ or "", kind.__name__) for kind in type(value).__mro__]
     for package, name, call in _ADAPTERS:
@@ -25,13 +23,13 @@ def adapter_of(value: Any) -> str | None:
     return None
 
 
-def is_pytree(value: Any) -> bool:
+def is_pytree(value: object) -> bool:
     """Whether JAX takes a module of that framework itself, as parameters or as a function."""
     known = any(kind.__module__.startswith("equinox.") for kind in type(value).__mro__)
     return known or not jax.tree_util.all_leaves([value])
 
 
-def refuse(function: str, value: Any, adapter: str) -> TypeError:
+def refuse(function: str, value: object, adapter: str) -> TypeError:
     """The error that names the adapter of a module given to `function`."""
     return TypeError(
         f"{function} takes functions of JAX, or a curvax.Model, got a {type(value).__module__}."

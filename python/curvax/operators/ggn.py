@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import jax
 from jax import Array
@@ -18,7 +18,7 @@ from curvax.operators.jacobian import SandwichMap, check_callables, check_output
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, Params, PyTree
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +39,8 @@ def ggn(
 ) -> GaussNewton: ...
 @overload
 def ggn(
-    forward: Callable[[Any, Any], Any],
-    loss: Callable[[Any, Any], Any],
+    forward: Callable[[Params, Batch], PyTree],
+    loss: Callable[[PyTree, Batch], LossValue],
     params: Params,
     batches: Batches,
     **options: Unpack[GaussNewtonOptions],
@@ -48,8 +48,8 @@ def ggn(
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
 @takes_options()
 def ggn(
-    forward: Callable[[Any, Any], Any] | Model,
-    loss: Callable[[Any, Any], Any],
+    forward: Callable[[Params, Batch], PyTree] | Model,
+    loss: Callable[[PyTree, Batch], LossValue],
     params: Params,
     batches: Batches,
     *,
@@ -112,7 +112,7 @@ def ggn(
 class GaussNewtonMap(SandwichMap):
     """`Jᵀ H J` of one microbatch."""
 
-    def inner(self, outputs: PyTree, batch: Batch) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> PyTree:
         """See `SandwichMap`."""
         if hasattr(self.loss, "hessian_product"):
             own = Partial(_own_product, Partial(self.loss.hessian_product), outputs, batch)
@@ -122,17 +122,17 @@ class GaussNewtonMap(SandwichMap):
         def mean(outputs: PyTree) -> Array:
             return self.checked(self.loss(outputs, batch), batch)[0]
 
-        def forward_over_reverse() -> Any:
+        def forward_over_reverse() -> PyTree:
             linear = jax.linearize(jax.grad(mean), outputs)[1]
             check_linear(linear, outputs)
             return linear
 
-        def reverse_over_reverse() -> Any:
+        def reverse_over_reverse() -> PyTree:
             return Partial(pull_back, jax.vjp(jax.grad(mean), outputs)[1])
 
         ways = (forward_over_reverse, reverse_over_reverse)
         return first_possible("the loss", mean, (outputs,), ways)
 
 
-def _own_product(product: Any, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+def _own_product(product: PyTree, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
     return check_outputs("hessian_product", product(outputs, batch, u), u)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import jax
 from jax import Array
@@ -19,7 +19,7 @@ from curvax.operators.microbatch import LinearMap, LossMap
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, Params
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -32,16 +32,18 @@ class Hessian(Curvature):
 class HessianMap(LinearMap, LossMap):
     """The Hessian of `loss(params, batch)` with respect to the chosen leaves: its gradient's."""
 
-    def linear_map(self, leaves: Sequence[Array], batch: Batch) -> tuple[tuple[Array, Array], Any]:
+    def linear_map(
+        self, leaves: Sequence[Array], batch: Batch
+    ) -> tuple[tuple[Array, Array], PyTree]:
         """See `LinearMap`."""
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
 
-        def forward_over_reverse() -> Any:
+        def forward_over_reverse() -> PyTree:
             _, linear, aux = jax.linearize(gradient, taken, has_aux=True)
             check_linear(linear, taken)
             return aux, linear
 
-        def reverse_over_reverse() -> Any:
+        def reverse_over_reverse() -> PyTree:
             # The Hessian is its own transpose.
             _, transposed, aux = jax.vjp(gradient, taken, has_aux=True)
             return aux, jax.tree_util.Partial(pull_back, transposed)
@@ -53,10 +55,10 @@ class HessianMap(LinearMap, LossMap):
         """See `LinearMap`."""
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
 
-        def forward_over_reverse() -> Any:
+        def forward_over_reverse() -> PyTree:
             return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
 
-        def reverse_over_reverse() -> Any:
+        def reverse_over_reverse() -> PyTree:
             return jax.vjp(gradient, taken, has_aux=True)[1](tangents)[0]
 
         ways = (forward_over_reverse, reverse_over_reverse)
@@ -76,7 +78,7 @@ def hessian(
 ) -> Hessian | DifferenceHessian: ...
 @overload
 def hessian(
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[Params, Batch], LossValue],
     params: Params,
     batches: Batches,
     **options: Unpack[HessianOptions],
@@ -84,7 +86,7 @@ def hessian(
 @accepts_model(lambda model: (model.objective, model.params))
 @takes_options()
 def hessian(
-    loss: Callable[[Any, Any], Any] | Model,
+    loss: Callable[[Params, Batch], LossValue] | Model,
     params: Params,
     batches: Batches,
     *,

@@ -13,9 +13,9 @@ from jax.tree_util import Partial
 from curvax.checks import shown
 from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.microbatch import LinearMap
-from curvax.typing import Batch, PyTree
+from curvax.typing import Batch, LossValue, Params, PyTree
 
-Function = Callable[[Any, Any], Any]
+Function = Callable[[PyTree, Batch], LossValue]
 
 
 def check_callables(forward: Any, loss: Any) -> tuple[Function, Function]:
@@ -44,9 +44,9 @@ class Sandwich:
         pull: `Jᵀ`.
     """
 
-    push: Any
-    inner: Any
-    pull: Any
+    push: PyTree
+    inner: PyTree
+    pull: PyTree
 
     def __call__(self, tangents: list[Array]) -> list[Array]:
         """The product, as leaves."""
@@ -57,14 +57,14 @@ class Sandwich:
 class SandwichMap(LinearMap):
     """`Jᵀ M J` of one microbatch, with the exact Jacobian `J` of the outputs in the parameters."""
 
-    forward: Callable[[Any, Any], Any]
-    loss: Callable[[Any, Any], Any]
+    forward: Callable[[Params, Batch], PyTree]
+    loss: Callable[[PyTree, Batch], LossValue]
 
     @abc.abstractmethod
-    def inner(self, outputs: PyTree, batch: Batch) -> Any:
+    def inner(self, outputs: PyTree, batch: Batch) -> PyTree:
         """`M`, as a pytree that can be called."""
 
-    def data(self, batch: Batch) -> Any:
+    def data(self, batch: Batch) -> PyTree:
         """The part of a microbatch that the model and the loss are given."""
         return batch
 
@@ -83,7 +83,7 @@ class SandwichMap(LinearMap):
         aux = self.checked(self.loss(outputs, data), data)[1]
         return aux, Sandwich(push, self.inner(outputs, batch), pull)
 
-    def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Batch) -> Any:
+    def _outputs(self, selected: Sequence[Array], leaves: Sequence[Array], batch: Batch) -> PyTree:
         outputs = self.forward(self.params(selected, leaves), batch)
         for leaf in jax.tree.leaves(outputs):
             if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
@@ -94,19 +94,19 @@ class SandwichMap(LinearMap):
                 )
         return outputs
 
-    def _jacobian(self, leaves: Sequence[Array], batch: Batch) -> Any:
+    def _jacobian(self, leaves: Sequence[Array], batch: Batch) -> PyTree:
         """The outputs, `J` and its transpose; both maps are pytrees."""
         taken = self.taken(leaves)
 
-        def outputs_of(selected: Sequence[Array]) -> Any:
+        def outputs_of(selected: Sequence[Array]) -> PyTree:
             return self._outputs(selected, leaves, batch)
 
-        def forward_mode() -> Any:
+        def forward_mode() -> PyTree:
             outputs, push = jax.linearize(outputs_of, taken)
             check_linear(push, taken)
             return outputs, push, Partial(_transpose, push, taken)
 
-        def reverse_mode() -> Any:
+        def reverse_mode() -> PyTree:
             # Of the transpose, which is linear in the cotangents, the transpose.
             outputs, pull = jax.vjp(outputs_of, taken)
             push = Partial(_transpose_of_vjp, pull, outputs)
@@ -117,7 +117,7 @@ class SandwichMap(LinearMap):
         return first_possible("the model", outputs_of, (taken,), ways)
 
 
-def check_outputs(method: str, result: Any, outputs: PyTree) -> Any:
+def check_outputs(method: str, result: PyTree, outputs: PyTree) -> PyTree:
     """What a loss's own method returned, if it looks like the outputs.
 
     Raises:
@@ -134,9 +134,9 @@ def check_outputs(method: str, result: Any, outputs: PyTree) -> Any:
     return result
 
 
-def _transpose(push: Any, like: PyTree, cotangents: PyTree) -> Any:
+def _transpose(push: PyTree, like: PyTree, cotangents: PyTree) -> PyTree:
     return jax.linear_transpose(push, like)(cotangents)[0]
 
 
-def _transpose_of_vjp(pull: Any, like: PyTree, tangents: PyTree) -> Any:
+def _transpose_of_vjp(pull: PyTree, like: PyTree, tangents: PyTree) -> PyTree:
     return jax.vjp(lambda c: pull(c)[0], like)[1](tangents)[0]

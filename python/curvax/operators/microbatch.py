@@ -18,7 +18,7 @@ from curvax.operators.closure import Closed, close
 from curvax.operators.precision import Precision, at_precision
 from curvax.operators.products import Linearised, Product, Recomputed
 from curvax.operators.space import is_array
-from curvax.typing import Batch, PyTreeDef
+from curvax.typing import Batch, LossValue, PyTree, PyTreeDef
 
 
 class Primal(NamedTuple):
@@ -52,7 +52,7 @@ class MicrobatchMap(abc.ABC):
     """
 
     treedef: PyTreeDef
-    constants: dict[int, Any]
+    constants: dict[int, object]
     chosen: tuple[bool, ...]
     several: bool
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
@@ -89,7 +89,7 @@ class MicrobatchMap(abc.ABC):
         dtype = max((leaf.dtype for leaf in taken), key=lambda own: own.itemsize)
         return [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf in taken]
 
-    def params(self, selected: Sequence[Array], leaves: Sequence[Array]) -> Any:
+    def params(self, selected: Sequence[Array], leaves: Sequence[Array]) -> PyTree:
         """The parameters, with the chosen leaves replaced by `selected`."""
         chosen = iter(selected)
         arrays = iter(
@@ -101,7 +101,7 @@ class MicrobatchMap(abc.ABC):
         ]
         return jax.tree.unflatten(self.treedef, complete)
 
-    def checked(self, result: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
+    def checked(self, result: PyTree, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
         """What a loss returned: its mean, to be differentiated, and the pair of mean and weight.
 
         Raises:
@@ -152,7 +152,9 @@ class LinearMap(MicrobatchMap):
     """What linearises a function, or evaluates its derivative anew in every product."""
 
     @abc.abstractmethod
-    def linear_map(self, leaves: Sequence[Array], batch: Batch) -> tuple[tuple[Array, Array], Any]:
+    def linear_map(
+        self, leaves: Sequence[Array], batch: Batch
+    ) -> tuple[tuple[Array, Array], PyTree]:
         """`((mean, weight), linear map)`, both pytrees of arrays."""
 
     def product(self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]) -> list[Array]:
@@ -205,7 +207,7 @@ class LinearMap(MicrobatchMap):
         traced = self.traced(linear, operands, self.tangents(leaves))
         return Linearised(primal.function, (), traced, primal.kept, primal.places)
 
-    def _of_cast(self, leaves: Any, batch: Batch, tangents: list[Array]) -> list[Array]:
+    def _of_cast(self, leaves: PyTree, batch: Batch, tangents: list[Array]) -> list[Array]:
         return self.product(leaves, batch, self.cast(tangents, leaves))
 
 
@@ -213,7 +215,7 @@ class LinearMap(MicrobatchMap):
 class LossMap(MicrobatchMap):
     """A matrix of second derivatives of `loss(params, batch)`, by its gradient."""
 
-    loss: Callable[[Any, Any], Any]
+    loss: Callable[[PyTree, Batch], LossValue]
 
     def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
         """See `MicrobatchMap`."""
@@ -222,7 +224,7 @@ class LossMap(MicrobatchMap):
     def gradient(self, leaves: Sequence[Array], batch: Batch) -> Callable[..., Any]:
         """A function of the chosen leaves that returns the gradient, and mean and weight."""
 
-        def gradient(selected: Sequence[Array]) -> Any:
+        def gradient(selected: Sequence[Array]) -> PyTree:
             return jax.grad(self._mean, has_aux=True)(selected, leaves, batch)
 
         return gradient

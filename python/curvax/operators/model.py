@@ -14,7 +14,7 @@ from curvax.checks import shown
 from curvax.filters import Filter, NamePattern
 from curvax.operators.curvature import Curvature
 from curvax.operators.foreign import adapter_of, is_pytree, refuse
-from curvax.typing import Batch, Batches, Params
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -32,8 +32,8 @@ class Model:
     """
 
     params: Params
-    forward: Callable[[Any, Any], Any]
-    loss: Callable[[Any, Any], Any]
+    forward: Callable[[Params, Batch], PyTree]
+    loss: Callable[[PyTree, Batch], LossValue]
     name_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,11 +55,11 @@ class Model:
         numbers = sum(int(np.size(leaf)) for leaf in leaves)
         return f"{type(self).__name__}({numbers:,} parameters in {len(leaves)} leaves)"
 
-    def objective(self, params: Params, batch: Batch) -> Any:
+    def objective(self, params: Params, batch: Batch) -> PyTree:
         """The loss as a function of the parameters, as `hessian` takes it."""
         return self.loss(self.forward(params, batch), batch)
 
-    def prepare(self, batches: Batches) -> Any:
+    def prepare(self, batches: Batches) -> PyTree:
         """The batches that an operator of this model is made of; adapters convert them here."""
         return batches
 
@@ -71,7 +71,7 @@ class Model:
         if not callable(where) or all(own == [name] for name, own in names.items()):
             return where
 
-        def any_name(name: str, leaf: Any) -> bool:
+        def any_name(name: str, leaf: object) -> bool:
             return any(where(alias, leaf) for alias in (name, *names[name]))
 
         if isinstance(where, NamePattern):
@@ -119,7 +119,7 @@ def accepts_model(
     return decorate
 
 
-def _refuse_modules(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+def _refuse_modules(function: Any, args: tuple[object, ...], options: Mapping[str, PyTree]) -> None:
     """Name the adapter of a module of another framework in place of the parts of a model."""
     try:
         inspect.signature(function).bind(*args, **options)

@@ -17,7 +17,7 @@ from curvax.jaxpr_keys import Key, Keyed, key_of
 from curvax.operators.batches import Microbatches
 from curvax.operators.precision import Precision
 from curvax.operators.space import VectorSpace, check_float_dtype, is_array
-from curvax.typing import Params, PyTreeDef
+from curvax.typing import Batch, Params, PyTree, PyTreeDef
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,12 +36,12 @@ class Structure(Keyed):
     """
 
     treedef: PyTreeDef
-    constants: dict[int, Any]
+    constants: dict[int, object]
     microbatch_size: Microbatches
     num_batches: int | None
     numbered: bool
     precision: Precision | None
-    prepare: Callable[[Any], Any] | None = None
+    prepare: Callable[[Batch], PyTree] | None = None
 
     @functools.cached_property
     def key(self) -> Key:
@@ -104,7 +104,7 @@ def constants_of(params: Params, chosen: tuple[bool, ...]) -> dict[int, Any]:
 
 
 def widen(
-    params: Params, chosen: tuple[bool, ...], constants: dict[int, Any]
+    params: Params, chosen: tuple[bool, ...], constants: dict[int, object]
 ) -> tuple[tuple[Array, ...], VectorSpace]:
     """The arrays of the parameters, in 32 bits at least, and the space of those chosen.
 

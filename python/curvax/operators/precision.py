@@ -50,7 +50,7 @@ _FULL = (
 _PRODUCTS = PRODUCTS | RAGGED_PRODUCTS
 
 
-def check_precision(precision: Any, method: str = "autodiff") -> None:
+def check_precision(precision: object, method: str = "autodiff") -> None:
     """Refuse a precision that is unknown, or not to be had.
 
     Raises:

@@ -8,7 +8,7 @@ parameters, what they are to hold there.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import Array
 from curvax.columns import CHUNK, over_columns
 from curvax.operators.closure import Closed
 from curvax.operators.space import VectorSpace
-from curvax.typing import Batch, Batches
+from curvax.typing import Batch, Batches, PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Product(abc.ABC):
             block: `(b, n)` flat vectors.
         """
 
-    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, Any]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, PyTree]:
         """The mean loss of one microbatch, its weight, and its residuals."""
         mean, weight, residuals = self.primal(leaves, batch)
         return mean, weight, residuals
@@ -82,7 +82,7 @@ class OneByOne(Product):
     ) -> Array:
         """See `Product`."""
 
-        def one(entry: Any) -> Array:
+        def one(entry: PyTree) -> Array:
             batch, residuals, share = entry
             held = self.holding(residuals)
 
@@ -99,7 +99,7 @@ class OneByOne(Product):
             batch, share = jax.tree.map(lambda leaf: leaf[0], (batches, shares))
             return one((batch, self.residuals, share))
 
-        def add(total: Array, entry: Any) -> tuple[Array, None]:
+        def add(total: Array, entry: PyTree) -> tuple[Array, None]:
             return total + one(entry), None
 
         entries = (batches, self.residuals, shares)
@@ -125,7 +125,7 @@ class Linearised(OneByOne):
     kept: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     places: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, Any]:
+    def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array, PyTree]:
         """See `Product`."""
         mean, weight, operands = self.primal(leaves, batch)
         return mean, weight, tuple(operands[i] for i in self.kept)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +89,7 @@ class VectorSpace:
             flat.append(to_array(leaf, place, self.dtype).reshape(*batch, math.prod(shape)))
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
-    def unravel(self, flat: Array) -> Any:
+    def unravel(self, flat: Array) -> PyTree:
         """The inverse: `batch + (n,)` becomes leaves of shape `batch + leaf`."""
         batch = flat.shape[:-1]
         borders = np.cumsum(self.sizes)[:-1]
@@ -99,7 +98,7 @@ class VectorSpace:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """Whether `value` is an array, of numbers or bools, that JAX can compute with."""
     if isinstance(value, (np.ndarray, np.generic)):
         return bool(jnp.issubdtype(value.dtype, np.number)) or value.dtype == np.bool_

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from curvax.operators.closure import Closed
 from curvax.operators.microbatch import MicrobatchMap
 from curvax.operators.weights import weighted_mean
 from curvax.program import as_arguments, jit, untracked_settings
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 # What a mean of another order of sums, in 16 bits too, may differ by, relative.
 _SAME = 1e-3
@@ -23,7 +22,7 @@ _SAME = 1e-3
 def check_split(
     model: MicrobatchMap,
     leaves: tuple[Array, ...],
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     loss: Array,
     numbered: bool,
 ) -> None:
@@ -52,5 +51,5 @@ def check_split(
 
 
 @functools.partial(jit, static=0)
-def _evaluate(settings: Any, value: Closed, leaves: Any, batch: Batch) -> Any:
+def _evaluate(settings: Hashable, value: Closed, leaves: PyTree, batch: Batch) -> PyTree:
     return value(leaves, batch)

@@ -1,7 +1,6 @@
 """Vectors as users give them, and what describes their space."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from curvax.operators.space import VectorSpace, check_float_dtype, is_array
 from curvax.typing import PyTree, Vector
 
 
-def read_rows(space: VectorSpace, value: Any, what: str) -> Array:
+def read_rows(space: VectorSpace, value: object, what: str) -> Array:
     """The vectors that an argument means, `(b, n)` in the dtype of the space.
 
     Args:
@@ -52,7 +51,7 @@ def read_rows(space: VectorSpace, value: Any, what: str) -> Array:
     return rows
 
 
-def read_vector(space: VectorSpace, value: Any, what: str) -> Array:
+def read_vector(space: VectorSpace, value: object, what: str) -> Array:
     """The one vector that an argument means, `(n,)`; see `read_rows`.
 
     Raises:

@@ -7,7 +7,6 @@ themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from curvax.typing import DTypeLike
 
 def varying(*arrays: Array) -> frozenset[str]:
     """The mesh axes that any of the arrays varies over."""
-    avals: list[Any] = [jax.typeof(x) for x in arrays]
+    avals: list[jax.core.ShapedArray] = [jax.typeof(x) for x in arrays]
     return frozenset[str]().union(*(aval.mat.varying for aval in avals))
 
 

@@ -34,7 +34,7 @@ def whole(what: str, x: Array) -> Array:
     return _whole_when_compiled(what)(x)
 
 
-def _check(what: str, is_whole: bool, sharding: Any) -> None:
+def _check(what: str, is_whole: bool, sharding: object) -> None:
     if not is_whole:
         raise ValueError(
             f"{what} must lie whole on every device, since a basis cannot be sharded yet, got "

@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import textwrap
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from curvax.results.distribution import (
     FAR,
@@ -108,7 +109,7 @@ class SpectralDensity(Stored):
     rounding: float = 0.0
     coupling: float = 0.0
 
-    def evaluate(self, x: Any) -> tuple[Any, Any, Any]:
+    def evaluate(self, x: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The smoothed density at any points: `(density, lower, upper)`, as on `grid`.
 
         Args:
@@ -120,7 +121,7 @@ class SpectralDensity(Stored):
         n = self.num_parameters
         return smoothed_density(x, self.nodes, self.weights, self.atoms, n, self.width)
 
-    def cdf(self, x: Any) -> Any:
+    def cdf(self, x: ArrayLike) -> FloatArray:
         """The fraction of the operator's eigenvalues at or below `x`: float64, of the shape of `x`.
 
         By the nodes, the mass of each spread over what it stands for, within what the quadratures
@@ -131,7 +132,7 @@ class SpectralDensity(Stored):
         """
         return self._fractions(x)[1]
 
-    def cdf_interval(self, x: Any) -> tuple[Any, Any]:
+    def cdf_interval(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """The pointwise 95 % interval of the fraction of the eigenvalues at or below `x`.
 
         It holds both the randomness of the starts and the greatest error that the quadrature can
@@ -148,7 +149,7 @@ class SpectralDensity(Stored):
         low, _, high = self._fractions(x)
         return low, high
 
-    def quantile(self, q: Any) -> Any:
+    def quantile(self, q: ArrayLike) -> FloatArray:
         """The least x with `cdf(x) ≥ q`, to rounding: float64, of the shape of `q`.
 
         By bisection, to a tenth of `rounding`.
@@ -163,7 +164,7 @@ class SpectralDensity(Stored):
         # That eigenvalue counts from `rounding` below it on.
         return self._least(q, 1) + self.rounding
 
-    def quantile_interval(self, q: Any) -> tuple[Any, Any]:
+    def quantile_interval(self, q: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """The 95 % interval of the least x at or below which a fraction `q` of the eigenvalues is.
 
         An end that the quadrature does not bound within 1000 times the largest node is infinite.
@@ -236,7 +237,7 @@ class SpectralDensity(Stored):
         """How far from `x` the runs may see an eigenvalue that is there."""
         return self.rounding + displacement(x, self.atoms, self.coupling)
 
-    def _fractions(self, x: Any) -> tuple[Any, Any, Any]:
+    def _fractions(self, x: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The fraction at or below `x`: lower end, estimate and upper end, of the shape of `x`."""
         points = np.asarray(x, np.float64)
         if np.isnan(points).any():
@@ -266,7 +267,7 @@ class SpectralDensity(Stored):
         lower, greatest = mass_bounds(rule, x + reach)
         return least, np.clip(spread.below(x + reach), lower, greatest), greatest
 
-    def _least(self, q: Any, which: int) -> Any:
+    def _least(self, q: ArrayLike, which: int) -> FloatArray:
         """The least x at which one of `_fractions`, which rise, is at least `q`."""
         given = np.asarray(q, np.float64)
         if not np.all((given > 0) & (given < 1)):

@@ -10,7 +10,7 @@ from curvax.program import Clock
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned, measured, place, verdict
-from curvax.typing import BoolArray, FloatArray, IntArray
+from curvax.typing import Block, BoolArray, FloatArray, IntArray
 
 
 @record
@@ -85,7 +85,7 @@ class EigenResult(Stored):
     _large: ClassVar[tuple[str, ...]] = ("eigenvectors",)
 
     eigenvalues: FloatArray
-    eigenvectors: Any
+    eigenvectors: Block
     residuals: FloatArray
     estimated_errors: FloatArray
     converged: BoolArray
@@ -113,15 +113,15 @@ class EigenResult(Stored):
     @classmethod
     def measured(
         cls,
-        values: Any,
-        residuals: Any,
-        vectors: Callable[[IntArray], Any],
+        values: FloatArray,
+        residuals: FloatArray,
+        vectors: Callable[[IntArray], Block],
         *,
         clock: Clock,
         history: Sequence[Progress],
-        estimated_errors: Any,
-        converged: Any,
-        tol_effective: Any,
+        estimated_errors: FloatArray,
+        converged: BoolArray,
+        tol_effective: FloatArray,
         **facts: Any,
     ) -> Self:
         """The result of a solve, whose pairs may come in any order.

@@ -83,7 +83,7 @@ def encode(value: Any, name: str, arrays: Arrays) -> Any:
     return encode(_leaves_by_name(value, name), name, arrays)
 
 
-def decode(value: Any, arrays: Arrays) -> Any:
+def decode(value: object, arrays: Arrays) -> Any:
     """The value that `encode` was given.
 
     Raises:
@@ -115,7 +115,7 @@ def decode(value: Any, arrays: Arrays) -> Any:
     raise ValueError(f"{kind!r} is no kind of value")
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     # Not isinstance: NumPy's float64 is a float, but its type is to be restored.
     return type(value) in _PLAIN
 

@@ -11,7 +11,7 @@ from curvax.filters import leaf_names
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned
-from curvax.typing import FloatArray
+from curvax.typing import Block, FloatArray
 
 # Leaves of a diagonal, and Ritz values at each end, that a table lists.
 _MAX_LEAVES = 20
@@ -185,7 +185,7 @@ class LanczosTridiagonal(Stored):
     alphas: FloatArray
     betas: FloatArray
     last_beta: float
-    basis: Any
+    basis: Block
     num_matvecs: int
     seed: int | None
     seconds: dict[str, float]
@@ -228,7 +228,7 @@ def summary(leaves: Sequence[FloatArray]) -> tuple[str, str, str, str]:
     return (f"{total:.4g}", f"{mean:.3g}", f"{low:.3g}", f"{high:.3g}")
 
 
-def _reached(estimate: Any, stderr: Any) -> tuple[FloatArray, FloatArray]:
+def _reached(estimate: FloatArray, stderr: FloatArray) -> tuple[FloatArray, FloatArray]:
     values, errors = np.ravel(np.asarray(estimate)), np.ravel(np.asarray(stderr))
     missing = np.isnan(values)
     # The copy is made only where it is needed: leaves can be as long as 1e8.

@@ -12,7 +12,7 @@ from typing import Any
 FORMAT = 2
 
 
-def upgraded(value: Any, format: int) -> Any:
+def upgraded(value: object, format: int) -> Any:
     """What `encoding.encode` made of a value in an older format, as it would be made today.
 
     Raises:

@@ -19,9 +19,8 @@ give a wider one, which still fails at an isolated eigenvalue, whose mass is a Ï
 freedom.
 """
 
-from typing import Any
-
 import numpy as np
+from jax.typing import ArrayLike
 from scipy.special import ndtri
 
 from curvax.typing import FloatArray
@@ -31,8 +30,8 @@ _CHUNK = 1 << 18
 
 
 def smoothed_density(
-    x: Any, nodes: FloatArray, weights: FloatArray, atoms: FloatArray, n: int, width: float
-) -> tuple[Any, Any, Any]:
+    x: ArrayLike, nodes: FloatArray, weights: FloatArray, atoms: FloatArray, n: int, width: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The density of the smoothed measure at `x`, and its pointwise 95 % interval.
 
     Args:

@@ -1,7 +1,9 @@
 """What a linear solve returns."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from jax.typing import ArrayLike
 
 from curvax.results.stored import Stored
 
@@ -26,7 +28,7 @@ class SolveResult(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("x",)
 
-    x: Any
+    x: ArrayLike
     relative_residual: float
     converged: bool
     tol: float

@@ -201,7 +201,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _readable(value: Any) -> Any:
+def _readable(value: object) -> Any:
     """Plain JSON, for people: records as objects, arrays as lists, nonfinite numbers as null."""
     if isinstance(value, Stored):
         kept = {k: v for k, v in fields_of(value).items() if k not in value._large}

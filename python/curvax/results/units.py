@@ -40,7 +40,7 @@ _DIRECT: dict[type, tuple[str, ...]] = {
 _INVERSE: dict[type, tuple[str, ...]] = {SpectralDensity: ("density", "lower", "upper")}
 
 
-def rescaled(result: Any, exponent: int) -> Any:
+def rescaled(result: PyTree, exponent: int) -> Any:
     """What was found, or reported on the way, of an operator A, as that of `2**exponent · A`."""
     if exponent == 0 or result is None:
         return result
@@ -58,10 +58,10 @@ def rescaled(result: Any, exponent: int) -> Any:
     return dataclasses.replace(result, **changed)
 
 
-def times(tree: PyTree, exponent: int) -> Any:
+def times(tree: PyTree, exponent: int) -> PyTree:
     """`2**exponent · tree`, on the host, where small numbers are not flushed to zero."""
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: object) -> PyTree:
         # What is beyond the largest number is infinite, as it should be.
         with np.errstate(over="ignore"):
             product = np.ldexp(np.asarray(leaf), exponent)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from curvax.adapters.torch.bridge import batch_to_jax
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 IGNORED = -100
 """The label that does not count, of all models of transformers."""
@@ -40,13 +40,13 @@ def mapping(batch: Batch, main: str) -> dict[str, Any]:
     return dict(batch_to_jax(stacked))
 
 
-def places(arrays: Mapping[str, Any], main: str) -> tuple[int, int]:
+def places(arrays: Mapping[str, PyTree], main: str) -> tuple[int, int]:
     """The first two lengths of a batch's main input: of tokens, the samples and their places."""
     samples, length = (arrays[main] if main in arrays else arrays[EMBEDDED]).shape[:2]
     return samples, length
 
 
-def _stacked(key: str, value: Any) -> Any:
+def _stacked(key: str, value: object) -> Any:
     if not isinstance(value, (list, tuple)) or not value:
         return value
     if any(isinstance(x, str) for x in value):
@@ -61,7 +61,7 @@ def _stacked(key: str, value: Any) -> Any:
     return np.stack(samples)
 
 
-def labels_of(batch: Batch) -> Any:
+def labels_of(batch: Batch) -> PyTree:
     """The labels of a batch.
 
     Raises:
@@ -72,7 +72,7 @@ def labels_of(batch: Batch) -> Any:
     return batch["labels"]
 
 
-def check_labels(batch: Mapping[str, Any], shape: tuple[int | None, ...], classes: int) -> None:
+def check_labels(batch: Mapping[str, PyTree], shape: tuple[int | None, ...], classes: int) -> None:
     """Refuse the labels of another head.
 
     Args:

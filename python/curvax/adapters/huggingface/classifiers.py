@@ -1,7 +1,7 @@
 """Classifiers of sequences and of images."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,11 +14,13 @@ from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.module import adapt
 from curvax.losses import SoftmaxCrossEntropy
 from curvax.options import takes_options
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 
 @takes_options()
-def sequence_classification(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
+def sequence_classification(
+    model_or_path: nn.Module | str | Path, *, example: Batch = None
+) -> AdaptedModel:
     """A classifier of token sequences, with its cross entropy.
 
     A batch is a mapping with `input_ids`, integer `labels (B,)` and, if need be, `attention_mask`
@@ -42,7 +44,9 @@ def sequence_classification(model_or_path: Any, *, example: Batch = None) -> Ada
 
 
 @takes_options()
-def image_classification(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
+def image_classification(
+    model_or_path: nn.Module | str | Path, *, example: Batch = None
+) -> AdaptedModel:
     """A classifier of images, with its cross entropy.
 
     A batch is a mapping with `pixel_values (B, channels, height, width)` and integer `labels (B,)`,
@@ -80,12 +84,12 @@ def _classifier(model: nn.Module, example: Batch) -> AdaptedModel:
         )
     main = model.main_input_name
 
-    def convert(batch: Batch) -> Mapping[str, Any]:
+    def convert(batch: Batch) -> Mapping[str, PyTree]:
         arrays = mapping(batch, main)
         check_labels(arrays, (places(arrays, main)[0],), classes)
         return arrays
 
-    def run(model: nn.Module, batch: Batch) -> Any:
+    def run(model: nn.Module, batch: Batch) -> PyTree:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with written(model, ours=True):
             return model(**inputs).logits

@@ -1,6 +1,7 @@
 """Encoders, under a loss of their embeddings."""
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,12 +13,12 @@ from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.module import adapt
 from curvax.checks import shown
 from curvax.options import takes_options
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 
 @takes_options()
 def encoder(
-    model_or_path: Any,
+    model_or_path: nn.Module | str | Path,
     *,
     loss: TorchLoss,
     pooling: Literal["mean", "first", "none"] = "mean",
@@ -50,10 +51,10 @@ def encoder(
         raise ValueError(f"pooling must be 'mean', 'first' or 'none', got {shown(pooling)}")
     model = load(model_or_path, "encoder")
 
-    def targets(batch: Batch) -> Any:
+    def targets(batch: Batch) -> PyTree:
         return batch["targets"]
 
-    def run(model: nn.Module, batch: Batch) -> Any:
+    def run(model: nn.Module, batch: Batch) -> PyTree:
         inputs = {key: value for key, value in batch.items() if key != "targets"}
         with written(model, ours=True):
             hidden = model(**inputs).last_hidden_state

@@ -1,9 +1,10 @@
 """Causal and masked language models."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import jax.numpy as jnp
+from torch import nn
 
 from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.huggingface.batches import IGNORED, check_labels, mapping, places
@@ -11,11 +12,11 @@ from curvax.adapters.huggingface.examples import example_of, tokens
 from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.torch.bridge import batch_to_jax
 from curvax.options import takes_options
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 
 @takes_options()
-def causal_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
+def causal_lm(model_or_path: nn.Module | str | Path, *, example: Batch = None) -> AdaptedModel:
     """A causal language model, with its own loss of the next token.
 
     A batch is an array of tokens `(B, T)`, or a mapping with `input_ids` and, if need be,
@@ -44,7 +45,7 @@ def causal_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """
     model, main, vocabulary = load_with_head(model_or_path, "causal_lm")
 
-    def convert(batch: Batch) -> Any:
+    def convert(batch: Batch) -> PyTree:
         arrays = _with_labels(batch, main)
         check_labels(arrays, places(arrays, main), vocabulary)
         return arrays
@@ -55,7 +56,7 @@ def causal_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
 
 
 @takes_options()
-def masked_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
+def masked_lm(model_or_path: nn.Module | str | Path, *, example: Batch = None) -> AdaptedModel:
     """A masked language model, as BERT's.
 
     A batch is a mapping with `input_ids`, `labels` (-100 for tokens that do not count) and, if need
@@ -77,7 +78,7 @@ def masked_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """
     model, main, vocabulary = load_with_head(model_or_path, "masked_lm")
 
-    def convert(batch: Batch) -> Mapping[str, Any]:
+    def convert(batch: Batch) -> Mapping[str, PyTree]:
         arrays = mapping(batch, main)
         check_labels(arrays, places(arrays, main), vocabulary)
         return arrays
@@ -86,7 +87,7 @@ def masked_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     return token_model(model, example, convert, (False,))
 
 
-def _with_labels(batch: Batch, main: str) -> Any:
+def _with_labels(batch: Batch, main: str) -> PyTree:
     """A batch of arrays, with the tokens for labels if it has none."""
     if not isinstance(batch, Mapping):
         arrays = batch_to_jax(batch)

@@ -28,7 +28,7 @@ _AUTO = {
 }
 
 
-def load(model_or_path: Any, kind: str) -> nn.Module:
+def load(model_or_path: nn.Module | str | Path, kind: str) -> nn.Module:
     """The model that was given, or that is at a path on this machine.
 
     Args:
@@ -56,7 +56,7 @@ def load(model_or_path: Any, kind: str) -> nn.Module:
     return model
 
 
-def _loaded(model_or_path: Any, kind: str) -> nn.Module:
+def _loaded(model_or_path: nn.Module | str | Path, kind: str) -> nn.Module:
     path = Path(model_or_path)
     options: dict[str, Any] = {}
     if path.suffix == ".gguf":

@@ -1,6 +1,7 @@
 """Encoder-decoder models, as T5, BART and Whisper."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
 from curvax.adapters.torch.state import preserved
 from curvax.options import takes_options
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 
 @takes_options()
-def seq2seq_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
+def seq2seq_lm(model_or_path: nn.Module | str | Path, *, example: Batch = None) -> AdaptedModel:
     """An encoder-decoder language model, as T5, BART or Whisper, with its own loss.
 
     A batch is a mapping with `input_ids` (`input_features` for speech), `labels` (-100 for tokens
@@ -41,7 +42,7 @@ def seq2seq_lm(model_or_path: Any, *, example: Batch = None) -> AdaptedModel:
     """
     model, main, vocabulary = load_with_head(model_or_path, "seq2seq_lm")
 
-    def convert(batch: Batch) -> Mapping[str, Any]:
+    def convert(batch: Batch) -> Mapping[str, PyTree]:
         arrays = mapping(batch, main)
         check_labels(arrays, (places(arrays, main)[0], None), vocabulary)
         if "decoder_input_ids" in arrays or "decoder_inputs_embeds" in arrays:
@@ -56,7 +57,7 @@ class _Read(Exception):
     """Ends a call of the model where its decoder begins."""
 
 
-def _shifted(model: nn.Module, arrays: Mapping[str, Any]) -> torch.Tensor:
+def _shifted(model: nn.Module, arrays: Mapping[str, PyTree]) -> torch.Tensor:
     """What the model's decoder reads for labels."""
     batch = batch_to_torch(arrays)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +24,13 @@ from curvax.adapters.torch.module import adapt
 from curvax.adapters.torch.state import preserved
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 # Of the same number by two programs of torch, in float32.
 _SAME = 1e-4
 
 
-def load_with_head(model_or_path: Any, kind: str) -> tuple[nn.Module, str, int]:
+def load_with_head(model_or_path: nn.Module | str | Path, kind: str) -> tuple[nn.Module, str, int]:
     """A model with a linear head for tokens, what its main input is called, and its vocabulary.
 
     Raises:
@@ -63,16 +64,16 @@ class TokenHead:
     extra: str = "none"
     cap: float | None = None
 
-    def labels(self, batch: Batch) -> Any:
+    def labels(self, batch: Batch) -> PyTree:
         """Those that the places predict."""
         return labels_of(batch)[:, 1:] if self.shifted else labels_of(batch)
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+    def outputs(self, model: nn.Module, batch: Batch) -> PyTree:
         """What the loss takes, in the program that JAX runs."""
         with written(model, ours=True):
             return self.hidden(model, batch) if self.fused else self.whole(model, batch)
 
-    def hidden(self, model: nn.Module, batch: Batch) -> Any:
+    def hidden(self, model: nn.Module, batch: Batch) -> PyTree:
         """Hidden states and head, the bias if there is one, and the extra term."""
         with _without_head(model):
             found, extra = self._called(model, batch)
@@ -82,7 +83,7 @@ class TokenHead:
             bias = added[0] if bias is None else added[0] + bias
         return (found, head.weight) + (() if bias is None else (bias,)) + extra
 
-    def whole(self, model: nn.Module, batch: Batch) -> Any:
+    def whole(self, model: nn.Module, batch: Batch) -> PyTree:
         """The logits, with the extra term if there is one."""
         logits, extra = self._called(model, batch)
         return (logits, *extra) if extra else logits
@@ -127,7 +128,7 @@ class TokenHead:
 def token_model(
     model: nn.Module,
     example: Batch,
-    convert: Callable[[Any], Any],
+    convert: Callable[[Batch], PyTree],
     shifts: tuple[bool, ...],
 ) -> AdaptedModel:
     """A model with a head for tokens, under its own loss.

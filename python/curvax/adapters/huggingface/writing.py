@@ -6,13 +6,16 @@ side what JAX can run and differentiate twice.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.torch.bridge import torchax
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _ATTENTION = ("eager", "sdpa")
 _EXPERTS = ("eager", "batched_mm", "grouped_mm")
@@ -44,11 +47,11 @@ def written(model: nn.Module, *, ours: bool = False) -> Iterator[None]:
             vars(config).update(before)
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def _configs(model: nn.Module) -> list["PretrainedConfig"]:
     """Of the model, its parts and theirs."""
-    found: dict[int, Any] = {}
+    found: dict[int, "PretrainedConfig"] = {}
 
-    def visit(config: Any) -> None:
+    def visit(config: "PretrainedConfig") -> None:
         if id(config) not in found and hasattr(config, "_attn_implementation_internal"):
             found[id(config)] = config
             for name in config.sub_configs:
@@ -59,7 +62,7 @@ def _configs(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def _attention(model: nn.Module, config: Any) -> str | None:
+def _attention(model: nn.Module, config: "PretrainedConfig") -> str | None:
     """The user's, where torch has second derivatives of it on a CPU."""
     chosen: str | None = config._attn_implementation_internal
     if chosen is None or chosen in _ATTENTION:
@@ -67,7 +70,7 @@ def _attention(model: nn.Module, config: Any) -> str | None:
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
-def _experts(model: nn.Module, config: Any, ours: bool) -> str | None:
+def _experts(model: nn.Module, config: "PretrainedConfig", ours: bool) -> str | None:
     """For ours a product over groups, since the loop over experts depends on the routes.
 
     torch has that product in at most 32 bits.

@@ -1,10 +1,8 @@
 """The parts of a batch as Keras takes it: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
 
-from typing import Any
-
 import keras
 
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 PARTS = (
     "A batch is (x, y) or (x, y, sample_weight), with the structures, keys and shapes that the "
@@ -13,23 +11,23 @@ PARTS = (
 )
 
 
-def inputs_of(batch: Batch) -> Any:
+def inputs_of(batch: Batch) -> PyTree:
     """What the model is called on."""
     return _parts(batch)[0]
 
 
-def targets_of(batch: Batch) -> Any:
+def targets_of(batch: Batch) -> PyTree:
     """The targets, or None."""
     return _parts(batch)[1]
 
 
-def default_weights(batch: Batch) -> Any:
+def default_weights(batch: Batch) -> PyTree:
     """The weights of samples, or None."""
     known = isinstance(batch, (tuple, list)) and len(batch) == 3
     return batch[2] if known else None
 
 
-def _parts(batch: Batch) -> Any:
+def _parts(batch: Batch) -> PyTree:
     if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
         raise TypeError(
             "a batch must be x, (x,), (x, y) or (x, y, sample_weight), as for Keras, got a "

@@ -10,7 +10,7 @@ import numpy as np
 from curvax.adapters.keras.network import Network
 
 
-def check_model(model: Any) -> None:
+def check_model(model: keras.Model) -> None:
     """Refuse what cannot be analysed, whatever its loss.
 
     Raises:
@@ -47,7 +47,7 @@ def check_model(model: Any) -> None:
             )
 
 
-def check_steps(model: Any) -> None:
+def check_steps(model: keras.Model) -> None:
     """Refuse a class that computes its loss where it cannot be read.
 
     Raises:

@@ -12,6 +12,7 @@ from keras.src.losses.loss import apply_mask, squeeze_or_expand_to_same_rank
 from keras.src.trainers.compile_utils import CompileLoss
 
 from curvax.checks import shown
+from curvax.typing import PyTree
 
 sparse_cross_entropy = keras.losses.sparse_categorical_crossentropy
 # Their targets look otherwise than their outputs.
@@ -28,7 +29,7 @@ class Container(CompileLoss):  # type: ignore[misc]
         divisors: of each loss in turn, see `_divisor`.
     """
 
-    def __init__(self, loss: Any, loss_weights: Any, output_names: Any) -> None:
+    def __init__(self, loss: PyTree, loss_weights: Any, output_names: Any) -> None:
         super().__init__(loss, loss_weights, output_names=output_names)
         self.divisors: list[Array | int | None] = []
         self._found: list[Any] = []
@@ -39,7 +40,7 @@ class Container(CompileLoss):  # type: ignore[misc]
         """None; while Keras goes through the losses, a place for each."""
         return [None] * len(self._flat_losses) if self._calling else []
 
-    def call(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def call(self, y_true: PyTree, y_pred: PyTree, sample_weight: Any = None) -> PyTree:
         """See `keras.losses.Loss`."""
         names = set(y_pred) if isinstance(y_pred, dict) else set(self.output_names or ())
         if isinstance(y_true, dict) and names and not set(y_true) <= names:
@@ -53,7 +54,7 @@ class Container(CompileLoss):  # type: ignore[misc]
         finally:
             self._calling = False
 
-    def build(self, y_true: Any, y_pred: Any) -> None:
+    def build(self, y_true: PyTree, y_pred: PyTree) -> None:
         """See `CompileLoss`."""
         leaves = [leaf for leaf in jax.tree.leaves(y_pred) if leaf.dtype == jnp.float64]
         if leaves:
@@ -82,13 +83,13 @@ class Container(CompileLoss):  # type: ignore[misc]
 class _Counted:
     """A loss of Keras that notes what it is a mean over."""
 
-    def __init__(self, loss: Any, dtype: str | None, container: Container) -> None:
+    def __init__(self, loss: PyTree, dtype: str | None, container: Container) -> None:
         self.loss = loss if dtype is None else copy.copy(loss)
         if dtype is not None:
             self.loss._dtype = dtype
         self.container = container
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+    def __call__(self, y_true: PyTree, y_pred: PyTree, sample_weight: PyTree) -> Any:
         y_true = jax.tree.map(jnp.asarray, y_true)
         _check_targets(self.loss, y_true, y_pred)
         self.container.divisors.append(_divisor(self.loss, y_true, y_pred, sample_weight))
@@ -105,7 +106,7 @@ class _Counted:
         return jnp.where(known.all(), mean, jnp.nan)
 
 
-def _check_known(labels: Any, known: Any, classes: int, name: str) -> None:
+def _check_known(labels: PyTree, known: Any, classes: int, name: str) -> None:
     if not isinstance(known, jax.core.Tracer) and not known.all():
         raise ValueError(
             f"the targets of the loss {name!r} must be labels from 0 to {classes - 1}, as the "
@@ -114,15 +115,15 @@ def _check_known(labels: Any, known: Any, classes: int, name: str) -> None:
         )
 
 
-def _function(loss: Any) -> Any:
+def _function(loss: PyTree) -> Any:
     return getattr(loss, "fn", None)
 
 
-def _options(loss: Any) -> dict[str, Any]:
+def _options(loss: PyTree) -> dict[str, Any]:
     return getattr(loss, "_fn_kwargs", {})
 
 
-def _check_targets(loss: Any, y_true: Any, y_pred: Any) -> None:
+def _check_targets(loss: PyTree, y_true: PyTree, y_pred: PyTree) -> None:
     """Refuse targets that Keras would broadcast, or whose shape its messages do not explain."""
     function = _function(loss)
     if not getattr(function, "__module__", "").startswith("keras."):
@@ -151,7 +152,9 @@ def _check_targets(loss: Any, y_true: Any, y_pred: Any) -> None:
         )
 
 
-def _divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Array | int | None:
+def _divisor(
+    loss: PyTree, y_true: PyTree, y_pred: PyTree, sample_weight: PyTree
+) -> Array | int | None:
     """What a loss is a mean over.
 
     The number of elements, an int; by a mask or the sum of weights, an array; None if the loss

@@ -14,7 +14,7 @@ from curvax.adapters.keras.container import Container, sparse_cross_entropy
 from curvax.adapters.keras.network import Network, Parts, as_parts, untouched, with_masks
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
-from curvax.typing import Batch, PyTree
+from curvax.typing import Batch, LossValue, PyTree
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 NO_LOSS = (
@@ -27,7 +27,7 @@ _METHODS = ("hessian_product", "fisher_product", "sample")
 class Compiled(NamedTuple):
     """A loss as `compile` takes it; `loss` is None where the model's own losses are all."""
 
-    loss: Any
+    loss: PyTree
     weights: Any
     output_names: Any
 
@@ -71,15 +71,15 @@ class KerasLoss:
 
     def __init__(
         self,
-        total: Callable[[Any, Any], Any],
-        better: Callable[[Any, Any], Any] = lambda outputs, batch: None,
+        total: Callable[[PyTree, Batch], LossValue],
+        better: Callable[[PyTree, Batch], LossValue] = lambda outputs, batch: None,
         methods: tuple[str, ...] = (),
     ) -> None:
         self.total = total
         self.better = better
         self.methods = methods
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean, or `(mean, weight)`."""
         better = self.better(outputs, batch)
         return (self.total if better is None else better)(outputs, batch)
@@ -96,7 +96,7 @@ class KerasLoss:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
-        def mean(outputs: PyTree) -> Any:
+        def mean(outputs: PyTree) -> PyTree:
             loss = self.total(outputs, batch)
             return loss[0] if isinstance(loss, tuple) else loss
 
@@ -149,10 +149,12 @@ class Pieces:
             self.check_several()
 
 
-def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Pieces) -> KerasLoss:
+def own_function(
+    network: Network, loss: Callable[[PyTree, Batch], LossValue], pieces: Pieces
+) -> KerasLoss:
     """`loss(outputs, batch)` plus the losses that the model adds."""
 
-    def total(outputs: PyTree, batch: Batch) -> Any:
+    def total(outputs: PyTree, batch: Batch) -> PyTree:
         parts = as_parts(outputs)
         value = loss(parts.outputs, batch)
         mean, weight = value if isinstance(value, tuple) else (value, None)
@@ -161,7 +163,7 @@ def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Piec
             pieces.divide(count(network.inputs(batch)))
         return mean if weight is None else (mean, weight)
 
-    def better(outputs: PyTree, batch: Batch) -> Any:
+    def better(outputs: PyTree, batch: Batch) -> PyTree:
         return None if isinstance(outputs, Parts) else loss
 
     return KerasLoss(total, better, tuple(name for name in _METHODS if hasattr(loss, name)))
@@ -170,7 +172,7 @@ def own_function(network: Network, loss: Callable[[Any, Any], Any], pieces: Piec
 def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pieces) -> KerasLoss:
     """What Keras's `compute_loss` returns."""
 
-    def total(outputs: PyTree, batch: Batch) -> Any:
+    def total(outputs: PyTree, batch: Batch) -> PyTree:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not network.own_rule)
         parts = as_parts(outputs)
         mean, container = compute_loss(network, compiled, parts, (x, y, sample_weight))
@@ -183,7 +185,7 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pi
 
     fused = _fused(compiled)
 
-    def better(outputs: PyTree, batch: Batch) -> Any:
+    def better(outputs: PyTree, batch: Batch) -> PyTree:
         if fused is None or isinstance(outputs, Parts) or get.weights(batch) is not None:
             return None
         return fused(outputs, get.targets(batch))
@@ -244,7 +246,7 @@ def _weight(divisors: list[Any], own: bool, samples: int) -> tuple[Any, bool]:
     return (known[0] if len(set(known)) == 1 else samples), True
 
 
-def _fused(compiled: Compiled) -> Callable[[Any, Any], Any] | None:
+def _fused(compiled: Compiled) -> Callable[[PyTree, Batch], LossValue] | None:
     """Gets the loss of `curvax.losses` that says the same for outputs and targets without weights.
 
     None where there is none at all; the function returns None for outputs or targets that do not
@@ -267,7 +269,7 @@ def _fused(compiled: Compiled) -> Callable[[Any, Any], Any] | None:
     return lambda outputs, y: _labels(outputs, y, -(2**31) if ignored is None else ignored)
 
 
-def _squares(outputs: PyTree, y: Any) -> Any:
+def _squares(outputs: PyTree, y: PyTree) -> PyTree:
     if not _is_array(outputs) or not _is_array(y):
         return None
     wanted, got = outputs.shape, y.shape
@@ -276,7 +278,7 @@ def _squares(outputs: PyTree, y: Any) -> Any:
     return None
 
 
-def _labels(outputs: PyTree, y: Any, ignored: int) -> Any:
+def _labels(outputs: PyTree, y: PyTree, ignored: int) -> PyTree:
     if not _is_array(outputs) or not _is_array(y) or not jnp.issubdtype(y.dtype, jnp.integer):
         return None
     wanted = outputs.shape[:-1]
@@ -289,7 +291,7 @@ def _is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
-def check_names(loss: Any) -> None:
+def check_names(loss: PyTree) -> None:
     """Refuse what no loss of Keras is, and what is no mean.
 
     Raises:
@@ -313,7 +315,7 @@ def check_names(loss: Any) -> None:
             )
 
 
-def is_own_function(loss: Any) -> bool:
+def is_own_function(loss: PyTree) -> bool:
     """Whether a loss is `loss(outputs, batch)`, rather than one of Keras."""
     if isinstance(loss, (str, keras.losses.Loss, Mapping, list, tuple)) or inspect.isclass(loss):
         return False

@@ -24,7 +24,7 @@ from curvax.adapters.keras.network import Network
 from curvax.adapters.keras.saved import load
 from curvax.checks import shown
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, Params
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,14 +37,14 @@ class KerasModel(AdaptedModel):
 
     pieces: losses.Pieces = dataclasses.field(kw_only=True)
 
-    def prepare(self, batches: Batches) -> Any:
+    def prepare(self, batches: Batches) -> PyTree:
         """See `AdaptedModel`."""
         prepared = super().prepare(batches)
         if isinstance(prepared, list) and len(prepared) > 1:
             self.pieces.check_several()
         return self._checked(prepared) if isinstance(prepared, Iterator) else prepared
 
-    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for position, batch in enumerate(batches):
             if position:
                 self.pieces.check_several()
@@ -55,12 +55,12 @@ class KerasModel(AdaptedModel):
 def from_model(
     model_or_path: Any,
     *,
-    loss: Any = None,
+    loss: PyTree = None,
     class_weight: Mapping[int, float] | None = None,
     example: Batch = None,
-    inputs: Callable[[Any], Any] = inputs_of,
-    targets: Callable[[Any], Any] = targets_of,
-    sample_weights: Callable[[Any], Any] = default_weights,
+    inputs: Callable[[Batch], PyTree] = inputs_of,
+    targets: Callable[[Batch], PyTree] = targets_of,
+    sample_weights: Callable[[Batch], PyTree] = default_weights,
 ) -> AdaptedModel:
     """A Keras model and its loss as a model, called with `training=False`.
 
@@ -117,7 +117,7 @@ def from_model(
 
 
 def _of_function(
-    model: Any, loss: Any, get: losses.Getters, class_weight: Any, example: Batch
+    model: keras.Model, loss: PyTree, get: losses.Getters, class_weight: Any, example: Batch
 ) -> AdaptedModel:
     if class_weight is not None:
         raise ValueError(
@@ -130,7 +130,7 @@ def _of_function(
         )
     network = Network(model, get.inputs, masked=False, own_rule=False)
 
-    def value(params: Params, batch: Batch) -> Any:
+    def value(params: Params, batch: Batch) -> PyTree:
         outputs, state, added = network.call(params, batch)
         mean = mean_of(loss(outputs, batch)) + sum(jnp.sum(one) for one in added)
         return mean, (network.forward(params, batch), state)
@@ -140,7 +140,9 @@ def _of_function(
     return _adapt(network, value, ours, pieces, example, lambda batch: None)
 
 
-def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Batch) -> AdaptedModel:
+def _of_compiled(
+    model: keras.Model, loss: PyTree, get: losses.Getters, example: Batch
+) -> AdaptedModel:
     own_rule = loss is None and type(model).compute_loss is not keras.Model.compute_loss
     if loss is None:
         check_steps(model)
@@ -152,7 +154,7 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Batch) -> 
     pieces = losses.Pieces()
     ours = losses.compiled_loss(network, compiled, get, pieces)
 
-    def value(params: Params, batch: Batch) -> Any:
+    def value(params: Params, batch: Batch) -> PyTree:
         x, y, sample_weight = get.data(batch, compiled.loss is not None and not own_rule)
         with losses.compiled_with(network, compiled):
             mean, (_, _, state, _) = keras.Model.compute_loss_and_updates(
@@ -169,7 +171,7 @@ def _of_compiled(model: Any, loss: Any, get: losses.Getters, example: Batch) -> 
     return _adapt(network, value, ours, pieces, example, get.weights)
 
 
-def _compiled(model: Any, own_rule: bool) -> losses.Compiled:
+def _compiled(model: keras.Model, own_rule: bool) -> losses.Compiled:
     container = getattr(model, "_compile_loss", None)
     if container is not None:
         return losses.Compiled(
@@ -182,13 +184,13 @@ def _compiled(model: Any, own_rule: bool) -> losses.Compiled:
 
 def _adapt(
     network: Network,
-    value: Callable[[Any, Any], Any],
+    value: Callable[[PyTree, Batch], LossValue],
     loss: losses.KerasLoss,
     pieces: losses.Pieces,
     example: Batch,
-    weights: Callable[[Any], Any],
+    weights: Callable[[Batch], PyTree],
 ) -> AdaptedModel:
-    def evaluate(batch: Batch) -> Any:
+    def evaluate(batch: Batch) -> PyTree:
         (mean, (outputs, state)), gradient = value_and_gradient(
             "Keras", jit_value_and_grad, value, network.params, batch, PARTS
         )
@@ -215,12 +217,12 @@ def _adapt(
 
 
 def _getters(
-    inputs: Callable[[Any], Any],
-    targets: Callable[[Any], Any],
-    sample_weights: Callable[[Any], Any],
+    inputs: Callable[[Batch], PyTree],
+    targets: Callable[[Batch], PyTree],
+    sample_weights: Callable[[Batch], PyTree],
     class_weight: Mapping[int, float] | None,
 ) -> losses.Getters:
-    def weights(batch: Batch) -> Any:
+    def weights(batch: Batch) -> PyTree:
         given = sample_weights(batch)
         if class_weight is None:
             return given

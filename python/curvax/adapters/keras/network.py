@@ -44,7 +44,7 @@ class Network:
     """
 
     def __init__(
-        self, model: Any, inputs: Callable[[Any], Any], masked: bool, own_rule: bool
+        self, model: keras.Model, inputs: Callable[[Batch], PyTree], masked: bool, own_rule: bool
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -71,7 +71,7 @@ class Network:
             )
         return outputs, state, losses
 
-    def forward(self, params: Params, batch: Batch) -> Any:
+    def forward(self, params: Params, batch: Batch) -> PyTree:
         """The outputs, or `Parts`."""
         outputs, _, losses = self.call(params, batch)
         leaves = jax.tree.leaves(outputs) if self.masked else []
@@ -101,7 +101,7 @@ def as_parts(outputs: PyTree) -> Parts:
     return outputs if isinstance(outputs, Parts) else Parts(outputs)
 
 
-def with_masks(parts: Parts) -> Any:
+def with_masks(parts: Parts) -> PyTree:
     """The outputs with their masks, as Keras attaches them."""
     leaves, treedef = jax.tree.flatten(parts.outputs)
     for i, mask in enumerate(parts.masks):
@@ -111,13 +111,13 @@ def with_masks(parts: Parts) -> Any:
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _sum(loss: Any) -> Any:
+def _sum(loss: PyTree) -> Any:
     floating = jnp.issubdtype(loss.dtype, jnp.floating)
     return jnp.sum(loss if floating else loss.astype(keras.config.floatx()))
 
 
 @contextlib.contextmanager
-def untouched(model: Any) -> Iterator[None]:
+def untouched(model: keras.Model) -> Iterator[None]:
     """Restore the attributes of a model and its layers, and what containers among them hold.
 
     Keras notes losses, and layers of one's own anything, in attributes when they are called.
@@ -141,7 +141,7 @@ def untouched(model: Any) -> Iterator[None]:
             _restore(value, content)
 
 
-def _restore(value: Any, content: list[Any]) -> None:
+def _restore(value: list[Any] | set[Any] | dict[Any, Any], content: list[Any]) -> None:
     """By the methods of the built-in types: Keras's own ones track what they are given."""
     if isinstance(value, list):
         list.__setitem__(value, slice(None), content)

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import torch
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.torch import tensor_ops
 from curvax.arrays import to_array
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 # Overloads with named dimensions, gone from torch 2.13, which torchax 0.0.13 still names.
 _GONE = {
@@ -39,7 +40,7 @@ _GONE = {
 
 
 @functools.cache
-def torchax() -> Any:
+def torchax() -> ModuleType:
     """The module torchax; its import sets options of torch and JAX, so not before it is needed.
 
     Raises:
@@ -111,7 +112,7 @@ def to_jax(tensor: torch.Tensor, name: str) -> jax.Array:
         return jnp.array(jnp.from_dlpack(dense), copy=True)
 
 
-def batch_to_jax(batch: Batch, name: str = "batch") -> Any:
+def batch_to_jax(batch: Batch, name: str = "batch") -> PyTree:
     """A batch of tensors, in tuples, lists and mappings, as a pytree of JAX arrays.
 
     Args:
@@ -139,10 +140,10 @@ def batch_to_jax(batch: Batch, name: str = "batch") -> Any:
     return to_array(batch, name)
 
 
-def batch_to_torch(batch: Batch) -> Any:
+def batch_to_torch(batch: Batch) -> PyTree:
     """A pytree of arrays as one of torch tensors, integers in 64 bits, as torch's losses want."""
 
-    def one(leaf: Any) -> torch.Tensor:
+    def one(leaf: object) -> torch.Tensor:
         tensor = torch.from_dlpack(jnp.asarray(leaf)).clone()
         whole = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
         return tensor.to(torch.int64) if whole else tensor

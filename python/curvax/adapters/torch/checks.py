@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import torch
@@ -120,7 +119,7 @@ def _check_parameter(name: str, parameter: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def explained(what: str, option: str, given: Any) -> Iterator[None]:
+def explained(what: str, option: str, given: object) -> Iterator[None]:
     """Say of an error of torch's own what it is about.
 
     Raises:

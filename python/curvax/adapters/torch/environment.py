@@ -10,12 +10,14 @@ other tensors that see the same memory.
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
+from jax import Array
+from jax.typing import ArrayLike
 from torch.utils import _pytree
 
 from curvax.adapters.torch.bridge import to_jax as copied
@@ -59,7 +61,13 @@ def environment() -> Any:
             super().__init__()
             self.call = Call()
 
-        def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        def dispatch(
+            self,
+            func: Callable[..., PyTree],
+            types: object,
+            args: tuple[object, ...],
+            kwargs: dict[str, object],
+        ) -> Any:
             kwargs = kwargs or {}
             leaves = [x for x in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(x)]
             if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in leaves):
@@ -71,13 +79,15 @@ def environment() -> Any:
                     kwargs = {**kwargs, "device": torch.device("cpu")}
                 return func(*args, **kwargs)
             if func in (torch.tensor, torch.as_tensor):
-                return self._made_of(func, *args, **kwargs)
+                return self._made_of(func, *args, **kwargs)  # type: ignore[arg-type]
             if constants and func not in tensor.TENSOR_CONSTRUCTORS and not _is_cast(func):
                 self._get_op_or_decomp(func)  # or torch takes the function apart
                 return self._meet(func, types, args, kwargs)
             return super().dispatch(func, types, args, kwargs)
 
-        def exchange(self, func: Any, args: Any, kwargs: Any) -> Any:
+        def exchange(
+            self, func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> Any:
             """The arguments of one of torch's functions, traced all if one of them is.
 
             Those that it writes into are left. torch refuses arguments on different devices before
@@ -111,7 +121,13 @@ def environment() -> Any:
         def _should_use_torchax_tensor(self, device: Any) -> bool:
             return True
 
-        def _meet(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        def _meet(
+            self,
+            func: Callable[..., PyTree],
+            types: object,
+            args: tuple[object, ...],
+            kwargs: dict[str, object],
+        ) -> Any:
             """Run an operation of traced tensors and constants.
 
             The memory of constants that it writes into is traced from then on.
@@ -140,7 +156,9 @@ def environment() -> Any:
             )
             self.call.written[_key(x)] = (whole, flat)
 
-        def _save(self, func: Any, args: Any, kwargs: Any) -> None:
+        def _save(
+            self, func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> None:
             """Keep what a constant of the module held before the module changes it."""
             for x in _targets(func, args, kwargs):
                 if _key(x) not in self.call.saved:
@@ -188,10 +206,16 @@ def environment() -> Any:
             """The array of a tensor; other things are left as they are."""
             return self.t2j_iso(x) if torch.is_tensor(x) else x
 
-        def _made_of(self, func: Any, data: PyTree, dtype: DTypeLike | None = None, **_: object) -> Any:
+        def _made_of(
+            self,
+            func: Callable[..., PyTree],
+            data: PyTree,
+            dtype: DTypeLike | None = None,
+            **_: object,
+        ) -> Any:
             """`torch.tensor`, which detaches, and `torch.as_tensor` of traced tensors."""
 
-            def stacked(node: Any) -> Any:
+            def stacked(node: PyTree) -> Any:
                 if isinstance(node, (list, tuple)):
                     return torch.stack([stacked(item) for item in node])
                 return node if torch.is_tensor(node) else torch.tensor(node)
@@ -220,7 +244,7 @@ def environment() -> Any:
             if not same:
                 return outputs
 
-            def one(leaf: Any) -> Any:
+            def one(leaf: ArrayLike) -> Array:
                 floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
                 return jnp.where(jnp.stack(same).all(), leaf, jnp.nan) if floating else leaf
 
@@ -281,7 +305,9 @@ def _places(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(count).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
-def _targets(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
+def _targets(
+    func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[Any, ...]:
     """The tensors that an operation of aten writes into."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
@@ -294,7 +320,7 @@ def _targets(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _is_cast(func: Any) -> bool:
+def _is_cast(func: Callable[..., PyTree]) -> bool:
     aten = torch.ops.aten
     return func in (
         torch.Tensor.to,
@@ -304,7 +330,7 @@ def _is_cast(func: Any) -> bool:
     )
 
 
-def _stays(func: Any) -> bool:
+def _stays(func: Callable[..., PyTree]) -> bool:
     """Whether a function of constants is torch's to run, though their memory may be traced.
 
     One that is no operation of aten is taken apart into such, and one that returns a part of its

@@ -22,7 +22,7 @@ from curvax.adapters.torch.modes import AsInTorch, differentiable, functions_run
 from curvax.adapters.torch.state import holders, trainable
 from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import take_apart
-from curvax.typing import Batch, Params
+from curvax.typing import Batch, Params, PyTree
 
 Run = Callable[[nn.Module, Any], Any]
 """`run(module, batch) -> outputs`, on torch tensors."""
@@ -76,7 +76,7 @@ class TorchFunction:
             self._arrays[id(constant)] = jnp.from_dlpack(constant.contiguous())
         return constant
 
-    def __call__(self, params: Params, batch: Batch) -> Any:
+    def __call__(self, params: Params, batch: Batch) -> PyTree:
         """The outputs; traceable by JAX.
 
         Raises:
@@ -92,7 +92,7 @@ class TorchFunction:
             return env.guarded(take_apart(outputs, env.unview))
 
     @contextlib.contextmanager
-    def _replaced(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+    def _replaced(self, tensors: Mapping[str, PyTree]) -> Iterator[None]:
         """Replace the module's tensors by others, and leave no trace of that.
 
         Not `torch.func.functional_call`: it leaves the replacement in a part that has two names,

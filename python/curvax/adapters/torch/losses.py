@@ -19,7 +19,7 @@ from curvax.adapters.torch.structures import put_together
 from curvax.checks import shown
 from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 from curvax.losses.objects import FisherKind
-from curvax.typing import Batch, PyTree
+from curvax.typing import Batch, LossValue, PyTree
 
 TorchLoss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""
@@ -35,18 +35,18 @@ class ClassesSecond:
 
     last: SoftmaxCrossEntropy
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean over the labels counted, and their weight."""
         return self.last(_classes_last(outputs), batch)
 
-    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         """See `Loss`."""
         product = self.last.hessian_product(_classes_last(outputs), batch, _classes_last(u))
         return jnp.moveaxis(product, -1, 1)
 
     def fisher_product(
         self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
-    ) -> Any:
+    ) -> PyTree:
         """See `Loss`."""
         z, tangents = _classes_last(outputs), _classes_last(u)
         return jnp.moveaxis(self.last.fisher_product(z, batch, tangents, kind, keys), -1, 1)
@@ -56,7 +56,9 @@ def _classes_last(x: Any) -> Array:
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
-def loss_on_jax(loss: Any, targets: Callable[[Batch], PyTree]) -> Callable[[Any, Any], Any]:
+def loss_on_jax(
+    loss: Any, targets: Callable[[Batch], PyTree]
+) -> Callable[[PyTree, Batch], LossValue]:
     """A torch loss as `loss(outputs, batch)` on JAX arrays.
 
     Args:
@@ -96,7 +98,7 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def check_scalar(value: Any) -> None:
+def check_scalar(value: object) -> None:
     """Refuse what a loss must not return.
 
     Raises:
@@ -141,7 +143,7 @@ def _counts_labels(loss: Any) -> bool:
 
 
 def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Batch], PyTree]) -> ClassesSecond:
-    def labels(batch: Batch) -> Any:
+    def labels(batch: Batch) -> PyTree:
         given = jnp.asarray(targets(batch))
         if jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(
@@ -159,7 +161,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, targets: Callable[[Batch], PyTree]
         return ClassesSecond(SoftmaxCrossEntropy(labels, **options))
     classes = to_jax(loss.weight, "the weight of the loss")
 
-    def weights(batch: Batch) -> Any:
+    def weights(batch: Batch) -> PyTree:
         return classes[jnp.clip(labels(batch), 0, classes.shape[0] - 1)]
 
     return ClassesSecond(SoftmaxCrossEntropy(labels, weights, **options))
@@ -177,7 +179,7 @@ class LossThroughTorchax:
         self._targets = targets
         self.steps = StepsOfBatches()
 
-    def __call__(self, outputs: PyTree, batch: Batch) -> Any:
+    def __call__(self, outputs: PyTree, batch: Batch) -> LossValue:
         """The mean, and its weight if that is not the length of the batch."""
         env = environment()
         with lowered():
@@ -190,7 +192,7 @@ class LossThroughTorchax:
 
 def _through_torchax(
     loss: TorchLoss, targets: Callable[[Batch], PyTree]
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, Batch], LossValue]:
     if isinstance(loss, nn.Module):
         function = TorchFunction(loss, _with_weight)
         return lambda outputs, batch: function(function.params, (outputs, targets(batch)))

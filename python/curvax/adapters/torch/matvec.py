@@ -21,17 +21,17 @@ from curvax.checks import is_integer, shown
 from curvax.operators.conversion import HostOperator, HostProducts
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
-from curvax.typing import Batches, Block, PyTree
+from curvax.typing import Batch, Batches, Block, PyTree, PyTreeDef, Vector
 
 
 class TorchProducts(HostProducts):
     """The products of a torch function with the rows of a block; arrays cross by DLPack."""
 
-    def __init__(self, matvec: Callable[[Any], Any], like: PyTree) -> None:
+    def __init__(self, matvec: Callable[[Vector], Vector], like: PyTree) -> None:
         super().__init__(matvec)
         self.like = like
 
-    def __call__(self, block: Block) -> Any:
+    def __call__(self, block: Block) -> PyTree:
         """Multiply `(b, n)`, row by row."""
         # A copy: what torch is given, it may change in place.
         rows = torch.from_dlpack(jnp.asarray(block)).clone()
@@ -50,7 +50,7 @@ class TorchProducts(HostProducts):
         ]
         result = self.matrix(jax.tree.unflatten(treedef, vector))
         products = jax.tree.leaves(result)
-        structure: Any = jax.tree.structure(result)
+        structure: PyTreeDef = jax.tree.structure(result)
         wanted = [tuple(leaf.shape) for leaf in leaves]
         shapes = [tuple(getattr(x, "shape", ())) for x in products]
         if structure != treedef or shapes != wanted:
@@ -68,7 +68,7 @@ class TorchProducts(HostProducts):
         return torch.cat([product.detach().to(row.dtype).reshape(-1) for product in products])
 
 
-def from_matvec(matvec: Callable[[Any], Any], like: PyTree) -> HostOperator:
+def from_matvec(matvec: Callable[[Vector], Vector], like: PyTree) -> HostOperator:
     """A torch function that multiplies by a symmetric matrix, as an operator.
 
     Any estimator and solver takes it: it makes curvax the backend of another torch library.
@@ -131,8 +131,8 @@ def double_backward(
     loss: TorchLoss,
     batches: Batches,
     *,
-    inputs: Callable[[Any], Any] = first,
-    targets: Callable[[Any], Any] = second,
+    inputs: Callable[[Batch], PyTree] = first,
+    targets: Callable[[Batch], PyTree] = second,
 ) -> HostOperator:
     """The Hessian of a torch module's mean loss, multiplied by torch's own double backward.
 
@@ -160,7 +160,7 @@ def double_backward(
     check_module(module)
     check_loss(loss)
     single = isinstance(batches, (tuple, Mapping, torch.Tensor))
-    listed: Iterable[Any] = [batches] if single else batches
+    listed: Iterable[Batch] = [batches] if single else batches
     parameters = trainable(module)
     parts = []
     with double_differentiable():

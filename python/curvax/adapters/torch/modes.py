@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils import checkpoint
 
 from curvax.adapters.torch.bridge import torchax
 from curvax.adapters.torch.environment import environment
+from curvax.typing import PyTree
 
 
 class AsInTorch(TorchFunctionMode):
@@ -22,7 +23,13 @@ class AsInTorch(TorchFunctionMode):
     where JAX's arrays are: torchax would leave JAX for it.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., PyTree],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Any:
         if torch.is_autocast_enabled("cpu"):
             raise torchax().tensor.OperatorNotFound("torch.autocast has no lowering")
         traced = (torchax().tensor.Tensor, torchax().view.View)
@@ -54,8 +61,11 @@ _MADE_LIKE = {
 }
 
 
-def _made_like(func: Any, args: Any, kwargs: Any) -> Any:
-    like, *rest = args
+def _made_like(
+    func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Any:
+    like: torch.Tensor
+    like, *rest = args  # type: ignore[assignment]
     if func.__name__.endswith("_like"):
         rest = [tuple(like.shape), *rest]
     kept = {name: value for name, value in kwargs.items() if name in ("size", "fill_value", "data")}
@@ -80,7 +90,7 @@ def checkpoints_run_forward() -> Iterator[None]:
         """In its place."""
 
         @staticmethod
-        def apply(run: Any, preserve_rng_state: bool, *inputs: Any) -> Any:
+        def apply(run: Any, preserve_rng_state: bool, *inputs: Any) -> PyTree:
             return run(*inputs)
 
     checkpoint.CheckpointFunction = Forward  # type: ignore[assignment, misc]
@@ -103,7 +113,7 @@ def functions_run_forward() -> Iterator[None]:
     # Below `Function.apply` itself, which a module may have bound long before.
     base: Any = torch.autograd.function._SingleLevelFunction
 
-    def apply(cls: Any, *args: object, **kwargs: object) -> Any:
+    def apply(cls: Any, *args: object, **kwargs: object) -> PyTree:
         call = environment().call
         if not call.converting:
             return super(base, cls).apply(*args, **kwargs)
@@ -125,7 +135,7 @@ def functions_run_forward() -> Iterator[None]:
             del base.apply
 
 
-def _forward(cls: Any, args: Any, kwargs: Any) -> Any:
+def _forward(cls: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     ctx = FunctionCtx()
     ctx.needs_input_grad = tuple(torch.is_tensor(x) for x in args)  # type: ignore[attr-defined]
     if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:

@@ -17,7 +17,7 @@ from curvax.adapters.torch.source import Objective, TorchSource
 from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.steps import Recording
 from curvax.options import takes_options
-from curvax.typing import Batch
+from curvax.typing import Batch, LossValue, PyTree
 
 _DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
 HINT = (
@@ -37,8 +37,8 @@ def from_module(
     *,
     loss: TorchLoss,
     example: Batch = None,
-    inputs: Callable[[Any], Any] = first,
-    targets: Callable[[Any], Any] = second,
+    inputs: Callable[[Batch], PyTree] = first,
+    targets: Callable[[Batch], PyTree] = second,
 ) -> AdaptedModel:
     """A torch module and its loss as a model that JAX runs and differentiates.
 
@@ -73,7 +73,7 @@ def from_module(
     """
     check_module(module)
 
-    def run(module: nn.Module, batch: Batch) -> Any:
+    def run(module: nn.Module, batch: Batch) -> PyTree:
         return call(module, inputs(batch))
 
     def objective(module: nn.Module, batch: Batch) -> torch.Tensor:
@@ -82,7 +82,7 @@ def from_module(
     return adapt(module, run, objective, loss_on_jax(loss, targets), example, traced=objective)
 
 
-def call(module: nn.Module, inputs: Any) -> Any:
+def call(module: nn.Module, inputs: Any) -> PyTree:
     """Call a module with a tensor, a tuple of arguments or a mapping of keywords."""
     if isinstance(inputs, Mapping):
         return module(**inputs)
@@ -93,9 +93,9 @@ def adapt(
     module: nn.Module,
     run: Run,
     objective: Objective,
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[[PyTree, Batch], LossValue],
     example: Batch,
-    convert: Callable[[Any], Any] = batch_to_jax,
+    convert: Callable[[Batch], PyTree] = batch_to_jax,
     traced: Run | None = None,
 ) -> AdaptedModel:
     """The model of a module that has been checked, compared on `example` if there is one.

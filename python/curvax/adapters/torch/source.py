@@ -15,7 +15,7 @@ from curvax.adapters.torch.modes import differentiable, double_differentiable
 from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.structures import take_apart
 from curvax.adapters.verification import SourceDerivatives, SourceValues
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 Leaves = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -77,7 +77,7 @@ class TorchSource:
             gradient = _gradient(loss, parameters)
         return SourceValues(outputs, float(loss.detach()), _to_numpy(gradient))
 
-    def derivatives(self, batch: Batch, vector: Mapping[str, Any]) -> SourceDerivatives:
+    def derivatives(self, batch: Batch, vector: Mapping[str, PyTree]) -> SourceDerivatives:
         """See `Source`."""
         parameters = trainable(self.module)
         direction = {name: torch.from_numpy(np.array(x)) for name, x in vector.items()}
@@ -86,7 +86,7 @@ class TorchSource:
             with preserved(self.module), double_differentiable():
                 return _gradient(self.objective(self.module, batch_to_torch(batch)), parameters)
 
-        def differences() -> Mapping[str, Any]:
+        def differences() -> Mapping[str, PyTree]:
             return _to_numpy(_central_differences(gradient, parameters, direction))
 
         try:

@@ -8,7 +8,7 @@ values of such tensors are not taken, since they change with them.
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from curvax.adapters.torch.bridge import home
-from curvax.typing import Batch
+from curvax.typing import Batch, PyTree
 
 _T = torch.Tensor
 # What looks at values: it returns numbers, or tensors of a shape that depends on them.
@@ -92,7 +92,13 @@ class Recording(TorchFunctionMode):
         """What was recorded."""
         return Steps(self._values)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., PyTree],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         follows = [x.requires_grad or x in self._following for x in given]
@@ -110,7 +116,7 @@ class Recording(TorchFunctionMode):
         return out
 
 
-def looks(func: Any, args: Any, kwargs: Any) -> bool:
+def looks(func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether a function looks at the values of a tensor."""
     if func not in _LOOKING:
         return False
@@ -129,7 +135,7 @@ def looks(func: Any, args: Any, kwargs: Any) -> bool:
     return True
 
 
-def writes(func: Any) -> bool:
+def writes(func: Callable[..., PyTree]) -> bool:
     """Whether one of torch's functions changes its first argument, by its name."""
     name = func.__name__
     if name.startswith("__"):
@@ -143,7 +149,7 @@ _IN_PLACE = {
 } | {"__ixor__", "__ilshift__", "__irshift__"}
 
 
-def place_of(func: Any) -> Place:
+def place_of(func: Callable[..., PyTree]) -> Place:
     """Where a function is called, outside torch and this package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NO_PLACES):
@@ -162,7 +168,13 @@ class Following:
         self._left = {place: iter(calls) for place, calls in steps.values.items()}
         self.looked_at: list[tuple[Any, torch.Tensor]] = []
 
-    def taken(self, func: Any, args: Any, kwargs: Any, traced: Any) -> Any:
+    def taken(
+        self,
+        func: Callable[..., PyTree],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        traced: Any,
+    ) -> Any:
         """The arguments of a function that looks at values, with recorded ones in their place."""
         known = next(self._left.get(place_of(func), iter(())), None)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]

@@ -18,7 +18,9 @@ class Structured:
     A field is an attribute, and found by its name in brackets.
     """
 
-    def __init__(self, kind: type, fields: Mapping[str, Any], static: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kind: type, fields: Mapping[str, PyTree], static: Mapping[str, PyTree]
+    ) -> None:
         self._kind = kind
         self._fields = dict(fields)
         self._static = dict(static)  # those without tensors
@@ -33,7 +35,7 @@ class Structured:
     def __getitem__(self, name: str) -> Any:
         return {**self._static, **self._fields}[name]
 
-    def whole(self, leaf: Callable[[Any], Any]) -> Any:
+    def whole(self, leaf: Callable[[Any], Any]) -> PyTree:
         """The object, with `leaf` of each array."""
         fields = {name: put_together(value, leaf) for name, value in self._fields.items()}
         return self._kind(**fields, **self._static)
@@ -50,7 +52,7 @@ class Structured:
         return cls(kind, dict(zip(names, children, strict=True)), dict(static))
 
 
-def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
+def take_apart(node: PyTree, leaf: Callable[[Any], Any]) -> Any:
     """Outputs as a pytree of JAX, with `leaf` of each tensor.
 
     Objects become `Structured`. What is neither a tensor, a number nor a container of such, as a
@@ -81,7 +83,7 @@ def take_apart(node: Any, leaf: Callable[[Any], Any]) -> Any:
 def put_together(tree: PyTree, leaf: Callable[[Any], Any]) -> Any:
     """Outputs as the module returned them, of what `take_apart` made, with `leaf` of each array."""
 
-    def one(node: Any) -> Any:
+    def one(node: PyTree) -> PyTree:
         return node.whole(leaf) if isinstance(node, Structured) else leaf(node)
 
     return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Structured))

@@ -1,12 +1,11 @@
 """Lowerings of linear algebra that torchax has wrong, or that JAX cannot differentiate."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import torch
 
-from curvax.adapters.torch.tensor_registry import Register
+from curvax.adapters.torch.tensor_registry import Lowering, Register
+from curvax.typing import PyTree
 
 
 def register_algebra(register: Register) -> None:
@@ -25,8 +24,10 @@ def register_algebra(register: Register) -> None:
         register(operation, _solve(operation is torch.linalg.solve))
 
 
-def _solve(alone: bool) -> Any:
-    def lowering(a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> Any:
+def _solve(alone: bool) -> Lowering:
+    def lowering(
+        a: jax.Array, b: jax.Array, *, left: bool = True, check_errors: bool = False
+    ) -> PyTree:
         # As torch tells rows of vectors from matrices.
         vectors = b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1])
         b = b[..., None] if vectors else b
@@ -41,24 +42,26 @@ def _solve(alone: bool) -> Any:
     return lowering
 
 
-def _slogdet(a: Any) -> tuple[Any, Any, Any, Any]:
+def _slogdet(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     sign, value = jnp.linalg.slogdet(a)
     return sign, value, a, jnp.zeros(a.shape[:-1], jnp.int32)
 
 
-def _logdet(a: Any) -> Any:
+def _logdet(a: jax.Array) -> jax.Array:
     sign, value = jnp.linalg.slogdet(a)
     return jnp.where(sign < 0, jnp.nan, value)
 
 
-def _householder_product(a: Any, tau: Any) -> Any:
+def _householder_product(a: jax.Array, tau: jax.Array) -> jax.Array:
     """The first columns of a product of reflections; JAX's own has no derivative."""
     rows, columns = a.shape[-2:]
     below = jnp.arange(rows)[:, None] > jnp.arange(columns)
     vectors = jnp.where(below, a, 0) + jnp.eye(rows, columns, dtype=a.dtype)
     start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=a.dtype), a.shape)
 
-    def reflect(product: Any, vector_and_scale: Any) -> tuple[Any, None]:
+    def reflect(
+        product: jax.Array, vector_and_scale: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
         vector, scale = vector_and_scale
         along = jnp.einsum("...i,...ij->...j", vector.conj(), product)
         return product - scale[..., None, None] * vector[..., None] * along[..., None, :], None

@@ -1,5 +1,7 @@
 """Lowerings of norms and distances: torch's have derivatives 0 where they are 0."""
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ from curvax.adapters.torch.tensor_registry import Register
 from curvax.typing import DTypeLike
 
 
-def register_distances(torchax: Any, register: Register) -> None:
+def register_distances(torchax: ModuleType, register: Register) -> None:
     """Give the lowerings.
 
     Args:
@@ -20,19 +22,24 @@ def register_distances(torchax: Any, register: Register) -> None:
     aten = torch.ops.aten
 
     def vector_norm(
-        x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: DTypeLike | None = None
-    ) -> Any:
+        x: jax.Array,
+        ord: Any = 2,
+        dim: int | Sequence[int] | None = None,
+        keepdim: bool = False,
+        *,
+        dtype: DTypeLike | None = None,
+    ) -> jax.Array:
         x = x if dtype is None else x.astype(torchax.ops.mappings.t2j_dtype(dtype))
         axes = tuple(dim) if isinstance(dim, (list, tuple)) else dim
         return _norm(x, ord, axes if x.ndim and axes != () else None, keepdim)
 
-    def cdist(a: Any, b: Any, p: float = 2.0, compute_mode: Any = None) -> Any:
+    def cdist(a: jax.Array, b: jax.Array, p: float = 2.0, compute_mode: Any = None) -> jax.Array:
         if p == 2 and (max(a.shape[-2], b.shape[-2]) > 25 or compute_mode == _MM):
             squares = (a * a).sum(-1)[..., None] + (b * b).sum(-1)[..., None, :]
             return root(jnp.maximum(squares - 2 * a @ jnp.swapaxes(b, -1, -2), 0), 2)
         return _norm(a[..., :, None, :] - b[..., None, :, :], p, -1)
 
-    def pdist(x: Any, p: float = 2.0) -> Any:
+    def pdist(x: jax.Array, p: float = 2.0) -> jax.Array:
         first, second = jnp.triu_indices(x.shape[0], k=1)
         return _norm(x[first] - x[second], p, -1)
 
@@ -46,7 +53,9 @@ def register_distances(torchax: Any, register: Register) -> None:
 _MM = "use_mm_for_euclid_dist"
 
 
-def _norm(x: jax.Array, p: Any, axes: Any, keepdims: bool = False) -> jax.Array:
+def _norm(
+    x: jax.Array, p: Any, axes: int | Sequence[int] | None, keepdims: bool = False
+) -> jax.Array:
     size = absolute(x)
     if p == float("inf"):
         return size.max(axes, keepdims=keepdims)

@@ -4,17 +4,21 @@ JAX's differ there: 1/2 of `clip` at a bound, 1 of `abs` at 0, shares among equa
 padding and of ReLU make such places common.
 """
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
+from jax.typing import ArrayLike
 
 from curvax.adapters.torch.tensor_distances import absolute, root
-from curvax.adapters.torch.tensor_registry import Register
+from curvax.adapters.torch.tensor_registry import Lowering, Register
+from curvax.typing import PyTree
 
 
-def register_kinks(torchax: Any, register: Register) -> None:
+def register_kinks(torchax: ModuleType, register: Register) -> None:
     """Give the lowerings.
 
     Args:
@@ -48,7 +52,7 @@ def register_kinks(torchax: Any, register: Register) -> None:
     register(aten.huber_loss, _bent(lambda z, delta: z * z / 2, lambda delta: delta))
 
 
-def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+def _clamp(x: jax.Array, low: ArrayLike | None = None, high: ArrayLike | None = None) -> jax.Array:
     kind = jnp.result_type(x, *(bound for bound in (low, high) if bound is not None))
     x = x.astype(kind)
     if low is not None:
@@ -56,13 +60,13 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
     return x if high is None else jnp.where(x > high, jnp.asarray(high, kind), x)
 
 
-def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
+def _hardtanh(x: jax.Array, low: ArrayLike = -1, high: ArrayLike = 1) -> jax.Array:
     inside = jnp.where(x <= low, jnp.asarray(low, x.dtype), x)
     return jnp.where(inside >= high, jnp.asarray(high, x.dtype), inside)
 
 
-def _extreme(place: Any) -> Any:
-    def lowering(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+def _extreme(place: Callable[..., jax.Array]) -> Lowering:
+    def lowering(x: jax.Array, dim: int, keepdim: bool = False) -> tuple[jax.Array, jax.Array]:
         if x.ndim == 0:
             return x, jnp.zeros((), jnp.int64)
         where = place(x, axis=dim, keepdims=True).astype(jnp.int64)
@@ -72,8 +76,8 @@ def _extreme(place: Any) -> Any:
     return lowering
 
 
-def _running(former: Any) -> Any:
-    def lowering(x: Any, dim: int) -> tuple[Any, Any]:
+def _running(former: Callable[..., tuple[jax.Array, jax.Array]]) -> Lowering:
+    def lowering(x: jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
         if x.ndim == 0:
             return x, jnp.zeros((), jnp.int64)
         where = former(jax.lax.stop_gradient(x), dim % x.ndim)[1]
@@ -82,8 +86,8 @@ def _running(former: Any) -> Any:
     return lowering
 
 
-def _std(form: str, mean: bool = False) -> Any:
-    def lowering(x: Any, *args: Any, **kwargs: Any) -> Any:
+def _std(form: str, mean: bool = False) -> Lowering:
+    def lowering(x: jax.Array, *args: Any, **kwargs: Any) -> PyTree:
         if form == "default":
             dim, correction, keepdim = None, int(args[0] if args else 1), False
         elif form == "dim":
@@ -102,7 +106,9 @@ def _std(form: str, mean: bool = False) -> Any:
     return lowering
 
 
-def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, reduction: int = 1) -> Any:
+def _binary_cross_entropy(
+    x: jax.Array, target: jax.Array, weight: jax.Array | None = None, reduction: int = 1
+) -> jax.Array:
     """With torch's slope where the probability has become 0 or 1: that of a denominator 1e-12."""
     least = 1e-12
     inside = x * (1 - x) > least
@@ -119,14 +125,18 @@ def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, reduction: in
     return [lambda: losses, losses.mean, losses.sum][reduction]()
 
 
-def _hardswish(x: Any) -> Any:
+def _hardswish(x: jax.Array) -> jax.Array:
     return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x < 3, x * (x + 3) / 6, x))
 
 
-def _bent(inner: Any, slope: Any) -> Any:
+def _bent(
+    inner: Callable[[jax.Array, float], jax.Array], slope: Callable[[float], float]
+) -> Lowering:
     """A loss that is a square near 0 and grows by `slope` far from it."""
 
-    def lowering(x: Any, target: Any, reduction: int = 1, width: float = 1.0) -> Any:
+    def lowering(
+        x: jax.Array, target: jax.Array, reduction: int = 1, width: float = 1.0
+    ) -> jax.Array:
         z = x - target
         size = absolute(z)
         outer = slope(width) * (size - width / 2)
@@ -136,7 +146,9 @@ def _bent(inner: Any, slope: Any) -> Any:
     return lowering
 
 
-def _multilabel_margin(x: Any, target: Any, reduction: int = 1) -> tuple[Any, Any]:
+def _multilabel_margin(
+    x: jax.Array, target: jax.Array, reduction: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """Of the labels of a row those before the first -1 count."""
     rows, labels = jnp.atleast_2d(x), jnp.atleast_2d(target)
     counted = jnp.cumprod(labels >= 0, axis=1).astype(bool)

@@ -1,7 +1,8 @@
 """Lowerings of torch's operations that torchax lacks or has wrong."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ from curvax.adapters.torch.tensor_distances import register_distances
 from curvax.adapters.torch.tensor_kinks import register_kinks
 from curvax.adapters.torch.tensor_pools import register_pools
 from curvax.adapters.torch.tensor_products import register_products
-from curvax.adapters.torch.tensor_registry import Register, register_in
+from curvax.adapters.torch.tensor_registry import Lowering, Register, register_in
 from curvax.adapters.torch.tensor_resize import register_resize
 from curvax.adapters.torch.tensor_views import register_views
 from curvax.typing import DTypeLike
 
 
-def register(torchax: Any) -> None:
+def register(torchax: ModuleType) -> None:
     """Mend torchax's lowerings, before an environment takes them over.
 
     Args:
@@ -41,17 +42,21 @@ def register(torchax: Any) -> None:
     _register_in_place(torchax, take)
 
 
-def _dtype(torchax: Any, dtype: torch.dtype | None) -> Any:
+def _dtype(torchax: ModuleType, dtype: torch.dtype | None) -> DTypeLike | None:
     return None if dtype is None else torchax.ops.mappings.t2j_dtype(dtype)
 
 
-def _register_reductions(torchax: Any, take: Register) -> None:
+def _register_reductions(torchax: ModuleType, take: Register) -> None:
     aten = torch.ops.aten
 
-    def reduced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def reduced(function: Callable[..., jax.Array]) -> Lowering:
         def lowering(
-            x: Any, dim: Any = None, keepdim: bool = False, *, dtype: DTypeLike | None = None
-        ) -> Any:
+            x: jax.Array,
+            dim: int | Sequence[int] | None = None,
+            keepdim: bool = False,
+            *,
+            dtype: DTypeLike | None = None,
+        ) -> jax.Array:
             x = x if dtype is None else x.astype(_dtype(torchax, dtype))
             axes = None if dim is None or dim == [] or x.ndim == 0 else dim
             axes = tuple(axes) if isinstance(axes, (list, tuple)) else axes
@@ -62,10 +67,15 @@ def _register_reductions(torchax: Any, take: Register) -> None:
     take(aten.mean, reduced(jnp.mean))
     take(aten.sum, reduced(jnp.sum))
 
-    def quantile(function: Callable[..., Any]) -> Callable[..., Any]:
+    def quantile(function: Callable[..., jax.Array]) -> Lowering:
         def lowering(
-            x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
-        ) -> Any:
+            x: jax.Array,
+            q: jax.Array,
+            dim: int | Sequence[int] | None = None,
+            keepdim: bool = False,
+            *,
+            interpolation: str = "linear",
+        ) -> jax.Array:
             q = jnp.asarray(q, x.dtype)
             return function(x, q, axis=dim, keepdims=keepdim, method=interpolation)
 
@@ -80,20 +90,27 @@ def _register_reductions(torchax: Any, take: Register) -> None:
         take(operation, quantile(function))
 
     def slice_scatter(
-        x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-    ) -> Any:
+        x: jax.Array,
+        source: jax.Array,
+        dim: int = 0,
+        start: Any = None,
+        end: Any = None,
+        step: int = 1,
+    ) -> jax.Array:
         return x.at[(slice(None),) * (dim % x.ndim) + (slice(start, end, step),)].set(source)
 
     take(aten.slice_scatter, slice_scatter)
 
-    def masked_select(x: Any, mask: Any) -> Any:
+    def masked_select(x: jax.Array, mask: object) -> jax.Array:
         shape = jnp.broadcast_shapes(x.shape, mask.shape)
         chosen = np.broadcast_to(np.asarray(mask), shape)  # of a mask whose values are known
         return jnp.broadcast_to(x, shape)[chosen]
 
     take(aten.masked_select, masked_select)
 
-    def take_along_dim(x: Any, indices: Any, dim: Any = None) -> Any:
+    def take_along_dim(
+        x: jax.Array, indices: jax.Array, dim: int | Sequence[int] | None = None
+    ) -> jax.Array:
         if dim is None:
             return x.reshape(-1)[indices.reshape(-1)]
         return jnp.take_along_axis(x, indices, axis=dim)
@@ -105,17 +122,17 @@ def _register_reductions(torchax: Any, take: Register) -> None:
 _PRODUCTS = 64
 
 
-def _register_elementwise(torchax: Any, take: Register) -> None:
+def _register_elementwise(torchax: ModuleType, take: Register) -> None:
     aten, lowered = torch.ops.aten, torchax.ops.jaten
 
-    def add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+    def add(x: jax.Array, y: jax.Array, *, alpha: Any = 1) -> jax.Array:
         if _is_bool(x) and _is_bool(y):
             return jnp.logical_or(x, y)
         return lowered._aten_add(x, y, alpha=alpha)
 
     plain_power = lowered._aten_pow
 
-    def power(x: Any, y: Any) -> Any:
+    def power(x: jax.Array, y: jax.Array) -> jax.Array:
         # By products: torchax hands even x² to the power of floats, which costs twenty of them.
         whole = isinstance(y, (int, float)) and y == int(y) and abs(y) <= _PRODUCTS
         if whole and jnp.issubdtype(jnp.result_type(x), jnp.inexact):
@@ -133,15 +150,19 @@ def _register_elementwise(torchax: Any, take: Register) -> None:
     take(aten.complex, jax.lax.complex)
     take(aten.pad, torchax.ops.jtorch.pad)
 
-    def refused(what: str) -> Callable[..., Any]:
-        def lowering(*_: object, **__: object) -> Any:
+    def refused(what: str) -> Lowering:
+        def lowering(*_: object, **__: object) -> jax.Array:
             raise torchax.tensor.OperatorNotFound(f"{what} has no lowering")
 
         return lowering
 
     def embedding(
-        weight: Any, indices: Any, padding_idx: int = -1, scale: bool = False, sparse: bool = False
-    ) -> Any:
+        weight: jax.Array,
+        indices: jax.Array,
+        padding_idx: int = -1,
+        scale: bool = False,
+        sparse: bool = False,
+    ) -> jax.Array:
         if scale:  # its gradients are those of no function
             refused("Embedding(scale_grad_by_freq=True)")()
         return lowered._aten_embedding(weight, indices, padding_idx)
@@ -151,17 +172,19 @@ def _register_elementwise(torchax: Any, take: Register) -> None:
         take(bag, _embedding_bag(refused("EmbeddingBag(scale_grad_by_freq=True)")))
     take(aten.embedding_renorm_, refused("Embedding(max_norm=...)"))
 
-    def rrelu(x: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: object) -> Any:
+    def rrelu(
+        x: jax.Array, noise: jax.Array, lower: float = 1 / 8, upper: float = 1 / 3, *_: object
+    ) -> jax.Array:
         return jnp.where(x >= 0, x, x * ((lower + upper) / 2))
 
     take(aten.rrelu_with_noise, rrelu)
 
 
-def _is_bool(x: Any) -> bool:
+def _is_bool(x: jax.Array) -> bool:
     return isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_
 
 
-def _register_in_place(torchax: Any, take: Register) -> None:
+def _register_in_place(torchax: ModuleType, take: Register) -> None:
     """Every operation that writes into its first argument, by the one that does not.
 
     Of many torchax has none, and of `zero_` and `fill_` ones that do not write through views.
@@ -193,14 +216,14 @@ def _register_in_place(torchax: Any, take: Register) -> None:
     ):
         take(getattr(aten, short), in_place(function), view=True)
 
-    def copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    def copy(x: jax.Array, source: jax.Array, non_blocking: bool = False) -> jax.Array:
         _write(x, jnp.broadcast_to(x._env.t2j_iso(source), x.jax().shape))
         return x
 
     take(aten.copy_, copy, view=True)
 
 
-def _write(x: Any, value: jax.Array) -> None:
+def _write(x: torch.Tensor, value: jax.Array) -> None:
     """Into a traced tensor."""
     value = value.astype(x.jax().dtype)
     if hasattr(x, "parent"):
@@ -209,18 +232,18 @@ def _write(x: Any, value: jax.Array) -> None:
         x._elem = value
 
 
-def _embedding_bag(refuse: Callable[..., Any]) -> Callable[..., Any]:
+def _embedding_bag(refuse: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def lowering(
-        weight: Any,
-        indices: Any,
-        offsets: Any,
+        weight: jax.Array,
+        indices: jax.Array,
+        offsets: jax.Array,
         scale: bool = False,
         mode: int = 0,
         sparse: bool = False,
-        weights: Any = None,
+        weights: jax.Array | None = None,
         include_last: bool = False,
         padding_idx: int = -1,
-    ) -> Any:
+    ) -> jax.Array:
         if scale:
             refuse()
         starts = offsets[:-1] if include_last else offsets

@@ -2,17 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from curvax.adapters.torch.tensor_registry import Register
+from curvax.adapters.torch.tensor_registry import Lowering, Register
+from curvax.typing import PyTree, Sizes
 
-Windows = Any
+Windows = np.ndarray
 """`(out, k)`: the positions of each window along an axis; -1 for what lies outside."""
 
 
@@ -35,20 +35,20 @@ def register_pools(register: Register) -> None:
     register(aten.max_unpool3d, lambda x, indices, size, stride, padding: _unpool(x, indices, size))
 
 
-def _all_axes(value: Any, axes: int) -> tuple[int, ...]:
+def _all_axes(value: object, axes: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * axes if len(values) == 1 else values
 
 
 def _convolution(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
     transposed: bool,
-    output_padding: Any,
+    output_padding: Sizes,
     groups: int,
 ) -> jax.Array:
     axes = weight.ndim - 2
@@ -81,7 +81,9 @@ def _convolution(
     return out.reshape((*batch, *out.shape[1:]))
 
 
-def _starts(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> Any:
+def _starts(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool
+) -> np.ndarray:
     """Where windows begin along an axis, counted from the first element that is no padding."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-span // stride) if ceil else span // stride) + 1
@@ -90,12 +92,12 @@ def _starts(size: int, kernel: int, stride: int, padding: int, dilation: int, ce
     return np.arange(count) * stride - padding
 
 
-def _average_pool(axes: int) -> Callable[..., jax.Array]:
+def _average_pool(axes: int) -> Lowering:
     def lowering(
-        x: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
+        x: jax.Array,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
@@ -131,13 +133,13 @@ def _average_pool(axes: int) -> Callable[..., jax.Array]:
     return lowering
 
 
-def _max_pool(axes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _max_pool(axes: int) -> Lowering:
     def lowering(
-        x: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        x: jax.Array,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
         ceil_mode: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         kernel = _all_axes(kernel_size, axes)
@@ -154,19 +156,19 @@ def _max_pool(axes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
 
 def _functional_max_pool2d(
-    x: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    x: jax.Array,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> PyTree:
     found = _max_pool(2)(x, kernel_size, stride, padding, dilation, ceil_mode)
     return found if return_indices else found[0]
 
 
-def _adaptive_max_pool(x: Any, output_size: Any) -> tuple[jax.Array, jax.Array]:
+def _adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     windows = []
     for size, out in zip(x.shape[-len(output_size) :], output_size, strict=True):
         ranges = [range(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
@@ -181,7 +183,7 @@ def _largest(x: jax.Array, windows: Sequence[Windows]) -> tuple[jax.Array, jax.A
     outs = [len(window) for window in windows]
     flat = x.reshape(*x.shape[: -len(windows)], -1)
     # One comparison for each place in a window: there are few, and their order decides ties.
-    best: Any = None
+    best: tuple[jax.Array, ...] | None = None
     for offsets in itertools.product(*(range(window.shape[1]) for window in windows)):
         along = [window[:, k] for window, k in zip(windows, offsets, strict=True)]
         grid = np.meshgrid(*along, indexing="ij")
@@ -199,7 +201,7 @@ def _largest(x: jax.Array, windows: Sequence[Windows]) -> tuple[jax.Array, jax.A
     return values.reshape(shape), best[1].reshape(shape).astype(jnp.int64)
 
 
-def _unpool(x: jax.Array, indices: jax.Array, output_size: Any) -> jax.Array:
+def _unpool(x: jax.Array, indices: jax.Array, output_size: Sequence[int]) -> jax.Array:
     axes = len(output_size)
     outer = x.shape[:-axes]
     rows = math.prod(outer)

@@ -1,25 +1,31 @@
 """How lowerings of torch's operations are handed to torchax."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+
+from curvax.typing import PyTree
+
+# Of JAX arrays, or of torchax's tensors, to one or several.
+Lowering: TypeAlias = Callable[..., PyTree]
 
 
 class Register(Protocol):
     """Takes the lowering of an operation."""
 
-    def __call__(self, operation: Any, lowering: Callable[..., Any], *, view: bool = False) -> None:
+    def __call__(self, operation: Any, lowering: Lowering, *, view: bool = False) -> None:
         """See `register_in`."""
         ...
 
 
-def register_in(torchax: Any) -> Register:
+def register_in(torchax: ModuleType) -> Register:
     """The lowerings of torchax, to be replaced."""
     registry = torchax.ops.ops_registry
 
-    def register(operation: Any, lowering: Callable[..., Any], *, view: bool = False) -> None:
+    def register(operation: Any, lowering: Lowering, *, view: bool = False) -> None:
         """Replace a lowering.
 
         Args:

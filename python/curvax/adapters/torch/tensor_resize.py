@@ -1,12 +1,14 @@
 """Interpolation with antialiasing, which torchax computes by parts of JAX that have changed."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from curvax.adapters.torch.tensor_registry import Register
+from curvax.adapters.torch.tensor_registry import Lowering, Register
 
 
 def register_resize(register: Register) -> None:
@@ -20,11 +22,14 @@ def register_resize(register: Register) -> None:
     register(aten._upsample_bicubic2d_aa, _resized(_cubic, 2.0))
 
 
-def _triangle(x: Any) -> Any:
+Kernel = Callable[[np.ndarray], np.ndarray]
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0)
 
 
-def _cubic(x: Any) -> Any:
+def _cubic(x: np.ndarray) -> np.ndarray:
     """Keys's, with a = -0.5."""
     x, a = np.abs(x), -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -32,10 +37,14 @@ def _cubic(x: Any) -> Any:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _resized(kernel: Any, support: float) -> Any:
+def _resized(kernel: Kernel, support: float) -> Lowering:
     def lowering(
-        x: Any, output_size: Any, align_corners: bool, scales: Any = None, *more: Any
-    ) -> Any:
+        x: jax.Array,
+        output_size: Sequence[int] | None,
+        align_corners: bool,
+        scales: Any = None,
+        *more: float | None,
+    ) -> jax.Array:
         factors = scales if isinstance(scales, (list, tuple)) else (scales, *more)
         if output_size is None:
             sizes = zip(x.shape[-2:], factors, strict=True)
@@ -50,8 +59,8 @@ def _resized(kernel: Any, support: float) -> Any:
 
 
 def _weights(
-    size: int, out: int, align_corners: bool, factor: Any, kernel: Any, support: float
-) -> Any:
+    size: int, out: int, align_corners: bool, factor: float | None, kernel: Kernel, support: float
+) -> np.ndarray:
     """Of the inputs along an axis in each output."""
     if align_corners:
         scale = (size - 1) / (out - 1) if out > 1 else 0.0

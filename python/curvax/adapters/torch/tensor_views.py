@@ -5,6 +5,7 @@ module then writes into the copy is lost.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from curvax.adapters.torch.tensor_registry import Register, unlisted
 Function = Callable[[jax.Array], jax.Array]
 
 
-def register_views(torchax: Any, register: Register) -> None:
+def register_views(torchax: ModuleType, register: Register) -> None:
     """Let torchax return views where torch does, and mend its own.
 
     Args:
@@ -83,7 +84,7 @@ def _cut(x: jax.Array, dim: int, start: Any, end: Any, step: int = 1) -> jax.Arr
     return x[_at(x, dim, slice(start, end, step))]
 
 
-def _maker(torchax: Any) -> Callable[..., Any]:
+def _maker(torchax: ModuleType) -> Callable[..., jax.Array]:
     """`make(x, function, place, index=None)`: the view `function` of a traced tensor."""
 
     class Part(torchax.view.ViewInfo):  # type: ignore[misc, name-defined]
@@ -103,7 +104,7 @@ def _maker(torchax: Any) -> Callable[..., Any]:
         def transform_tensor(self, jax_array: jax.Array) -> jax.Array:
             return self.function(jax_array)
 
-        def update_tensor(self, new_value: Any, jax_array: jax.Array) -> jax.Array:
+        def update_tensor(self, new_value: object, jax_array: jax.Array) -> jax.Array:
             new = jnp.broadcast_to(new_value, self.shape).astype(jax_array.dtype)
             if self.index is not None:
                 return jax_array.at[self.index].set(new)
@@ -149,7 +150,7 @@ def _layout(x: Any) -> torch.Tensor:
     return place(_layout(x.parent))
 
 
-def _mend(torchax: Any) -> None:
+def _mend(torchax: ModuleType) -> None:
     """What torchax's classes of tensors do otherwise than torch's."""
     tensor, view = torchax.tensor.Tensor, torchax.view.View
 
@@ -160,7 +161,7 @@ def _mend(torchax: Any) -> None:
         found: jax.Array = self.seen[1]
         return found
 
-    def setitem(self: Any, key: Any, value: Any) -> None:
+    def setitem(self: Any, key: Any, value: object) -> None:
         key, value = self._env.t2j_iso((unlisted(key), value))
         before = self.jax()
         value = jnp.asarray(value).astype(before.dtype)

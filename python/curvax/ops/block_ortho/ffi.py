@@ -5,8 +5,6 @@ The last result of each call is the kernel's workspace on a GPU, and empty witho
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -14,7 +12,7 @@ from curvax import _native
 from curvax.ops.block_ortho.arguments import Arguments
 
 
-def _workspace(op: str, *sizes: Any) -> jax.ShapeDtypeStruct:
+def _workspace(op: str, *sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((_native.workspace_bytes(op, *sizes),), np.uint8)
 
 

@@ -24,6 +24,7 @@ from curvax.jax_internals import (
     MOVES,
     PRODUCTS,
     REARRANGEMENTS,
+    Atom,
     Jaxpr,
     JaxprEqn,
     Literal,
@@ -34,7 +35,7 @@ from curvax.jax_internals import (
 )
 from curvax.jaxprs import Rewriter, rewritten
 from curvax.ops.fence.ffi import FENCE
-from curvax.typing import DTypeLike
+from curvax.typing import DTypeLike, PyTree
 
 # A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
 _MIN_ELEMENTS = 4096
@@ -43,7 +44,7 @@ _MIN_ELEMENTS = 4096
 _MATERIALISED = PRODUCTS | CONTROL_FLOW | MOVES | {FENCE.name}
 
 
-def fence(fun: Callable[..., Any]) -> Callable[..., Any]:
+def fence(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Return `fun` with fences before its matrix products where they help.
 
     Args:
@@ -72,7 +73,7 @@ class _Fencer(Rewriter):
         wanted = _values_to_fence(jaxpr)
         fenced: dict[Var, Var] = {}
 
-        def current(atoms: Sequence[Any]) -> list[Any]:
+        def current(atoms: Sequence[Atom]) -> list[Atom]:
             return [a if isinstance(a, Literal) else fenced.get(a, a) for a in atoms]
 
         equations = []
@@ -116,7 +117,7 @@ def _operands_of_products(jaxpr: Jaxpr) -> list[Var]:
     operands: list[Var] = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in PRODUCTS:
-            read: Sequence[Any] = eqn.invars
+            read: Sequence[Atom] = eqn.invars
         elif (call := called(eqn)) is not None:
             inner, outer = body(call[0]), call[1]
             producer = {var: e for e in inner.eqns for var in e.outvars}

@@ -5,8 +5,6 @@ The last result of each call is the kernel's workspace on a GPU, and empty witho
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -16,7 +14,7 @@ from curvax.ops.manual_axes import vary, varying
 from curvax.ops.softmax_ce.options import Options
 
 
-def _attributes(options: Options) -> dict[str, Any]:
+def _attributes(options: Options) -> dict[str, np.generic]:
     """As the kernels read them: a softcap of 0 is none."""
     return {
         "softcap": np.float64(options.softcap or 0),

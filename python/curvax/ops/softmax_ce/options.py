@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +69,7 @@ class Options:
             raise ValueError(f"z_loss must be at most {info.max:.2g} {where}, got {self.z_loss:g}")
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     if not is_number(value):
         raise TypeError(
             f"{name} must be a number known when the loss is traced, got {shown(value)}"
