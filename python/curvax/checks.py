@@ -2,8 +2,8 @@
 
 import math
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeGuard, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def shown(value: object, depth: int = 2) -> str:
     return cut(repr(value))
 
 
-def _shown_container(value: Collection[object], depth: int) -> str:
+def _shown_container(value: Any, depth: int) -> str:
     begin, end = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
     if depth == 0 and len(value):
         return f"{begin}...{end}"

@@ -160,7 +160,7 @@ def _program(own: Any) -> AnyJaxpr:
     return own.jaxpr if "jaxpr" in own.params else own.traced.jaxpr
 
 
-def called(eqn: JaxprEqn) -> tuple[AnyJaxpr, Sequence[Atom]] | None:
+def called(eqn: JaxprEqn) -> tuple[Any, Sequence[Atom]] | None:
     """The jaxpr that a call runs once, and the operand of each of its inputs; None of no call.
 
     Calls of `jit`, `jax.checkpoint`, `custom_jvp` and `custom_vjp`: XLA inlines them all.

@@ -97,7 +97,7 @@ _OF_JAX = (
 Seen = dict[int, tuple[Jaxpr, Key]]
 
 
-def _content(value: object, seen: Seen) -> Hashable:
+def _content(value: Any, seen: Seen) -> Hashable:
     """`value` as something hashable, equal for equal values alone.
 
     Args:

@@ -84,7 +84,7 @@ def inlined(jaxpr: Jaxpr, body_of: Callable[[JaxprEqn, list[Atom]], Body | None]
     """
     equations: list[JaxprEqn] = []
 
-    def walk(jaxpr: Jaxpr, known: dict[Var, Atom]) -> list[Atom]:
+    def walk(jaxpr: Jaxpr, known: dict[Var, Atom]) -> list[Any]:
         """Append the equations, with variables of their own, and return the results."""
 
         def current(atoms: Sequence[Atom]) -> list[Atom]:

@@ -106,7 +106,7 @@ class Argument(abc.ABC):
     """
 
     @abc.abstractmethod
-    def as_argument(self) -> "Argument":
+    def as_argument(self) -> PyTree:
         """What a program needs, for one that is run rather than differentiated."""
 
 
@@ -146,10 +146,10 @@ def _placement(leaves: list[Any]) -> Hashable:
 
 # jaxlib 0.10.2 mistranslates rare float64 programs for vectors of more than 128 bits, in silence: a
 # Hessian of mean((concatenate([x, x²], -1) - t)²), with x of shape (4, 5), was off by 12 %.
-_NARROW: dict[str, str | int | bool] = {"xla_cpu_prefer_vector_width": 128}
+_NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
-def compiler_options(*args: object) -> dict[str, str | int | bool] | None:
+def compiler_options(*args: object) -> dict[str, Any] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
     wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
     return _NARROW if wide else None
@@ -253,7 +253,7 @@ class Program(Generic[P, R]):
         key = self._key(args)
         if key not in _cache:
             # A function of its own, since JAX would return what it has traced under other settings.
-            fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))
+            fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))  # type: ignore[call-arg]
             with clock.part("compile"):
                 lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
                 _cache[key] = lowered.compile(compiler_options(*args))
@@ -264,9 +264,14 @@ class Program(Generic[P, R]):
 
 
 def _work_bytes(compiled: Compiled) -> int:
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(memory.temp_size_in_bytes + results)
+
+
+def host(value: np.ndarray | np.generic) -> jax.Array:
+    """Numbers on the host as an argument of a program, which takes them as if they were JAX's."""
+    return value  # type: ignore[return-value]
 
 
 def users_mode() -> contextlib.AbstractContextManager[None]:

@@ -77,7 +77,7 @@ def _warn_of_missing_cuda() -> None:
     )
 
 
-def workspace_bytes(op: str, *sizes: int) -> int:
+def workspace_bytes(op: str, *sizes: object) -> int:
     """Bytes of the workspace that the CUDA kernels of `op` need; 0 where JAX has no CUDA device.
 
     A custom call has the same results on every platform, and a CPU takes its own scratch memory.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvax.adapters.gradients import NOISE, Gradients, distances, norm
 from curvax.filters import leaf_names
@@ -329,7 +330,7 @@ def _nudged(params: Params) -> PyTree:
     """Parameters with rounding errors."""
     random = np.random.default_rng(0)
 
-    def one(leaf: object) -> PyTree:
+    def one(leaf: Array) -> PyTree:
         size = 4 * jnp.finfo(leaf.dtype).eps * (jnp.abs(leaf) + jnp.mean(jnp.abs(leaf)))
         return leaf + size * jnp.asarray(random.choice([-1, 1], leaf.shape), leaf.dtype)
 

@@ -30,7 +30,7 @@ from curvax.operators.base import Blocks, Operator, RestrictedOperator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.evidence import check_form
 from curvax.options import takes_options
-from curvax.program import Clock
+from curvax.program import Clock, host
 from curvax.results import BlockResults, DiagonalResult, TraceProgress
 
 METHODS = ("auto", "hutchinson", "xdiag", "exact")
@@ -189,7 +189,7 @@ def _hutchinson(sampling: Sampling) -> tuple[Array, Array, int]:
         traces += list(zw)
         sampling.note(*mean_stderr(traces))
     stderr = probing.regression_stderr(
-        sampling.clock, state, np.float64(len(traces)), np.float64(sampling.eps)
+        sampling.clock, state, host(np.float64(len(traces))), host(np.float64(sampling.eps))
     )
     return state[0], stderr, len(traces)
 
@@ -209,7 +209,7 @@ def _xdiag(sampling: Sampling) -> tuple[Array, Array, int]:
     def keep(products: Array) -> None:
         nonlocal kept
         first = np.int32(sketch.size - len(products))
-        kept = probing.store(sampling.clock, kept, products, first)
+        kept = probing.store(sampling.clock, kept, products, host(first))
 
     sketch = Sketch(sampling, size, project=True, keep=keep)
     while sketch.size < size and not (sampling.interrupted and sketch.size):
@@ -221,13 +221,13 @@ def _xdiag(sampling: Sampling) -> tuple[Array, Array, int]:
     check_form(np.asarray(probing.inner(sampling.clock, basis, kept)), sketch.frobenius)
     taken = leave_one_out.directions(sketch.factor)
     small = (
-        taken.vectors,
-        np.sum(taken.vectors * sketch.factor, axis=0),
-        taken.cosines,
-        taken.inverse_sines2,
+        host(taken.vectors),
+        host(np.sum(taken.vectors * sketch.factor, axis=0)),
+        host(taken.cosines),
+        host(taken.inverse_sines2),
     )
     estimate, stderr = probing.leave_one_out_diagonal(
-        sampling.clock, basis, kept, seed_word(sampling.seed), small
+        sampling.clock, basis, kept, host(seed_word(sampling.seed)), small
     )
     return estimate, stderr, k
 

@@ -14,7 +14,7 @@ from curvax.krylov.scaling import check_range
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
 from curvax.operators.evidence import report_nonfinite
-from curvax.program import Clock
+from curvax.program import Clock, host
 
 # A larger chunk only adds to memory: small products are bound by the cost of a call, which 64
 # vectors share, and large ones by arithmetic.
@@ -66,7 +66,7 @@ def exact_diagonal(
         first = min(begin, n - rows)
         with clock.part("products"):
             found, norms = (
-                np.asarray(x) for x in probing.unit_entries(clock, op, like, np.int32(first))
+                np.asarray(x) for x in probing.unit_entries(clock, op, like, host(np.int32(first)))
             )
         if not np.isfinite(norms).all():
             number = first + int(np.flatnonzero(~np.isfinite(norms))[0])

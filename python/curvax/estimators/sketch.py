@@ -25,6 +25,7 @@ from curvax.estimators import leave_one_out
 from curvax.estimators.leave_one_out import LeaveOneOut
 from curvax.estimators.products import Products
 from curvax.operators.evidence import check_form, report_nonfinite
+from curvax.program import host
 from curvax.typing import Float64Array
 
 
@@ -74,7 +75,9 @@ class Sketch:
         self.basis = jnp.zeros((self._known + capacity, n), source.op.dtype)
         if source.deflation.vectors is not None:
             first = np.int32(0)
-            self.basis = probing.store(source.clock, self.basis, source.deflation.vectors, first)
+            self.basis = probing.store(
+                source.clock, self.basis, source.deflation.vectors, host(first)
+            )
         self._factor = np.zeros((capacity, capacity))
         self._projected = np.zeros((capacity, capacity))
 
@@ -137,7 +140,7 @@ class Sketch:
         seed = np.asarray([seed_word(source.seed), self._replacements], np.uint32)
         used = np.int32(self._known + old)
         self.basis, rows, numbers = programs.orthonormalize(
-            source.clock, self.basis, products, used, seed
+            source.clock, self.basis, products, host(used), host(seed)
         )
         coefficients, own, _ = programs.unpack(np.asarray(numbers)[0], count)
         new = old + count

@@ -18,6 +18,7 @@ from curvax.estimators.sampling import Estimate, Sampling
 from curvax.estimators.sketch import Sketch
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Blocks
+from curvax.program import host
 from curvax.typing import FloatArray
 
 # Where the rows of the seed's sequence begin that are independent of every sketch.
@@ -92,7 +93,9 @@ def _sample(
         samples += list(zw * scale)
         left += float(np.sum(ww * scale))
         if mean is not None:
-            mean, growth = probing.scatter(sampling.clock, mean, block, products, np.float64(seen))
+            mean, growth = probing.scatter(
+                sampling.clock, mean, block, products, host(np.float64(seen))
+            )
             scatter += float(np.asarray(growth))
         stderr = math.inf
         if len(samples) > 1:
@@ -125,7 +128,7 @@ def hutchinson_of_blocks(sampling: Sampling, blocks: Blocks) -> dict[str, Estima
         squares += ww.sum(axis=0)
         if signs:
             means, growth = probing.scatter_by_block(
-                sampling.clock, cuts, means, block, products, np.float64(seen)
+                sampling.clock, cuts, means, block, products, host(np.float64(seen))
             )
             scatter += np.asarray(growth)
         samples = np.transpose(rows)

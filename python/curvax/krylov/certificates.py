@@ -9,6 +9,7 @@ import numpy as np
 from curvax.device import programs
 from curvax.krylov.lanczos import Lanczos
 from curvax.operators.evidence import report_nonfinite
+from curvax.program import host
 from curvax.typing import Float64Array
 
 # Products of a sampled verification.
@@ -97,7 +98,7 @@ def _residuals(
     thetas[:known] = values[start : start + known]
     coupling[:, :known] = state.coupling[:, start : start + known]
     products = state.multiply(state.load(start))
-    arguments = np.int32(start), np.int32(used), thetas, coupling
+    arguments = host(np.int32(start)), host(np.int32(used)), host(thetas), host(coupling)
     measured = programs.residuals(state.clock, state.basis, products, *arguments)
     quotients, lengths, errors = (np.asarray(x)[:known] for x in measured)
     if not np.isfinite(errors).all():
@@ -138,7 +139,7 @@ def _unpredicted(state: Lanczos, sign: Float64Array, values: Float64Array) -> fl
 
 def orthogonality(state: Lanczos, k: int) -> float:
     """`max |XᵀX − I|` over the first k rows of the basis."""
-    gram = np.asarray(programs.gram(state.clock, state.basis, np.zeros(k, np.int32), state.n))
+    gram = np.asarray(programs.gram(state.clock, state.basis, host(np.zeros(k, np.int32)), state.n))
     return float(np.abs(gram - np.eye(k)).max())
 
 

@@ -42,7 +42,7 @@ from curvax.memory import on_device
 from curvax.operators.base import Operator
 from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
-from curvax.program import Clock
+from curvax.program import Clock, host
 from curvax.typing import DTypeLike, Float64Array
 
 # Seconds below which a step is over before the host has read the one before and given the next.
@@ -138,7 +138,7 @@ class Lanczos:
         """
         with self.clock.part("orthogonalization"):
             self.basis, self._next, numbers = programs.orthonormalize(
-                self.clock, self.basis, block, np.int32(self.used), self._seeds(1)
+                self.clock, self.basis, block, host(np.int32(self.used)), self._seeds(1)
             )
             _, _, info = programs.unpack(_on_host(numbers)[0], self.block)
         self._check_info(info, self.used - self.block)
@@ -150,7 +150,7 @@ class Lanczos:
         """A block of standard normal vectors, the next of the seed's sequence."""
         self._draws += 1
         seed, draw = seed_word(self._seed), np.uint32(self._draws)
-        return programs.random_block(self.clock, self.op, self._like, seed, draw)
+        return programs.random_block(self.clock, self.op, self._like, host(seed), host(draw))
 
     @property
     def full(self) -> bool:
@@ -187,12 +187,12 @@ class Lanczos:
         if count == 1:
             products = programs.multiply(self.clock, self.op, block)
             self.basis, self._next, numbers = programs.orthonormalize(
-                self.clock, self.basis, products, np.int32(first + b), self._seeds(1)
+                self.clock, self.basis, products, host(np.int32(first + b)), self._seeds(1)
             )
         else:
             self.basis, self._next, numbers = programs.steps(
-                self.clock, self.op, self.basis, block, np.int32(first), self._seeds(count),
-                np.int32(count),
+                self.clock, self.op, self.basis, block, host(np.int32(first)),
+                self._seeds(count), host(np.int32(count)),
             )  # fmt: skip
         self.used += b * count
         self._begun.append(_Begun(first, count, numbers, moment))
@@ -230,11 +230,11 @@ class Lanczos:
         self._next = None
         self.used = self.known
 
-    def _seeds(self, count: int) -> np.ndarray:
+    def _seeds(self, count: int) -> Array:
         """The seed of the next orthonormalisation, and of `count` in all."""
         first = self._draws + 1
         self._draws += count
-        return np.asarray([seed_word(self._seed), first], np.uint32)
+        return host(np.asarray([seed_word(self._seed), first], np.uint32))
 
     def _check_info(self, info: Float64Array, multiplied: int) -> None:
         if not np.isfinite(info).all():
@@ -247,7 +247,7 @@ class Lanczos:
 
     def load(self, start: int) -> Array:
         """The block `(b, n)` of vectors that the rows from `start` stand for."""
-        return programs.load(self.clock, self.basis, np.int32(start), self._like, self.n)
+        return programs.load(self.clock, self.basis, host(np.int32(start)), self._like, self.n)
 
     def multiply(self, block: Array) -> Array:
         """The products of a block of its own, which is consumed; finished when this returns."""
@@ -320,7 +320,7 @@ class Lanczos:
         self._next = None
         with self.clock.part("orthogonalization"):
             self.basis = programs.rotate(
-                self.clock, self.basis, rotation, np.int32(m + b), np.int32(p + b)
+                self.clock, self.basis, host(rotation), host(np.int32(m + b)), host(np.int32(p + b))
             )
             jax.block_until_ready(self.basis)
         self._cycles = self._with_present(ritz)

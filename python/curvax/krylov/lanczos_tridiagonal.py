@@ -22,7 +22,7 @@ from curvax.operators.conversion import OperatorLike, as_operator, original_erro
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.operators.vectors import read_vector
 from curvax.options import takes_options
-from curvax.program import Clock
+from curvax.program import Clock, host
 from curvax.results import LanczosTridiagonal
 from curvax.typing import Float64Array, Vector
 
@@ -110,7 +110,7 @@ def _plain(
     while recurrence.steps < steps and not recurrence.ended.all():
         if basis is not None:
             row = np.int32(recurrence.steps)
-            basis = probing.store(clock, basis, recurrence.current, row)
+            basis = probing.store(clock, basis, recurrence.current, host(row))
         recurrence.step()
         if interrupted:
             break
@@ -124,7 +124,7 @@ def _reorthogonalized(
     """As `_plain`, with every vector made orthogonal to those before it. Holds these and one."""
     check_products(clock, op, start)
     basis, seed = jnp.zeros((steps, op.shape[0]), op.dtype), np.zeros(2, np.uint32)
-    basis, current, *_ = orthonormalize(clock, basis, start, np.int32(0), seed)
+    basis, current, *_ = orthonormalize(clock, basis, start, host(np.int32(0)), host(seed))
     alphas: list[float] = []
     betas: list[float] = []
     longest = 0.0
@@ -138,7 +138,9 @@ def _reorthogonalized(
             negligible = beta <= BREAKDOWN * float(jnp.finfo(op.dtype).eps) * scale
             beta = 0.0 if negligible or steps == op.shape[0] else beta
         else:
-            basis, following, numbers = orthonormalize(clock, basis, product, np.int32(used), seed)
+            basis, following, numbers = orthonormalize(
+                clock, basis, product, host(np.int32(used)), host(seed)
+            )
             column, factor, info = unpack(np.asarray(numbers)[0], 1)
             # A direction that was rounding noise has been replaced by a random one.
             alpha, beta = float(column[used - 1, 0]), 0.0 if info[1] else float(factor[0, 0])

@@ -39,7 +39,7 @@ from curvax.operators.conversion import OperatorLike, as_operator, original_erro
 from curvax.operators.curvature import Curvature
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.options import takes_options
-from curvax.program import program
+from curvax.program import host, program
 from curvax.results import EigenResult, Progress
 from curvax.warnings import warn_unconverged
 
@@ -159,14 +159,16 @@ class _Power:
 
     def _pair(self, i: int, share: int, interrupted: InterruptFlag) -> None:
         like, number = jnp.zeros(1, jnp.int32), np.uint32(i + 1)
-        start = programs.random_block(self.clock, self.op, like, seed_word(self.seed), number)
+        start = programs.random_block(
+            self.clock, self.op, like, host(seed_word(self.seed)), host(number)
+        )
         v, before = start_pair(self.clock, self.found, start)
         quotients = []
         expected: tuple[float, float] | None = None
         for made in range(share):
             product = self._multiply(v)
             following, scaled, small = step(
-                self.clock, self.found, v, before, product, np.float64(self.momentum)
+                self.clock, self.found, v, before, product, host(np.float64(self.momentum))
             )
             quotient, residual, *inner = (float(x) for x in small)
             self._check(product, quotient)
@@ -185,7 +187,7 @@ class _Power:
             quotient, residual = float(np.mean(quotients[len(quotients) // 2 :])), float("nan")
         self.values.append(quotient)
         self.residuals.append(residual)
-        self.found = keep(self.clock, self.found, v, np.int32(i))
+        self.found = keep(self.clock, self.found, v, host(np.int32(i)))
 
     def _multiply(self, v: Array) -> Array:
         op = self.op
@@ -241,7 +243,7 @@ class _Power:
             remedy = f"raise max_matvecs ({self.limit}), or use eigsh"
             warn_unconverged(int(converged.sum()), len(values), self.matvecs, remedy)
         vectors = self.found[: len(values)]
-        wide = np.asarray(programs.gram(self.clock, vectors, np.zeros(len(values), np.int32)))
+        wide = np.asarray(programs.gram(self.clock, vectors, host(np.zeros(len(values), np.int32))))
         return EigenResult.measured(
             values,
             residuals,

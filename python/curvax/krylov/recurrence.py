@@ -29,7 +29,7 @@ from curvax.device.programs import multiply
 from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 from curvax.operators.evidence import check_symmetry, report_nonfinite
-from curvax.program import Clock, program
+from curvax.program import Clock, host, program
 from curvax.typing import Float64Array
 
 # A run ends where β is at most this multiple of the roundoff of the largest coefficient so far.
@@ -89,14 +89,14 @@ class Recurrence:
             product = jax.block_until_ready(multiply(self.clock, self.op, given))
         before = self._beta
         with self.clock.part("recurrence"):
-            rest, alpha, *more = subtract(
-                self.clock, product, self._previous, self._current, self._beta
+            rest, along, *more = subtract(
+                self.clock, product, self._previous, self._current, host(self._beta)
             )
             if self._deflated is not None:
                 rest = project_off(self.clock, self._deflated, rest)
-            following, *small = advance(self.clock, rest, alpha, self._scale)
+            following, *small = advance(self.clock, rest, along, host(self._scale))
             self._beta, self._scale = (np.asarray(x) for x in small)
-            alpha, back, overlap = (np.asarray(x) for x in (alpha, *more))
+            alpha, back, overlap = (np.asarray(x) for x in (along, *more))
         self._previous, self._current = self._current, following
         if not np.isfinite(alpha + self._beta).all():
             # The product, overwritten, is made once more.

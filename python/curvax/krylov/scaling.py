@@ -26,7 +26,6 @@ from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.space import VectorSpace
 from curvax.program import Clock
-from curvax.results import Progress
 from curvax.results.units import rescaled
 from curvax.typing import DTypeLike
 
@@ -147,9 +146,12 @@ def in_range(
     return convert(attempt(InRange.of(op, before, after)), -(before + after))
 
 
+Told = TypeVar("Told")
+
+
 def scaled_callback(
-    op: Operator, callback: Callable[[Progress], object] | None
-) -> Callable[[Progress], object] | None:
+    op: Operator, callback: Callable[[Told], object] | None
+) -> Callable[[Told], object] | None:
     """The callback, told of `op` what holds for the operator that was asked about."""
     exponent = exponent_of(op)
     if callback is None or exponent == 0:

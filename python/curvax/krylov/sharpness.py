@@ -17,6 +17,7 @@ from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
+from curvax.program import host
 from curvax.results import EigenResult, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
@@ -99,7 +100,8 @@ def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResu
     clock = solve_clock()
     with clock.part("products"):
         product = jax.block_until_ready(programs.multiply(clock, op, jnp.copy(vector)))
-    nothing = np.int32(0), np.int32(0), np.zeros(1), np.zeros((1, 1))
+    zero = host(np.int32(0))
+    nothing = zero, zero, host(np.zeros(1)), host(np.zeros((1, 1)))
     values, residuals, _ = (
         np.asarray(x) for x in programs.residuals(clock, vector, product, *nothing)
     )

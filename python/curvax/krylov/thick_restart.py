@@ -28,7 +28,7 @@ from curvax.krylov.selection import SETTLED, Indices
 from curvax.krylov.start import COLD, WARM, Start
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
-from curvax.program import Clock
+from curvax.program import Clock, host
 from curvax.results import EigenResult, Progress
 from curvax.typing import BoolArray, Float64Array, IntArray, PyTree
 from curvax.warnings import warn_unconverged
@@ -377,7 +377,7 @@ class Solve:
 
     def _vectors(self, order: IntArray) -> PyTree:
         """The rows `order` as vectors of the operator. The basis is gone before they are wide."""
-        rows = programs.take(self.clock, self.state.basis, order.astype(np.int32))
+        rows = programs.take(self.clock, self.state.basis, host(order.astype(np.int32)))
         jax.block_until_ready(rows)
         self.state.basis.delete()
         return programs.deliver(self.clock, self.op, rows)

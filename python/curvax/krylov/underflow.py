@@ -16,7 +16,7 @@ from curvax.operators.checked_product import checked_product
 from curvax.operators.conversion import HostOperator
 from curvax.operators.curvature import Curvature
 from curvax.operators.products import OuterProducts
-from curvax.program import Clock
+from curvax.program import Clock, host
 from curvax.typing import DTypeLike
 
 Rows = np.ndarray
@@ -35,7 +35,7 @@ class Probe:
         self.op = op
         self.clock = clock
         like, word = jnp.zeros(1, jnp.int32), np.uint32(1)
-        self.vector = programs.random_block(clock, op, like, word, word)
+        self.vector = programs.random_block(clock, op, like, host(word), host(word))
         self.size = log_norm(np.asarray(self.vector))
 
     def product(self, exponent: int, op: Operator | None = None) -> Rows:

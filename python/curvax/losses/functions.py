@@ -1,6 +1,6 @@
 """The losses as functions of arrays."""
 
-from typing import Literal
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -19,9 +19,42 @@ from curvax.losses.softmax_ce import Spec, softmax_ce_total
 from curvax.ops.dtypes import compute_dtype
 from curvax.ops.softmax_ce import Options
 from curvax.options import takes_options
-from curvax.typing import LossValue
+from curvax.typing import LossValue, Scalar
 
 
+class _Options(TypedDict, total=False):
+    """What both cross entropies take; see `softmax_cross_entropy`."""
+
+    weights: ArrayLike | None
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+
+
+class _LinearOptions(_Options, total=False):
+    """See `linear_cross_entropy`."""
+
+    bias: ArrayLike | None
+    chunk: int | Literal["auto"]
+
+
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_weight: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[Scalar, Scalar]: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_weight: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> Scalar: ...
 @takes_options()
 def softmax_cross_entropy(
     logits: ArrayLike,
@@ -79,6 +112,24 @@ def softmax_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_weight: Literal[True],
+    **options: Unpack[_LinearOptions],
+) -> tuple[Scalar, Scalar]: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_weight: Literal[False] = False,
+    **options: Unpack[_LinearOptions],
+) -> Scalar: ...
 @takes_options()
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -138,6 +189,22 @@ def linear_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@overload
+def mse(
+    outputs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    return_weight: Literal[True],
+) -> tuple[Scalar, Scalar]: ...
+@overload
+def mse(
+    outputs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    return_weight: Literal[False] = False,
+) -> Scalar: ...
 @takes_options()
 def mse(
     outputs: ArrayLike,

@@ -32,7 +32,7 @@ def coefficient(factor: ArrayLike, dtype: np.dtype) -> Array:
         )
     # Not by the cast, of which NumPy warns.
     largest = float(np.finfo(dtype).max)
-    if not isinstance(factor, jax.core.Tracer) and not abs(float(factor)) <= largest:
+    if not isinstance(factor, jax.core.Tracer) and not abs(float(np.asarray(factor))) <= largest:
         raise ValueError(
             f"an operator is multiplied by a number that is finite in {dtype}, got {factor}"
         )

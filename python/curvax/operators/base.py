@@ -66,7 +66,7 @@ class Operator(abc.ABC):
         leaves = f", leaves: {shown}" if names else ""
         return f"{type(self).__name__}(shape=({n}, {n}), dtype={self.dtype.name}{leaves})"
 
-    def ravel(self, vector: Vector) -> Float[Array, "n"] | Float[Array, "b n"]:
+    def ravel(self, vector: Vector) -> Float[Array, "*b n"]:
         """Flatten a vector, leaves `leaf`, to `(n,)`, or a block, leaves `(b, *leaf)`, to `(b, n)`.
 
         Raises:
@@ -75,7 +75,7 @@ class Operator(abc.ABC):
         """
         return self.space.ravel(vector, batch_axes=int(self.space.is_block(vector)))
 
-    def unravel(self, flat: Float[ArrayLike, "n"] | Float[ArrayLike, "b n"]) -> Vector:
+    def unravel(self, flat: Float[ArrayLike, "*b n"]) -> Vector:
         """Turn `(n,)`, or `(b, n)`, back into a vector, or a block of b vectors.
 
         Raises:

@@ -2,12 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
@@ -28,7 +27,7 @@ class Numbered(NamedTuple):
     """
 
     data: PyTree
-    numbers: Array | np.ndarray | None
+    numbers: Any
 
 
 def read_batches(batches: Batches, num_batches: int | None) -> list[Batch]:

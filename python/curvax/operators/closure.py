@@ -134,7 +134,7 @@ def _lifted(closed: ClosedJaxpr) -> tuple[Jaxpr, list[PyTree]]:
     def body_of(eqn: JaxprEqn, operands: list[PyTree]) -> Body | None:
         if not _has_consts(eqn):
             return None
-        inner = jitted(eqn)
+        inner: Any = jitted(eqn)
         program = opened(inner)
         for const, var in zip(inner.consts, program.invars, strict=False):
             if id(const) not in place:

@@ -185,7 +185,7 @@ class HostProducts:
     JAX turns what a callback raises into an error of its own, with a traceback for a message.
     """
 
-    def __init__(self, matrix: "HasMatvec") -> None:
+    def __init__(self, matrix: "HasMatvec | Callable[[Vector], Vector]") -> None:
         self.matrix = matrix
         self.error: Exception | None = None
 
@@ -194,7 +194,7 @@ class HostProducts:
         rows = np.asarray(block)
         # SciPy's own matvec reshapes whatever it gets, and says no more than that it cannot.
         own = isinstance(self.matrix, LinearOperator)
-        matvec = self.matrix._matvec if own else self.matrix.matvec
+        matvec = getattr(self.matrix, "_matvec" if own else "matvec")
         try:
             return np.stack([_checked_row(matvec(row), row) for row in rows])
         except Exception as error:

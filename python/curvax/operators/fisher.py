@@ -158,7 +158,7 @@ def fisher(
     return dataclasses.replace(op, kind=kind, num_samples=draws, seed=seed)
 
 
-def _check_draws(kind: str, num_samples: object, seed: object) -> tuple[int | None, int | None]:
+def _check_draws(kind: str, num_samples: int, seed: object) -> tuple[int | None, int | None]:
     for name, value, low in (("num_samples", num_samples, 1), ("seed", seed, 0)):
         if value is None and name == "seed":
             continue

@@ -96,7 +96,7 @@ def accepts_model(
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)
-        def wrapped(*args: object, **options: object) -> R:
+        def wrapped(*args: Any, **options: Any) -> R:
             if not (args and isinstance(args[0], Model)):
                 _refuse_modules(function, args, options)
                 return function(*args, **options)
@@ -119,7 +119,9 @@ def accepts_model(
     return decorate
 
 
-def _refuse_modules(function: Any, args: tuple[object, ...], options: Mapping[str, PyTree]) -> None:
+def _refuse_modules(
+    function: Callable[..., object], args: tuple[object, ...], options: Mapping[str, object]
+) -> None:
     """Name the adapter of a module of another framework in place of the parts of a model."""
     try:
         inspect.signature(function).bind(*args, **options)

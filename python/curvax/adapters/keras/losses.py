@@ -72,7 +72,9 @@ class KerasLoss:
     def __init__(
         self,
         total: Callable[[PyTree, Batch], LossValue],
-        better: Callable[[PyTree, Batch], LossValue] = lambda outputs, batch: None,
+        better: Callable[
+            [PyTree, Batch], Callable[[PyTree, Batch], LossValue] | None
+        ] = lambda outputs, batch: None,
         methods: tuple[str, ...] = (),
     ) -> None:
         self.total = total

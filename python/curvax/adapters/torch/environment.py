@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from jax import Array
-from jax.typing import ArrayLike
 from torch.utils import _pytree
 
 from curvax.adapters.torch.bridge import to_jax as copied
@@ -244,7 +242,7 @@ def environment() -> Any:
             if not same:
                 return outputs
 
-            def one(leaf: ArrayLike) -> Array:
+            def one(leaf: PyTree) -> PyTree:
                 floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
                 return jnp.where(jnp.stack(same).all(), leaf, jnp.nan) if floating else leaf
 

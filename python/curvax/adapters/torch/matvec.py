@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax import Array
+from jaxtyping import Float
 from torch import nn
 
 from curvax.adapters.batches import first, second
@@ -21,7 +23,7 @@ from curvax.checks import is_integer, shown
 from curvax.operators.conversion import HostOperator, HostProducts
 from curvax.operators.vectors import space_like
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, Block, PyTree, PyTreeDef, Vector
+from curvax.typing import Batch, Batches, PyTree, PyTreeDef, Vector
 
 
 class TorchProducts(HostProducts):
@@ -29,9 +31,10 @@ class TorchProducts(HostProducts):
 
     def __init__(self, matvec: Callable[[Vector], Vector], like: PyTree) -> None:
         super().__init__(matvec)
+        self.function = matvec
         self.like = like
 
-    def __call__(self, block: Block) -> PyTree:
+    def __call__(self, block: Float[Array, "b n"]) -> Float[np.ndarray, "b n"]:
         """Multiply `(b, n)`, row by row."""
         # A copy: what torch is given, it may change in place.
         rows = torch.from_dlpack(jnp.asarray(block)).clone()
@@ -48,7 +51,7 @@ class TorchProducts(HostProducts):
             piece.reshape(leaf.shape).to(leaf.dtype)
             for piece, leaf in zip(pieces, leaves, strict=True)
         ]
-        result = self.matrix(jax.tree.unflatten(treedef, vector))
+        result = self.function(jax.tree.unflatten(treedef, vector))
         products = jax.tree.leaves(result)
         structure: PyTreeDef = jax.tree.structure(result)
         wanted = [tuple(leaf.shape) for leaf in leaves]

@@ -113,7 +113,7 @@ def functions_run_forward() -> Iterator[None]:
     # Below `Function.apply` itself, which a module may have bound long before.
     base: Any = torch.autograd.function._SingleLevelFunction
 
-    def apply(cls: Any, *args: object, **kwargs: object) -> PyTree:
+    def apply(cls: Any, /, *args: object, **kwargs: object) -> PyTree:
         call = environment().call
         if not call.converting:
             return super(base, cls).apply(*args, **kwargs)

@@ -101,16 +101,14 @@ def _register_reductions(torchax: ModuleType, take: Register) -> None:
 
     take(aten.slice_scatter, slice_scatter)
 
-    def masked_select(x: jax.Array, mask: object) -> jax.Array:
+    def masked_select(x: jax.Array, mask: jax.Array) -> jax.Array:
         shape = jnp.broadcast_shapes(x.shape, mask.shape)
         chosen = np.broadcast_to(np.asarray(mask), shape)  # of a mask whose values are known
         return jnp.broadcast_to(x, shape)[chosen]
 
     take(aten.masked_select, masked_select)
 
-    def take_along_dim(
-        x: jax.Array, indices: jax.Array, dim: int | Sequence[int] | None = None
-    ) -> jax.Array:
+    def take_along_dim(x: jax.Array, indices: jax.Array, dim: int | None = None) -> jax.Array:
         if dim is None:
             return x.reshape(-1)[indices.reshape(-1)]
         return jnp.take_along_axis(x, indices, axis=dim)
@@ -216,7 +214,7 @@ def _register_in_place(torchax: ModuleType, take: Register) -> None:
     ):
         take(getattr(aten, short), in_place(function), view=True)
 
-    def copy(x: jax.Array, source: jax.Array, non_blocking: bool = False) -> jax.Array:
+    def copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         _write(x, jnp.broadcast_to(x._env.t2j_iso(source), x.jax().shape))
         return x
 
@@ -232,7 +230,7 @@ def _write(x: torch.Tensor, value: jax.Array) -> None:
         x._elem = value
 
 
-def _embedding_bag(refuse: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _embedding_bag(refuse: Callable[[], object]) -> Lowering:
     def lowering(
         weight: jax.Array,
         indices: jax.Array,
@@ -243,7 +241,7 @@ def _embedding_bag(refuse: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         weights: jax.Array | None = None,
         include_last: bool = False,
         padding_idx: int = -1,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, ...]:
         if scale:
             refuse()
         starts = offsets[:-1] if include_last else offsets

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +184,7 @@ def _largest(x: jax.Array, windows: Sequence[Windows]) -> tuple[jax.Array, jax.A
     outs = [len(window) for window in windows]
     flat = x.reshape(*x.shape[: -len(windows)], -1)
     # One comparison for each place in a window: there are few, and their order decides ties.
-    best: tuple[jax.Array, ...] | None = None
+    best: Any = None
     for offsets in itertools.product(*(range(window.shape[1]) for window in windows)):
         along = [window[:, k] for window, k in zip(windows, offsets, strict=True)]
         grid = np.meshgrid(*along, indexing="ij")

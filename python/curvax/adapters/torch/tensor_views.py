@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.typing import ArrayLike
 from torch.utils import _pytree
 from torch.utils._mode_utils import no_dispatch
 
@@ -104,7 +105,7 @@ def _maker(torchax: ModuleType) -> Callable[..., jax.Array]:
         def transform_tensor(self, jax_array: jax.Array) -> jax.Array:
             return self.function(jax_array)
 
-        def update_tensor(self, new_value: object, jax_array: jax.Array) -> jax.Array:
+        def update_tensor(self, new_value: ArrayLike, jax_array: jax.Array) -> jax.Array:
             new = jnp.broadcast_to(new_value, self.shape).astype(jax_array.dtype)
             if self.index is not None:
                 return jax_array.at[self.index].set(new)

@@ -12,7 +12,7 @@ from curvax import _native
 from curvax.ops.block_ortho.arguments import Arguments
 
 
-def _workspace(op: str, *sizes: int) -> jax.ShapeDtypeStruct:
+def _workspace(op: str, *sizes: object) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((_native.workspace_bytes(op, *sizes),), np.uint8)
 
 
