@@ -93,7 +93,7 @@ def _on_host(value: Any, what: str) -> np.ndarray:
     return host
 
 
-def _check_kind(source: Any, target: Any, what: str) -> None:
+def _check_kind(source: np.dtype, target: np.dtype, what: str) -> None:
     """Refuse numbers of a kind that `target` has not."""
     is_complex, inexact = jnp.complexfloating, jnp.inexact
     if jnp.issubdtype(source, is_complex) and not jnp.issubdtype(target, is_complex):
@@ -103,7 +103,7 @@ def _check_kind(source: Any, target: Any, what: str) -> None:
         raise TypeError(f"{what} must be of dtype {target}, got {source}")
 
 
-def _check_range(array: np.ndarray, target: Any, what: str) -> None:
+def _check_range(array: np.ndarray, target: np.dtype, what: str) -> None:
     """Refuse numbers that would wrap around in `target`, or be infinite."""
     source, far = array.dtype, None
     if not array.size:

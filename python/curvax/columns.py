@@ -1,14 +1,13 @@
 """Loops over columns of rows too long to be widened whole, and sums in a fixed order."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from curvax.program import default_platform
-from curvax.typing import PyTree
 
 # Columns per step, on a CPU, of whatever would need a widened copy of rows, or scratch as long as
 # they are; and columns that share a key wherever random numbers are drawn.
@@ -40,7 +39,12 @@ def row_sums(x: Array) -> Array:
     return x[..., 0]
 
 
-def over_columns(fun: Callable[[Any, Array, int], Any], carry: PyTree, n: int, *, rows: int) -> Any:
+Carry = TypeVar("Carry")
+
+
+def over_columns(
+    fun: Callable[[Carry, Array, int], Carry], carry: Carry, n: int, *, rows: int
+) -> Carry:
     """Fold `fun(carry, first, width)` over chunks of the columns 0 to n; each begins at a `CHUNK`.
 
     Args:

@@ -14,12 +14,13 @@ import numpy as np
 import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from curvax.arrays import to_array
 from curvax.checks import is_integer, shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
-from curvax.typing import Batch, DTypeLike, Params, PyTree, Vector
+from curvax.typing import Batch, DTypeLike, Float64Array, IntArray, Params, PyTree, Vector
 
 MAX_FACTOR = 5000
 """The most parameters whose Hessian is factored for `sigma`: 0.6 GB in float64, and minutes."""
@@ -65,10 +66,10 @@ class HessianAnalyzer:
     def __init__(
         self,
         params: Params,
-        X_train: Any,
-        Y_train: Any,
+        X_train: ArrayLike,
+        Y_train: ArrayLike,
         forward: Callable[[Params, Batch], PyTree],
-        loss: Callable[[Any], Any],
+        loss: Callable[[Array], Array],
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.params = params
@@ -87,7 +88,7 @@ class HessianAnalyzer:
         # The loss holds its data; the operator takes them out of it, as arguments.
         self._operator = hessian(lambda flat, _: loss(flat), self.params_flat, jnp.zeros(()))
 
-    def get_spectrum(self, args: EigshArgs) -> tuple[Any, Any]:
+    def get_spectrum(self, args: EigshArgs) -> tuple[np.ndarray, np.ndarray | None]:
         """Eigenvalues and eigenvectors.
 
         Returns:
@@ -117,7 +118,7 @@ class HessianAnalyzer:
             return values, None
         return values, np.asarray(result.eigenvectors)[::-1].T
 
-    def _by_factoring(self, args: EigshArgs) -> tuple[Any, Any]:
+    def _by_factoring(self, args: EigshArgs) -> tuple[np.ndarray, np.ndarray | None]:
         """Pairs of the matrix `(H - sigma)^-1`, from the spectral factorisation of `H`.
 
         It has every copy of a multiple eigenvalue, as networks have many near 0, where Lanczos on
@@ -139,7 +140,7 @@ class HessianAnalyzer:
         kept = vectors[:, chosen].astype(self.dtype) if args.return_eigenvectors else None
         return values[chosen].astype(self.dtype), kept
 
-    def _dense(self) -> Any:
+    def _dense(self) -> Float64Array:
         """The Hessian, in float64, by products with the unit vectors."""
         n, block = len(self.params_flat), 64
         multiply = jax.jit(lambda op, block: op.matmat(block))
@@ -151,7 +152,7 @@ class HessianAnalyzer:
         return (matrix + matrix.T) / 2
 
 
-def _order(values: Any, args: EigshArgs) -> Any:
+def _order(values: Float64Array, args: EigshArgs) -> IntArray:
     """The eigenvalues' positions, the wanted first."""
     if args.sigma is None:
         return np.argsort(np.abs(values), kind="stable")
@@ -171,7 +172,7 @@ def _order(values: Any, args: EigshArgs) -> Any:
     return orders[args.which]
 
 
-def extract_pytorch_model_parameters(pytorch_model: Any) -> dict[str, Any]:
+def extract_pytorch_model_parameters(pytorch_model: Any) -> dict[str, np.ndarray]:
     """The parameters of a torch module by name, as NumPy arrays with all their digits."""
     return {
         name: np.array(parameter.detach().cpu().numpy())
@@ -180,8 +181,8 @@ def extract_pytorch_model_parameters(pytorch_model: Any) -> dict[str, Any]:
 
 
 def generate_MSE_loss_func(
-    params: Params, X: Any, Y: Any, forward_copy: Callable[[Params, PyTree], Array]
-) -> Callable[[Any], Array]:
+    params: Params, X: ArrayLike, Y: ArrayLike, forward_copy: Callable[[Params, PyTree], Array]
+) -> Callable[[Array], Array]:
     """The mean over samples of the squared norm of `forward_copy(params, X[i]) - Y[i]`.
 
     Args:
@@ -201,10 +202,10 @@ def generate_MSE_loss_func(
     if len(inputs) != len(targets):
         raise ValueError(f"X and Y must have one length, got {len(inputs)} and {len(targets)}")
 
-    def loss(params_flat: Any) -> Array:
+    def loss(params_flat: Array) -> Array:
         structured = unravel(params_flat)
 
-        def square(x: Any, y: Any) -> Array:
+        def square(x: Array, y: Array) -> Array:
             # Not the squared norm, whose derivative is NaN at 0.
             return jnp.sum((forward_copy(structured, x) - y) ** 2)
 

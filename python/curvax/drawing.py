@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Draw = Callable[[Any, str | Path | None, str | None], "Figure"]
+Draw = Callable[[object, str | Path | None, str | None], "Figure"]
 
 _registered: list[Callable[[], Draw]] = []
 
@@ -19,7 +19,7 @@ def register(load: Callable[[], Draw]) -> None:
     _registered[:] = [load]
 
 
-def draw(result: Any, path: str | Path | None, title: str | None) -> Figure:
+def draw(result: object, path: str | Path | None, title: str | None) -> Figure:
     """Draw a result with what is registered."""
     (load,) = _registered
     return load()(result, path, title)

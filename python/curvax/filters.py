@@ -7,7 +7,6 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from curvax.checks import cut, shown
 from curvax.typing import Params, PyTree, PyTreeDef
 
-Filter = Callable[[str, object], bool] | Any
+Filter = Callable[[str, object], bool] | PyTree
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
 
 
@@ -76,7 +75,7 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
-def difference(wanted: Any, got: Any) -> str:
+def difference(wanted: PyTreeDef, got: PyTreeDef) -> str:
     """How a structure of a pytree differs from the one wanted, for messages."""
     text = f"{cut(str(wanted))}, got {cut(str(got))}"
     if wanted.num_leaves + got.num_leaves > 2**16:
@@ -91,7 +90,7 @@ def difference(wanted: Any, got: Any) -> str:
     return text
 
 
-def _names_in(structure: Any) -> list[str]:
+def _names_in(structure: PyTreeDef) -> list[str]:
     try:
         return leaf_names(jax.tree.unflatten(structure, range(structure.num_leaves)))
     except Exception:  # the class of a node may refuse numbers
@@ -122,7 +121,7 @@ def select(params: Params, where: Filter | None) -> tuple[bool, ...]:
 
 
 def matching(
-    names: Sequence[str], leaves: Sequence[Any], where: Callable[[str, object], bool], what: str
+    names: Sequence[str], leaves: Sequence[object], where: Callable[[str, object], bool], what: str
 ) -> tuple[bool, ...]:
     """Apply a predicate to named leaves; `what` is its name in messages.
 
@@ -135,7 +134,7 @@ def matching(
     return chosen
 
 
-def _mask(params: Params, where: Any) -> list[bool]:
+def _mask(params: Params, where: PyTree) -> list[bool]:
     mask = jax.tree.leaves(where)
     if not mask or not all(isinstance(entry, (bool, np.bool_)) for entry in mask):
         meant = f": did you mean match_names({shown(where)})?" if isinstance(where, str) else ""

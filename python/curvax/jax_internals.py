@@ -179,7 +179,7 @@ def with_calls(eqn: JaxprEqn, rewrite: Callable[[AnyJaxpr], AnyJaxpr]) -> dict[s
     if own is not None:
         return {**eqn.params, "_prim": _high_with(own, rewrite)}
 
-    def param(value: object) -> Any:
+    def param(value: object) -> object:
         if isinstance(value, (Jaxpr, ClosedJaxpr)):
             return rewrite(value)
         if isinstance(value, tuple) and any(isinstance(v, (Jaxpr, ClosedJaxpr)) for v in value):

@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import types
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.tree_util import PyTreeDef
 
 from curvax.jax_internals import (
     AnyJaxpr,
+    Atom,
     ClosedJaxpr,
     Jaxpr,
     JaxprEqn,
@@ -29,7 +30,6 @@ from curvax.jax_internals import (
     body,
     tree_parts,
 )
-from curvax.typing import Params
 
 
 class Key:
@@ -146,7 +146,7 @@ def _is_record(value: object) -> bool:
     """Whether a value is of a frozen dataclass, with nothing in it but the fields."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
-    params: Params = type(value).__dataclass_params__  # type: ignore[attr-defined]
+    params: Any = type(value).__dataclass_params__  # type: ignore[attr-defined]
     held = set(getattr(value, "__dict__", ()))
     for base in type(value).__mro__:
         slots = base.__dict__.get("__slots__", ())
@@ -155,7 +155,7 @@ def _is_record(value: object) -> bool:
     return bool(params.frozen) and held <= {*fields, "__weakref__"}
 
 
-def _of_array(array: Any) -> Hashable:
+def _of_array(array: np.ndarray | np.generic) -> Hashable:
     # JAX's own arrays on the host have a type beside that of NumPy, and may be of a weak one.
     aval = getattr(array, "aval", None)
     known = isinstance(array, np.generic) or type(array) is np.ndarray or aval is not None
@@ -177,13 +177,13 @@ def _of_jaxpr(jaxpr: AnyJaxpr, seen: Seen) -> Hashable:
 def _equations(jaxpr: Jaxpr, seen: Seen) -> Hashable:
     number: dict[Var, int] = {}
 
-    def read(atom: Any) -> Hashable:
+    def read(atom: Atom) -> Hashable:
         if isinstance(atom, Literal):
             aval: Any = atom.aval  # type: ignore[attr-defined]
             return type(aval), aval, _content(atom.val, seen)
         return number[atom]
 
-    def write(variables: Any) -> Hashable:
+    def write(variables: Sequence[Var]) -> Hashable:
         for var in variables:
             number[var] = len(number)
         return tuple((type(var.aval), var.aval) for var in variables)

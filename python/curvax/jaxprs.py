@@ -32,7 +32,7 @@ class Rewriter(abc.ABC):
     """One rewrite. A sub-jaxpr that occurs twice stays one object, so it is lowered once."""
 
     def __init__(self) -> None:
-        self._done: dict[int, tuple[AnyJaxpr, Any]] = {}
+        self._done: dict[int, tuple[AnyJaxpr, AnyJaxpr]] = {}
 
     @abc.abstractmethod
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:

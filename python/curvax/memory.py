@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -83,14 +82,14 @@ def on_device(tree: PyTree = None) -> bool:
     return any(device.platform != "cpu" for device in _devices(tree))
 
 
-def _devices(tree: PyTree) -> set[Any]:
+def _devices(tree: PyTree) -> set[jax.Device]:
     # Within a trace it is where the program will run, and JAX's default device at the best.
     arrays = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
     bound = [leaf for leaf in arrays if getattr(leaf, "committed", False)]
     return set().union(*(leaf.devices() for leaf in bound)) or {default_device()}
 
 
-def default_device() -> Any:
+def default_device() -> jax.Device:
     """The device that JAX puts new arrays on."""
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     if chosen is None or isinstance(chosen, str):
@@ -98,7 +97,7 @@ def default_device() -> Any:
     return chosen
 
 
-def memory_on(device: Any) -> Memory:
+def memory_on(device: jax.Device) -> Memory:
     """On a GPU, what the allocator can still give.
 
     On a CPU that of the host.

@@ -12,18 +12,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jax.sharding import PartitionSpec
 
 from curvax.jax_internals import Primitive, ad, batching, mlir
 from curvax.ops.manual_axes import equally_varying
-from curvax.typing import Params, PyTree
+from curvax.typing import PyTree
 
 Flags = tuple[bool, ...]
+T = TypeVar("T")
+
+
+class _Params(TypedDict):
+    """Of an equation with a Hessian product."""
+
+    spec: Hashable
+    constants: int
+    given: Flags
+    wanted: Flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +68,9 @@ class TwiceDifferentiable:
             total, parts = loss.gradient(spec, args[:slots], args[slots:])
             return [total, *parts]
 
-        def product(*args: Array, spec: Any, constants: int, given: Flags, wanted: Flags) -> Any:
+        def product(
+            *args: Array, spec: Hashable, constants: int, given: Flags, wanted: Flags
+        ) -> Sequence[Array]:
             slots, data, tangents = _split(args, constants, given)
             filled = iter(tangents)
             padded = [next(filled) if there else None for there in given]
@@ -95,7 +108,11 @@ class TwiceDifferentiable:
         return self._value.bind(*slots, *data, spec=spec, slots=len(slots))[0]
 
     def hessian_product(
-        self, spec: Hashable, slots: Sequence[Array], data: Sequence[Array], tangents: Sequence[Any]
+        self,
+        spec: Hashable,
+        slots: Sequence[Array],
+        data: Sequence[Array],
+        tangents: Sequence[Array | None],
     ) -> tuple[Array, ...]:
         """The Hessian times one vector: `tangents` has an array, or None for zero, per slot."""
         given = tuple(t is not None for t in tangents)
@@ -113,12 +130,16 @@ class TwiceDifferentiable:
         )
         return tuple(block[0] for block in out)
 
-    def _value_rule(self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int) -> Any:
+    def _value_rule(
+        self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int
+    ) -> tuple[list[Array], list[Array]]:
         present = self._present(tangents, slots)
         value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
         return [value], [_directional(value, gradient, present)]
 
-    def _gradient_rule(self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int) -> Any:
+    def _gradient_rule(
+        self, primals: PyTree, tangents: PyTree, spec: Hashable, slots: int
+    ) -> tuple[list[Array], list[Array]]:
         present = self._present(tangents, slots)
         value, *gradient = self._gradient.bind(*primals, spec=spec, slots=slots)
         products = self.hessian_product(spec, primals[:slots], primals[slots:], present)
@@ -138,7 +159,9 @@ def _check_data(name: str, tangents: Sequence[Any]) -> None:
         )
 
 
-def _directional(value: Array, gradient: Sequence[Array], tangents: Sequence[Any]) -> Array:
+def _directional(
+    value: Array, gradient: Sequence[Array], tangents: Sequence[Array | None]
+) -> Array:
     total = jnp.zeros_like(value)
     for g, t in zip(gradient, tangents, strict=True):
         if t is not None:
@@ -150,7 +173,10 @@ def _directional(value: Array, gradient: Sequence[Array], tangents: Sequence[Any
 
 
 def _primitive(
-    name: str, evaluate: Callable[..., Any], types: Callable[..., Any], static: tuple[str, ...]
+    name: str,
+    evaluate: Callable[..., Sequence[Array]],
+    types: Callable[..., Sequence[ShapedArray]],
+    static: tuple[str, ...],
 ) -> Primitive:
     """An ordinary primitive, lowered as the operations of `evaluate`.
 
@@ -165,24 +191,26 @@ def _primitive(
     return primitive
 
 
-def _value_type(*avals: Any, spec: Any, slots: int) -> list[Any]:
+def _value_type(*avals: ShapedArray, spec: Hashable, slots: int) -> list[ShapedArray]:
     scalar = avals[-1].sharding.update(spec=PartitionSpec())
     return [avals[-1].update(shape=(), weak_type=False, sharding=scalar)]
 
 
-def _gradient_types(*avals: Any, spec: Any, slots: int) -> list[Any]:
+def _gradient_types(*avals: ShapedArray, spec: Hashable, slots: int) -> list[ShapedArray]:
     own = [aval.update(weak_type=False) for aval in avals[:slots]]
     return [*_value_type(*avals, spec=spec, slots=slots), *own]
 
 
-def _split(args: Sequence[Any], constants: int, given: Flags) -> tuple[Any, Any, Any]:
+def _split(
+    args: Sequence[T], constants: int, given: Flags
+) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
     border = len(given) + constants
     return args[: len(given)], args[len(given) : border], args[border:]
 
 
 def _product_types(
-    *avals: Any, spec: Any, constants: int, given: Flags, wanted: Flags
-) -> list[Any]:
+    *avals: ShapedArray, spec: Hashable, constants: int, given: Flags, wanted: Flags
+) -> list[ShapedArray]:
     slots, _, tangents = _split(avals, constants, given)
     types = []
     for slot in (slot for slot, asked in zip(slots, wanted, strict=True) if asked):
@@ -193,7 +221,7 @@ def _product_types(
 
 
 def _jvp_rule(
-    name: str, primitive: Primitive, primals: PyTree, tangents: PyTree, **params: Params
+    name: str, primitive: Primitive, primals: PyTree, tangents: PyTree, **params: Unpack[_Params]
 ) -> tuple[list[Array], list[Any]]:
     constants, given = params["constants"], params["given"]
     fixed = len(given) + constants
@@ -215,7 +243,7 @@ def _jvp_rule(
 
 
 def _transpose_rule(
-    primitive: Primitive, cotangents: PyTree, *args: object, **params: Params
+    primitive: Primitive, cotangents: PyTree, *args: Any, **params: Unpack[_Params]
 ) -> list[Any]:
     constants, given, wanted = params["constants"], params["given"], params["wanted"]
     slots, data, linear = _split(args, constants, given)
@@ -238,7 +266,7 @@ def _transpose_rule(
 
 
 def _one_by_one(
-    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Params
+    primitive: Primitive, args: Sequence[Array], axes: Sequence[int | None], **params: object
 ) -> tuple[list[Array], list[int]]:
     """Batching where nothing is shared."""
     fixed = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
@@ -256,7 +284,10 @@ def _one_by_one(
 
 
 def _product_batching_rule(
-    primitive: Primitive, args: Sequence[Any], axes: Sequence[Any], **params: Params
+    primitive: Primitive,
+    args: Sequence[Array],
+    axes: Sequence[int | None],
+    **params: Unpack[_Params],
 ) -> tuple[list[Array], list[int]]:
     """Tangents of the same slots become one block."""
     fixed = len(params["given"]) + params["constants"]

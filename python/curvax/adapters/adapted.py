@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from curvax.adapters.verification import (
     Comparison,
@@ -42,7 +41,7 @@ class AdaptedModel(Model):
     convert: Callable[[Batch], PyTree] = dataclasses.field(kw_only=True)
     hint: str = dataclasses.field(default="", kw_only=True)
     derivative_hint: str = dataclasses.field(default="", kw_only=True)
-    admit: Callable[[Any], None] = dataclasses.field(default=lambda batch: None, kw_only=True)
+    admit: Callable[[Batch], None] = dataclasses.field(default=lambda batch: None, kw_only=True)
     _example: _Example = dataclasses.field(default_factory=_Example, kw_only=True)
 
     def prepare(self, batches: Batches) -> PyTree:
@@ -64,7 +63,7 @@ class AdaptedModel(Model):
         for batch in batches:
             yield self.compared(self.convert(batch))
 
-    def compared(self, batch: Batch) -> Any:
+    def compared(self, batch: Batch) -> Batch:
         """A batch of JAX arrays; the first in which a label counts is compared on."""
         self.admit(batch)
         if self._example.batch is None:

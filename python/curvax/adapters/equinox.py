@@ -1,7 +1,6 @@
 """Modules of Equinox (the extra `equinox`)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -20,7 +19,7 @@ def from_module(
     module: object,
     *,
     loss: Callable[[PyTree, Batch], LossValue],
-    state: Any = None,
+    state: PyTree = None,
     batched: bool = False,
     example: Batch = None,
     inputs: Callable[[Batch], PyTree] = first,
@@ -65,7 +64,7 @@ def from_module(
         outputs = call(whole, batch)
         return mean_of(loss(outputs, batch)), outputs
 
-    def transform(function: Any) -> PyTree:
+    def transform(function: Callable[..., PyTree]) -> PyTree:
         return eqx.filter_jit(eqx.filter_value_and_grad(function, has_aux=True))
 
     def run(batch: Batch) -> PyTree:

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvax.adapters.frameworks import import_framework
 from curvax.archives import check_headers
 from curvax.arrays import to_array
+from curvax.typing import Params
 
 REFUSED = {
     ".pt": "torch",
@@ -26,7 +28,7 @@ REFUSED = {
 """Formats that can execute code on load, and what wrote them."""
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path) -> Params:
     """The parameters in a file.
 
     Args:
@@ -46,7 +48,7 @@ def load(path: str | Path) -> Any:
         ImportError: `.safetensors` or `.gguf` without the package that reads it.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path], Any]] = {
+    readers: dict[str, Callable[[Path], Params]] = {
         ".json": _read_json,
         ".npz": _read_npz,
         ".safetensors": _read_safetensors,
@@ -71,7 +73,7 @@ def load(path: str | Path) -> Any:
     return params
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> Params:
     try:
         read = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -83,7 +85,7 @@ def _read_json(path: Path) -> Any:
     return _from_json(read, path, "")
 
 
-def _from_json(node: Any, path: Path, name: str) -> Any:
+def _from_json(node: object, path: Path, name: str) -> Params:
     if isinstance(node, dict):
         return {
             key: _from_json(value, path, f"{name}.{key}" if name else key)
@@ -102,14 +104,14 @@ def _from_json(node: Any, path: Path, name: str) -> Any:
     return _checked(lambda: array, path, name)
 
 
-def _has_text(node: Any) -> bool:
+def _has_text(node: object) -> bool:
     """Whether a nested list holds anything but numbers: NumPy would read the text of a number."""
     if isinstance(node, list):
         return any(map(_has_text, node))
     return isinstance(node, bool) or not isinstance(node, (int, float))
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def _read_npz(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
         raise _mismatch(path, "NPZ", "it is no archive")
     try:
@@ -127,7 +129,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         raise _mismatch(path, "NPZ", error) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Array]:
     reader = import_framework("safetensors", "files")
     try:
         with reader.safe_open(path, framework="numpy") as tensors:
@@ -139,7 +141,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise _mismatch(path, "safetensors", error) from error
 
 
-def _read_gguf(path: Path) -> dict[str, Any]:
+def _read_gguf(path: Path) -> dict[str, Array]:
     gguf = import_framework("gguf", "files")
     with path.open("rb") as file:
         begins = file.read(4)
@@ -152,7 +154,7 @@ def _read_gguf(path: Path) -> dict[str, Any]:
     return {t.name: _checked(partial(_dequantized, t), path, t.name) for t in tensors}
 
 
-def _dequantized(tensor: Any) -> Any:
+def _dequantized(tensor: Any) -> np.ndarray:
     gguf = import_framework("gguf", "files")
     # The file has the fastest axis first.
     shape = tuple(map(int, tensor.shape[::-1]))
@@ -163,7 +165,7 @@ def _mismatch(path: Path, kind: str, error: object) -> ValueError:
     return ValueError(f"{str(path)!r} is not the {kind} file that its name says: {error}")
 
 
-def _checked(read: Callable[[], Any], path: Path, name: str) -> Any:
+def _checked(read: Callable[[], np.ndarray], path: Path, name: str) -> Array:
     try:
         array = np.asarray(read())
     except ValueError as error:  # NumPy's refusal of pickled objects

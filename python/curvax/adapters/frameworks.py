@@ -1,10 +1,10 @@
 """Importing a framework, or saying how to install it."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def import_framework(module: str, extra: str) -> Any:
+def import_framework(module: str, extra: str) -> ModuleType:
     """The module.
 
     Args:

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from curvax.typing import PyTree
 
@@ -94,7 +94,7 @@ def distances(a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> dict[str, flo
     return {name: norm(np.subtract(a[name], leaf, dtype=np.float64)) for name, leaf in b.items()}
 
 
-def norm(x: Any) -> float:
+def norm(x: ArrayLike) -> float:
     """Of all elements."""
     return float(np.linalg.norm(np.ravel(x).astype(np.float64, copy=False)))
 

@@ -242,7 +242,7 @@ class Comparison:
             )
         return [_relative(a, b) for a, b in zip(leaves, wanted, strict=True)] or [0.0]
 
-    def _leaves(self, tree: PyTree) -> dict[str, Any]:
+    def _leaves(self, tree: PyTree) -> dict[str, PyTree]:
         names = leaf_names(self.model.params)
         return dict(zip(names, map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
@@ -263,7 +263,7 @@ class Comparison:
             distance = _distance(product, op.ravel(differences @ vector))
             return distance, "central differences", allowed
 
-        def flattened(leaves: Mapping[str, PyTree]) -> Any:
+        def flattened(leaves: Mapping[str, PyTree]) -> PyTree:
             return np.concatenate([np.ravel(leaves[name]) for name in names])
 
         judged = f"central differences of {framework}'s gradient"
@@ -298,7 +298,7 @@ class _Program:
     function: Closed
     batch: Batch
 
-    def __call__(self, params: Params) -> Any:
+    def __call__(self, params: Params) -> PyTree:
         args = (self.function, params, self.batch)
         return jax.jit(Closed.__call__, compiler_options=compiler_options(*args))(*args)
 
@@ -310,11 +310,11 @@ def _trace_derivative(program: _Program, params: Params) -> None:
         NotImplementedError: there is none.
     """
 
-    def results(given: object) -> list[Any]:
+    def results(given: PyTree) -> list[Array]:
         leaves = jax.tree.leaves(program.function(given, program.batch))
         return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
-    def squares(given: object) -> Any:
+    def squares(given: PyTree) -> Array | int:
         return sum(jnp.sum(leaf**2) for leaf in results(given))
 
     try:

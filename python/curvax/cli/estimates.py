@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from curvax.cli.display import show_counts
 from curvax.cli.exits import Status
 from curvax.cli.session import Session, command
 from curvax.warnings import InterruptWarning
+
+if TYPE_CHECKING:
+    from curvax.results import DensityProgress, TraceProgress, TraceResult
 
 EstimateSeed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random vectors.")]
 Products = Annotated[
@@ -48,10 +51,10 @@ def trace(
     if max_matvecs is not None:
         options["max_matvecs"] = max_matvecs
 
-    def reached(result: Any) -> bool:
+    def reached(result: TraceResult) -> bool:
         return until is None or bool(result.stderr <= until)
 
-    def standing(progress: Any) -> str:
+    def standing(progress: TraceProgress) -> str:
         return f"{progress.estimate:.5g} ± {progress.stderr:.1e}"
 
     return _estimate(session, options, standing, reached)
@@ -99,7 +102,7 @@ def density(
     DIR. The exit status is 0, 2 for bad input and 130 after Ctrl-C.
     """
 
-    def standing(progress: Any) -> str:
+    def standing(progress: DensityProgress) -> str:
         return f"{progress.runs}/{progress.num_runs} runs"
 
     options = {"num_runs": num_runs, "num_steps": num_steps, "width": width, "seed": seed}

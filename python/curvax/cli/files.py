@@ -7,14 +7,18 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from curvax.cli.machine import device, kernels
 
+if TYPE_CHECKING:
+    from curvax.operators.curvature import Curvature
+    from curvax.results.stored import Stored
 
-def write_result(console: Console, result: Any, path: Path, title: str) -> None:
+
+def write_result(console: Console, result: Stored, path: Path, title: str) -> None:
     """Write `path.npz`, `.json`, `.txt` and, with matplotlib, `.png`."""
     written = list(result.save(path))
     table = path.with_suffix(".txt")
@@ -30,7 +34,7 @@ def write_result(console: Console, result: Any, path: Path, title: str) -> None:
 
 
 def write_config(
-    console: Console, command: str, options: dict[str, Any], op: Any, out: Path
+    console: Console, command: str, options: dict[str, object], op: Curvature, out: Path
 ) -> None:
     """Write `config.json`: everything that a run depends on, defaults too."""
     facts = {

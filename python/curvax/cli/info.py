@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
-from typing import Any
+
+from jax import Array
 
 from curvax.cli.app import Command, app
 from curvax.cli.display import open_stdout, print_facts
@@ -44,7 +45,7 @@ def _info() -> Iterable[tuple[str, str]]:
     yield "CUDA module", cuda_module()
     yield from cuda_devices()
 
-    def probe(x: Any) -> Any:
+    def probe(x: Array) -> Array:
         return x
 
     yield "fence", "active" if fence(probe) is not probe else "not active"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from curvax.cli.machine import device, kernels, start_jax
 from curvax.cli.target import find_target, make_problem, read_parameters, refuse
+
+if TYPE_CHECKING:
+    from curvax.operators.curvature import Curvature
+    from curvax.operators.model import Model
+    from curvax.typing import Batches
 
 _MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
 
@@ -27,7 +32,7 @@ class Problem:
     """
 
     target: str
-    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: dict[str, object] = dataclasses.field(default_factory=dict)
     operator: str = "hessian"
     kind: str | None = None
     where: list[str] = dataclasses.field(default_factory=list)
@@ -38,7 +43,7 @@ class Problem:
         """What the operator is called."""
         return _MATRICES[self.operator]
 
-    def load(self) -> tuple[Any, dict[str, str]]:
+    def load(self) -> tuple[Curvature, dict[str, str]]:
         """The operator, and the first lines of a command's output; or a refusal."""
         start_jax()
         function = find_target(self.target)
@@ -56,7 +61,7 @@ class Problem:
         }
         return op, {name: fact for name, fact in facts.items() if fact}
 
-    def _operator(self, model: Any, batches: Any) -> Any:
+    def _operator(self, model: Model, batches: Batches) -> Curvature:
         import curvax as cx
 
         options: dict[str, Any] = {"microbatch_size": self.microbatch_size}

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ from curvax.cli.files import write_config, write_result
 from curvax.cli.options import Out, Quiet
 from curvax.cli.problem import Problem, problem_of
 from curvax.interrupt import InterruptFlag
+
+if TYPE_CHECKING:
+    from curvax.operators.curvature import Curvature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +40,13 @@ class Session:
     """
 
     command: str
-    options: dict[str, Any]
+    options: dict[str, object]
     problem: Problem
     out: Path | None
     quiet: bool
     console: Console
 
-    def load(self, **facts: str) -> Any:
+    def load(self, **facts: str) -> Curvature:
         """The problem's operator, after its facts, and others, have been printed."""
         if self.out is not None:
             _make_directory(self.out)
@@ -64,7 +67,13 @@ class Session:
             self.console.print(f"note: {note}", style="yellow")
 
     def finish(
-        self, op: Any, result: Any, name: str, title: str, show: Callable[[], None], reached: bool
+        self,
+        op: Curvature,
+        result: Any,
+        name: str,
+        title: str,
+        show: Callable[[], None],
+        reached: bool,
     ) -> Status:
         """Print and write a result, which an interrupt does not cut short.
 
@@ -97,7 +106,7 @@ def _make_directory(path: Path) -> None:
         raise typer.BadParameter(f"{message}; choose another", param_hint="--out")
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
     """A function's parameters, each with its annotation, by keyword."""
     found = inspect.signature(function, eval_str=True).parameters.values()
     return [p.replace(kind=p.KEYWORD_ONLY) for p in found]

@@ -25,6 +25,7 @@ from curvax.cli.session import Session, command
 from curvax.warnings import ConvergenceWarning
 
 if TYPE_CHECKING:
+    from curvax.operators.curvature import Curvature
     from curvax.results import EigenResult
 
 
@@ -135,7 +136,7 @@ def analyse(session: Session, wanted: SpectrumOptions) -> Status:
     return session.finish(op, result, "spectrum", title, show, result.all_converged)
 
 
-def _solve(session: Session, op: Any, wanted: SpectrumOptions) -> EigenResult:
+def _solve(session: Session, op: Curvature, wanted: SpectrumOptions) -> EigenResult:
     import curvax as cx
 
     options: dict[str, Any] = {

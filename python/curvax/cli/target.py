@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -20,13 +21,14 @@ from curvax.cli.exits import Status, fail
 
 if TYPE_CHECKING:
     from curvax.operators.model import Model
+    from curvax.typing import Batches
 
 _PACKAGE = Path(__file__).parents[1]
 
 
-def read_parameters(given: list[str]) -> dict[str, Any]:
+def read_parameters(given: list[str]) -> dict[str, object]:
     """Names and values: what is a Python literal, as 3, 0.5 or None, is one, all else is text."""
-    read: dict[str, Any] = {}
+    read: dict[str, object] = {}
     for item in given:
         name, equals, text = item.partition("=")
         if not (equals and name.isidentifier()):
@@ -40,7 +42,7 @@ def read_parameters(given: list[str]) -> dict[str, Any]:
     return read
 
 
-def find_target(target: str) -> Callable[..., Any]:
+def find_target(target: str) -> Callable[..., object]:
     """The function that a target names."""
     module_name, colon, name = target.rpartition(":")
     if not (colon and module_name and name.isidentifier()):
@@ -61,7 +63,7 @@ def find_target(target: str) -> Callable[..., Any]:
     return function
 
 
-def _import(name: str) -> Any:
+def _import(name: str) -> ModuleType:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
@@ -96,7 +98,9 @@ def _neighbours(missing: str) -> str:
     return " here or among the installed ones; a file is named with its .py"
 
 
-def _check_parameters(target: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
+def _check_parameters(
+    target: str, function: Callable[..., object], given: dict[str, object]
+) -> None:
     """Refuse arguments that the function does not take, and too few of them."""
     kinds = inspect.Parameter
     parameters = inspect.signature(function).parameters.values()
@@ -111,8 +115,8 @@ def _check_parameters(target: str, function: Callable[..., Any], given: dict[str
 
 
 def make_problem(
-    target: str, function: Callable[..., Any], parameters: dict[str, Any]
-) -> tuple[Model, Any]:
+    target: str, function: Callable[..., object], parameters: dict[str, object]
+) -> tuple[Model, Batches]:
     """The model and the batches that the function returns, or a refusal."""
     from curvax.operators.foreign import adapter_of
     from curvax.operators.model import Model

@@ -1,7 +1,6 @@
 """The compiled device programs of the estimators."""
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -20,7 +19,7 @@ def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
     """`zᵀw`, `zᵀz` and `wᵀw` in float64, of rows z and their products w, `(b, n)` each."""
     b, n = block.shape
 
-    def add(total: PyTree, first: Array, width: int) -> Any:
+    def add(total: PyTree, first: Array, width: int) -> PyTree:
         z, w = (_wide(x, first, width) for x in (block, products))
         pieces = row_sums(z * w), row_sums(z * z), row_sums(w * w)
         return tuple(a + piece for a, piece in zip(total, pieces, strict=True))

@@ -1,7 +1,5 @@
 """The compiled device programs of the eigensolver."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +87,9 @@ def _check_whole(basis: Array, block: Array, *rest: Array) -> None:
 
 
 @program(donate=(0, 1), wide=True, check=_check_whole)
-def orthonormalize(basis: Array, block: Array, used: Array, seed: Array) -> Any:
+def orthonormalize(
+    basis: Array, block: Array, used: Array, seed: Array
+) -> tuple[Array, Array, Array]:
     """Append a block to the basis, both donated.
 
     Returns:

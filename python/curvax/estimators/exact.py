@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
 from curvax.operators.evidence import report_nonfinite
 from curvax.program import Clock, host
+from curvax.typing import FloatArray
 
 # A larger chunk only adds to memory: small products are bound by the cost of a call, which 64
 # vectors share, and large ones by arithmetic.
@@ -41,7 +41,7 @@ def exact_diagonal(
     clock: Clock,
     interrupted: InterruptFlag,
     note: Callable[[int, float], None],
-) -> tuple[np.ndarray[Any, np.dtype[np.floating]], float]:
+) -> tuple[FloatArray, float]:
     """The diagonal of an operator.
 
     Args:

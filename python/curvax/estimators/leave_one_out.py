@@ -27,11 +27,11 @@ between ω_i and ω_j, on the sketch without both, has that norm for its mean. T
 mean is not taken to be less than that of k independent estimates of this variance.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from curvax.typing import Float64Array
+from curvax.typing import BoolArray, Float64Array
 
 # Below this the sine of the angle between two directions is not told from zero.
 _SMALLEST_SINE2 = 1e-9
@@ -89,7 +89,7 @@ class Directions(NamedTuple):
     """
 
     vectors: Float64Array
-    lost: np.ndarray[Any, np.dtype[np.bool_]]
+    lost: BoolArray
     cosines: Float64Array
     inverse_sines2: Float64Array
 

@@ -1,7 +1,6 @@
 """Products of an operator with random probes, counted, timed and checked."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 from curvax.operators.evidence import report_nonfinite
 from curvax.program import Clock
+from curvax.typing import Float64Array
 
 
 class Products:
@@ -63,7 +63,9 @@ class Products:
             given = jnp.copy(block) if keep else block
             return jax.block_until_ready(programs.multiply(self.clock, self.op, given))
 
-    def forms(self, block: Array, products: Array) -> tuple[Any, Any, Any]:
+    def forms(
+        self, block: Array, products: Array
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """`zᵀw`, `zᵀz` and `wᵀw` of rows and their products, `(b,)` NumPy arrays.
 
         Raises:

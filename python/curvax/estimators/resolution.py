@@ -1,12 +1,10 @@
 """What a set of quadratures resolves: the width to smooth with, and single eigenvalues."""
 
-from typing import Any
-
 import numpy as np
 import scipy.stats
 
 from curvax.estimators.quadrature import Quadrature
-from curvax.typing import Float64Array
+from curvax.typing import BoolArray, Float64Array
 
 # A node is an eigenvalue, not a mean of several, where its residual is at most this part of the
 # distance to its neighbours. Amid unresolved eigenvalues it is 1 to 3 times that distance.
@@ -127,7 +125,7 @@ def _spacing(q: Quadrature) -> Float64Array:
     return (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / 2
 
 
-def _is_resolved(q: Quadrature) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _is_resolved(q: Quadrature) -> BoolArray:
     return q.residuals <= _RESOLVED * _spacing(q)
 
 

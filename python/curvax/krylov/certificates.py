@@ -10,7 +10,7 @@ from curvax.device import programs
 from curvax.krylov.lanczos import Lanczos
 from curvax.operators.evidence import report_nonfinite
 from curvax.program import host
-from curvax.typing import Float64Array
+from curvax.typing import BoolArray, Float64Array
 
 # Products of a sampled verification.
 SAMPLES = 3
@@ -32,7 +32,7 @@ class Pairs:
     values: Float64Array
     predicted: Float64Array
     others: Float64Array
-    doubtful: np.ndarray[Any, np.dtype[np.bool_]]
+    doubtful: BoolArray
     scale: float
     unknown: float
 
@@ -143,7 +143,9 @@ def orthogonality(state: Lanczos, k: int) -> float:
     return float(np.abs(gram - np.eye(k)).max())
 
 
-def estimate_errors(values: Float64Array, residuals: Float64Array, others: Any) -> Float64Array:
+def estimate_errors(
+    values: Float64Array, residuals: Float64Array, others: Float64Array
+) -> Float64Array:
     """`min(‖r‖, ‖r‖²/gap)` (Kato-Temple), the gap to the nearest other Ritz value being estimated.
 
     Args:

@@ -1,7 +1,6 @@
 """The whole matrix, where it is no larger than the basis would be."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +134,7 @@ class DenseSolve:
             interrupted=stopped,
         )
 
-    def _products(self, x: Any) -> Iterator[tuple[int, Float64Array]]:
+    def _products(self, x: np.ndarray) -> Iterator[tuple[int, Float64Array]]:
         """The products of the rows of x, in float64, block by block: the first row, and they."""
         block = self.plan.block_size
         for first in range(0, len(x), block):

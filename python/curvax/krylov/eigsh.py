@@ -1,7 +1,7 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
 import dataclasses
-from typing import Any, Unpack, overload
+from typing import Unpack, overload
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
 from curvax.results import BlockResults, EigenResult, numbered
-from curvax.typing import FloatArray, IntArray
+from curvax.typing import FloatArray, IntArray, Vector
 
 
 @overload
@@ -147,7 +147,7 @@ def _over_blocks(blocks: Blocks, k: object, options: EigshOptions) -> BlockResul
     return BlockResults(results, {name: blocks[name].shape[0] for name in results})
 
 
-def _fitted(n: int, k: object, start: Any, options: EigshOptions) -> tuple[Any, EigshOptions]:
+def _fitted(n: int, k: object, start: Vector, options: EigshOptions) -> tuple[object, EigshOptions]:
     """The arguments of `_solve` for a block of n parameters: of a small one, all pairs."""
     fitted: EigshOptions = {**options, "v0": start}
     if isinstance(k, (int, np.integer)):

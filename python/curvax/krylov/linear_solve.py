@@ -26,7 +26,7 @@ from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import SolveResult
 from curvax.results.units import times
-from curvax.typing import Vector
+from curvax.typing import Float64Array, Vector
 from curvax.warnings import warn
 
 _SOLVERS = {"cg": cg, "minres": minres}
@@ -167,7 +167,7 @@ def _iterate(
     """The solution and the products made. The vectors are float64, the products of the operator."""
     made, longest = 0, 0.0
 
-    def product(v: Any) -> Any:
+    def product(v: Float64Array) -> Float64Array:
         nonlocal made, longest
         if interrupted:
             raise _Stop
@@ -188,7 +188,7 @@ def _iterate(
     matrix = LinearOperator(op.shape, product, dtype=np.float64)
     x, inner = np.zeros_like(rhs), tol / 2
 
-    def note(iterate: Any) -> None:
+    def note(iterate: Float64Array) -> None:
         nonlocal x
         x = iterate
 

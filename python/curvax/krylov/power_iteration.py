@@ -12,7 +12,6 @@ Rayleigh quotient, without the momentum. `eigsh` needs far fewer products.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +278,9 @@ def start_pair(found: Array, block: Array) -> tuple[Array, Array]:
 
 
 @program(wide=True)
-def step(found: Array, v: Array, before: Array, product: Array, momentum: Array) -> Any:
+def step(
+    found: Array, v: Array, before: Array, product: Array, momentum: Array
+) -> tuple[Array, Array, Array]:
     """A step.
 
     Returns:

@@ -16,8 +16,6 @@ G. Golub and G. Meurant, "Matrices, Moments and Quadrature" (2010), chapter 4; T
 and S. Ubaru, "Analysis of stochastic Lanczos quadrature" (2021), section 5.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +28,7 @@ from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 from curvax.operators.evidence import check_symmetry, report_nonfinite
 from curvax.program import Clock, host, program
-from curvax.typing import Float64Array
+from curvax.typing import Float64Array, PyTree
 
 # A run ends where β is at most this multiple of the roundoff of the largest coefficient so far.
 # What is left of a product on an invariant subspace measures 0.3 to 3. A miss does no harm: the
@@ -152,7 +150,7 @@ def subtract(
     """
     n, zeros = product.shape[1], jnp.zeros_like(beta)
 
-    def inner(sums: Any, first: Array, width: int) -> Any:
+    def inner(sums: PyTree, first: Array, width: int) -> PyTree:
         w, p, q = (_columns(x, first, width) for x in (product, previous, current))
         return sums[0] + _dot(w, q), sums[1] + _dot(p, q), sums[2] + _dot(w, p)
 

@@ -1,16 +1,16 @@
 """Which eigenvalues are wanted, and in which order of preference."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from curvax.checks import is_integer, shown
-from curvax.typing import Float64Array
+from curvax.typing import BoolArray, Float64Array
 
 WHICH = ("LM", "LA", "SA", "BE")
 
-Indices = np.ndarray[Any, np.dtype[np.intp]]
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 
 # An unwanted pair may rank next to the wanted ones for ever, in a cluster: it counts as settled at
 # this multiple of the residual allowed.
@@ -87,7 +87,7 @@ class Wanted:
 
     def doubtful(
         self, values: Float64Array, residuals: Float64Array, order: Indices, allowed: Float64Array
-    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    ) -> BoolArray:
         """Which of the wanted an unwanted value could displace, moved outwards by its residual.
 
         Args:
@@ -143,9 +143,7 @@ class Wanted:
         apart = np.abs(places[:, None] - values) > 0.5 * margins
         return places[apart.all(axis=1)]
 
-    def displaced(
-        self, values: Float64Array, places: Float64Array
-    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def displaced(self, values: Float64Array, places: Float64Array) -> BoolArray:
         """Which of the wanted values, in the order of preference, rank behind one of `places`."""
         out = np.zeros(len(values), bool)
         if len(places):

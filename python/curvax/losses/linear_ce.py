@@ -110,7 +110,7 @@ class _Problem:
         )
         return losses, gradient
 
-    def loop(self, body: Callable[[Array, Any], Any], start: PyTree) -> PyTree:
+    def loop(self, body: Callable[[Array, PyTree], PyTree], start: PyTree) -> PyTree:
         """Fold `body(i, carry)` over the chunks."""
         chunks = self.hidden.shape[0] // self.chunk
         return lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)

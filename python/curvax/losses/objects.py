@@ -239,7 +239,9 @@ class LinearCrossEntropy(_CrossEntropy):
         data = (labels, jnp.sqrt(rows.shares))
         return loss._product(outputs, slots, flat, data, u, samples)
 
-    def _flat(self, outputs: PyTree, batch: Batch) -> tuple[Any, Any, Rows]:
+    def _flat(
+        self, outputs: PyTree, batch: Batch
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], Rows]:
         """The operands as they came, with the labels in one row, and those."""
         slots = head_operands(*_operands(outputs))
         dtype = compute_dtype(jnp.result_type(*slots))
@@ -289,7 +291,7 @@ def _outer_product(gradients: Array, u: PyTree) -> Array:
     return gradients * along[:, None]
 
 
-def _logits(outputs: PyTree) -> Any:
+def _logits(outputs: PyTree) -> Array:
     if isinstance(outputs, (tuple, list, dict)):
         raise TypeError(
             "SoftmaxCrossEntropy needs outputs that are one array of logits (..., V), got a "
@@ -298,7 +300,7 @@ def _logits(outputs: PyTree) -> Any:
     return outputs
 
 
-def _operands(outputs: PyTree) -> tuple[Any, Any, Any]:
+def _operands(outputs: PyTree) -> tuple[Array, Array, Array | None]:
     if not isinstance(outputs, (tuple, list)) or len(outputs) not in (2, 3):
         raise ValueError(
             "outputs must be a tuple (hidden, head) or (hidden, head, bias), got "

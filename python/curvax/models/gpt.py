@@ -5,7 +5,7 @@
 """
 
 import importlib.resources
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from jax import Array
 from curvax.losses import SoftmaxCrossEntropy
 from curvax.operators.model import Model
 from curvax.program import present
+from curvax.typing import PyTree
 
-Params = dict[str, Any]
+Params: TypeAlias = dict[str, PyTree]
 
 VOCAB = 256
 CONTEXT = 64

@@ -4,7 +4,7 @@ It comes without weights; `smollm2` has some.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from jax import Array
 
 from curvax.losses import LinearCrossEntropy, linear_cross_entropy
 from curvax.operators.model import Model
+from curvax.typing import PyTree
 
-Params = dict[str, Any]
+Params: TypeAlias = dict[str, PyTree]
 
 
 @dataclass(frozen=True)

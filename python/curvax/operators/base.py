@@ -7,7 +7,7 @@ operators, and operators themselves: hence one file.
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from curvax.operators.batches import for_several
 from curvax.operators.checked_product import check_operator, checked_product, compiled_product
 from curvax.operators.partition import By, Part, borders, partition, selected
 from curvax.operators.space import VectorSpace
-from curvax.typing import Batches, Block, Params, PyTree, Vector
+from curvax.typing import Batches, Block, Params, Vector
 
 
 class Operator(abc.ABC):
@@ -353,6 +353,9 @@ class RestrictedOperator(Operator):
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
 
+Found = TypeVar("Found")
+
+
 class Blocks(Mapping[str, RestrictedOperator]):
     """The diagonal blocks of an operator, by name.
 
@@ -383,7 +386,7 @@ class Blocks(Mapping[str, RestrictedOperator]):
             first.setdefault(op.space, len(first))
         return iter(sorted(self.items(), key=lambda item: first[item[1].space]))
 
-    def ordered(self, results: Mapping[str, PyTree]) -> dict[str, Any]:
+    def ordered(self, results: Mapping[str, Found]) -> dict[str, Found]:
         """What was found for some blocks, in the order of the blocks."""
         return {name: results[name] for name in self if name in results}
 

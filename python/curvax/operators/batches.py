@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
 from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
-from curvax.typing import Batch, Batches, PyTree
+from curvax.typing import Batch, Batches, PyTree, PyTreeDef
 from curvax.warnings import warn
 
 Microbatches: TypeAlias = int | Callable[[Batch], Iterable[Batch]] | None
@@ -27,7 +27,7 @@ class Numbered(NamedTuple):
     """
 
     data: PyTree
-    numbers: Any
+    numbers: PyTree
 
 
 def read_batches(batches: Batches, num_batches: int | None) -> list[Batch]:
@@ -106,7 +106,7 @@ def stack_batches(
     ]
 
 
-def _looks(batch: Batch) -> Hashable:
+def _looks(batch: Batch) -> tuple[PyTreeDef, Hashable]:
     leaves, treedef = jax.tree.flatten(batch)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
@@ -137,7 +137,7 @@ def match_stacks(
 def _described(stack: object) -> str:
     leaves = jax.tree.leaves(stack)
     arrays = [f"{leaf.dtype.name}{list(leaf.shape[1:])}" for leaf in leaves]
-    return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(jax.tree.structure(stack)))}"
+    return f"{leaves[0].shape[0]} microbatches of {shown(arrays)} in {cut(str(_looks(stack)[0]))}"
 
 
 def _numbers(batch: Batch, position: int, start: int) -> np.ndarray:

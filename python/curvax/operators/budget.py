@@ -1,7 +1,6 @@
 """How much of the memory linearisation residuals may take."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class ResidualBudget:
     scratch: int = 0
 
     @classmethod
-    def of(cls, linearize: Any, space: VectorSpace, arrays: PyTree) -> "ResidualBudget":
+    def of(cls, linearize: object, space: VectorSpace, arrays: PyTree) -> "ResidualBudget":
         """On a device, what the rows that a solve wants and the scratch of a product leave.
 
         A basis that restarts often costs up to half of the products again, and so do residuals that

@@ -58,7 +58,7 @@ class Traced(Keyed):
     jaxpr: Jaxpr
     out_tree: PyTreeDef
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         refuse_pickling()
 
     def __deepcopy__(self, memo: object) -> "Traced":
@@ -85,7 +85,7 @@ class Closed(Argument):
     consts: tuple[Array, ...]
     traced: Traced = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, *args: object) -> Any:
+    def __call__(self, *args: object) -> PyTree:
         """Evaluate on the arguments it was traced for."""
         run = jaxpr_as_fun(ClosedJaxpr(self.traced.jaxpr, []))
         out = run(*self.consts, *jax.tree.leaves(args))
@@ -100,12 +100,12 @@ class Closed(Argument):
         return Closed(self.consts, Traced(self.traced.jaxpr, out_tree))
 
 
-def close(fun: Callable[..., Any], *args: object) -> Closed:
+def close(fun: Callable[..., PyTree], *args: object) -> Closed:
     """Trace `fun` on the shapes and dtypes of `args`."""
 
     # A function of its own: JAX would return an earlier trace of the same one, with arrays that it
     # closed over then.
-    def fresh(*args: object) -> Any:
+    def fresh(*args: object) -> PyTree:
         return fun(*args)
 
     closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)

@@ -21,7 +21,7 @@ from curvax.operators.space import VectorSpace
 from curvax.operators.weights import check_values, warn_of_zeros, weighted_mean
 from curvax.ops.fence import fence
 from curvax.program import Argument, as_arguments, jit, untracked_settings
-from curvax.typing import Batch, Batches, Params, PyTree
+from curvax.typing import Batch, Batches, FloatArray, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +141,7 @@ class Curvature(Operator, Argument):
         return sum(stack.weights.shape[0] for stack in self.stacks)
 
     @property
-    def microbatch_weights(self) -> np.ndarray[Any, np.dtype[np.floating]]:
+    def microbatch_weights(self) -> FloatArray:
         """`(num_microbatches,)` their weights, of sum `weight`."""
         return np.concatenate([np.asarray(stack.weights) for stack in self.stacks])
 

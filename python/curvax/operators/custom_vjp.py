@@ -5,7 +5,7 @@ order of differentiation gives the same; where it cannot, its name is what the u
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -17,7 +17,10 @@ Result = TypeVar("Result")
 
 
 def first_possible(
-    what: str, fun: Callable[..., Any], args: Sequence[Any], ways: Sequence[Callable[[], Result]]
+    what: str,
+    fun: Callable[..., PyTree],
+    args: Sequence[object],
+    ways: Sequence[Callable[[], Result]],
 ) -> Result:
     """The result of the first of `ways` that JAX can trace.
 
@@ -52,7 +55,7 @@ def first_possible(
     ) from first
 
 
-def check_linear(linear: Callable[..., Any], *like: PyTree) -> None:
+def check_linear(linear: Callable[..., PyTree], *like: PyTree) -> None:
     """Refuse a linear map that JAX can transpose but not evaluate.
 
     Raises:
@@ -63,12 +66,12 @@ def check_linear(linear: Callable[..., Any], *like: PyTree) -> None:
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 
-def pull_back(pull: Callable[[Any], Any], cotangents: PyTree) -> PyTree:
+def pull_back(pull: Callable[[PyTree], PyTree], cotangents: PyTree) -> PyTree:
     """The result of a `jax.vjp` of a function of one argument."""
     return pull(cotangents)[0]
 
 
-def _custom_vjp_functions(fun: Callable[..., Any], args: Sequence[Any]) -> list[str]:
+def _custom_vjp_functions(fun: Callable[..., PyTree], args: Sequence[object]) -> list[str]:
     """Name and place of each such function that `fun` calls; none if it cannot be traced."""
     try:
         jaxpr = jax.make_jaxpr(fun)(*args).jaxpr

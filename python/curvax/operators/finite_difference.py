@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from curvax.arrays import scale_of
 from curvax.checks import check_number
@@ -157,7 +158,7 @@ def _step(params: Sequence[Array], tangents: Sequence[Array], relative: Array) -
     return jnp.where(square > 0, h, 1)
 
 
-def tuned(op: DifferenceHessian, params: Sequence[Any]) -> DifferenceHessian:
+def tuned(op: DifferenceHessian, params: Sequence[ArrayLike]) -> DifferenceHessian:
     """The operator with the step, of several, at which doubling it changes a product least.
 
     Args:
@@ -207,7 +208,7 @@ def _power_of_two(rows: Array) -> float:
     return 2.0 ** -min(max(exponent, -120), 120)
 
 
-def _check_differences(op: DifferenceHessian, params: Sequence[Any], v: Array) -> None:
+def _check_differences(op: DifferenceHessian, params: Sequence[ArrayLike], v: Array) -> None:
     """Refuse a loss with gradients so small that their differences are read as zero.
 
     Raises:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from curvax.operators.jacobian import SandwichMap, check_callables, check_output
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.products import OuterProducts, Product
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, LossValue, Params, PyTree
+from curvax.typing import Batch, Batches, DTypeLike, LossValue, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -172,7 +172,7 @@ def _check_draws(kind: str, num_samples: int, seed: object) -> tuple[int | None,
     return int(num_samples), check_seed(seed)
 
 
-def _check_loss(loss: Any, kind: str) -> None:
+def _check_loss(loss: object, kind: str) -> None:
     needed = {"empirical": (), "exact": ("fisher_product",), "mc": ("fisher_product", "sample")}
     if needed[kind] and not any(hasattr(loss, name) for name in needed[kind]):
         raise TypeError(
@@ -285,7 +285,7 @@ def _by_sample(leaf: Array, samples: int) -> Array:
     return leaf[:, None] if leaf.ndim else jnp.broadcast_to(leaf, (samples,))
 
 
-def _wide(leaf: Array) -> Any:
+def _wide(leaf: Array) -> DTypeLike:
     return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
 
 
@@ -307,7 +307,7 @@ def _outer_products(gradients: PyTree, weight: Array, u: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, products)
 
 
-def _root(product: Callable[[Any], Any], like: PyTree) -> PyTree:
+def _root(product: Callable[[PyTree], PyTree], like: PyTree) -> PyTree:
     """The x of a matrix `x xᵀ` that is known by its products with vectors like `like`."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(leaves))

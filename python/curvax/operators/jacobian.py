@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from curvax.typing import Batch, LossValue, Params, PyTree
 Function = Callable[[PyTree, Batch], LossValue]
 
 
-def check_callables(forward: Any, loss: Any) -> tuple[Function, Function]:
+def check_callables(forward: object, loss: object) -> tuple[Function, Function]:
     """A model and a loss, if both can be called.
 
     Raises:
@@ -30,7 +29,7 @@ def check_callables(forward: Any, loss: Any) -> tuple[Function, Function]:
             raise TypeError(
                 f"{name} must be callable as {name}({arguments}, batch), got {shown(function)}"
             )
-    return forward, loss
+    return forward, loss  # type: ignore[return-value]
 
 
 @jax.tree_util.register_dataclass

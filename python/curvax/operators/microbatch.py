@@ -33,7 +33,7 @@ class Primal(NamedTuple):
     """
 
     function: Closed
-    linear_map: Any
+    linear_map: PyTree
     kept: tuple[int, ...]
     places: tuple[int, ...]
     nbytes: int
@@ -138,7 +138,7 @@ class MicrobatchMap(abc.ABC):
             )
         return leading_size(batch) or 1
 
-    def traced(self, fun: Callable[..., Any], *args: object) -> Closed:
+    def traced(self, fun: Callable[..., PyTree], *args: object) -> Closed:
         """`close`, with the products in the precision."""
         return close(at_precision(fun, self.precision), *args)
 
@@ -180,7 +180,7 @@ class LinearMap(MicrobatchMap):
         traced = self.traced(self.linear_map, leaves, batch)
         jaxpr = traced.traced.jaxpr
         inputs = jaxpr.invars
-        position: dict[Any, int] = {var: i for i, var in enumerate(inputs)}
+        position: dict[Var | int, int] = {var: i for i, var in enumerate(inputs)}
         kept: list[int] = []
         places: list[int] = []
         nbytes = 0
@@ -221,7 +221,7 @@ class LossMap(MicrobatchMap):
         """See `MicrobatchMap`."""
         return self._mean(self.taken(leaves), leaves, batch)[1]
 
-    def gradient(self, leaves: Sequence[Array], batch: Batch) -> Callable[..., Any]:
+    def gradient(self, leaves: Sequence[Array], batch: Batch) -> Callable[..., PyTree]:
         """A function of the chosen leaves that returns the gradient, and mean and weight."""
 
         def gradient(selected: Sequence[Array]) -> PyTree:

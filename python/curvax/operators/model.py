@@ -84,7 +84,7 @@ R = TypeVar("R", bound=Curvature)
 
 
 def accepts_model(
-    parts: Callable[[Model], tuple[Any, ...]],
+    parts: Callable[[Model], tuple[object, ...]],
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function `f(*parts, batches, **options)` also be called as `f(model, batches, ...)`.
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,7 @@ class Structure(Keyed):
         return tuple(arrays)
 
 
-def constants_of(params: Params, chosen: tuple[bool, ...]) -> dict[int, Any]:
+def constants_of(params: Params, chosen: tuple[bool, ...]) -> dict[int, object]:
     """The leaves that are not arrays, by their position; they must not be selected.
 
     Raises:

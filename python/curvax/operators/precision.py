@@ -25,6 +25,7 @@ from curvax.jax_internals import (
     KERNELS,
     PRODUCTS,
     RAGGED_PRODUCTS,
+    Atom,
     Jaxpr,
     JaxprEqn,
     is_dot,
@@ -33,6 +34,7 @@ from curvax.jax_internals import (
 from curvax.jaxprs import Rewriter, equations, rewritten
 from curvax.losses.linear_ce import LinearSpec
 from curvax.program import default_platform
+from curvax.typing import PyTree
 
 Precision = Literal["highest", "bf16x3"]
 
@@ -78,7 +80,7 @@ def check_precision(precision: object, method: str = "autodiff") -> None:
         )
 
 
-def at_precision(fun: Callable[..., Any], precision: Precision | None) -> Callable[..., Any]:
+def at_precision(fun: Callable[..., PyTree], precision: Precision | None) -> Callable[..., PyTree]:
     """A traceable function with its products in a precision; None leaves them to JAX's setting.
 
     A product for which the function names a precision itself keeps that.
@@ -96,7 +98,7 @@ def at_precision(fun: Callable[..., Any], precision: Precision | None) -> Callab
         )
     set_products = rewritten(fun, lambda: _Setter(precision))
 
-    def wrapped(*args: object) -> Any:
+    def wrapped(*args: object) -> PyTree:
         # So that a precision in the program is one that the function names.
         with jax.default_matmul_precision(None):
             return set_products(*args)
@@ -136,8 +138,8 @@ def _with_weights(eqn: JaxprEqn) -> bool:
     return not batch and _dtypes(*eqn.invars, *eqn.outvars) == {np.dtype(np.float32)}
 
 
-def _dtypes(*variables: Any) -> set[Any]:
-    return {variable.aval.dtype for variable in variables}
+def _dtypes(*variables: Atom) -> set[np.dtype]:
+    return {variable.aval.dtype for variable in variables}  # type: ignore[attr-defined]
 
 
 def more_accurate(op: Any) -> str:

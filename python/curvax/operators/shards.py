@@ -1,7 +1,6 @@
 """Which of an operator's arrays lie in shards, for messages."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -20,7 +19,7 @@ def sharded_arrays(op: Operator) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _named(op: Operator) -> Iterator[tuple[str, Any]]:
+def _named(op: Operator) -> Iterator[tuple[str, object]]:
     """Of a loss its parameters and data alone: what was computed of them lies as they do."""
     nodes = jax.tree_util.tree_leaves_with_path(op, is_leaf=lambda x: isinstance(x, Curvature))
     for path, node in nodes:

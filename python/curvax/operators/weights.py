@@ -1,7 +1,6 @@
 """The means and weights that a loss returns, batch by batch, and the mean over all."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ _PAIR = (
 )
 
 
-def check_values(means: Array, weights: Array, positions: Any) -> None:
+def check_values(means: Array, weights: Array, positions: Sequence[int] | Array) -> None:
     """Refuse weights that no mean has, and a loss that is not finite.
 
     Args:
@@ -78,7 +77,7 @@ def warn_of_metric() -> None:
     )
 
 
-def warn_of_zeros(weights: Sequence[Array], positions: Sequence[Any]) -> None:
+def warn_of_zeros(weights: Sequence[Array], positions: Sequence[Sequence[int] | Array]) -> None:
     """Warn of whole batches that count nothing; microbatches of a batch may."""
     if any(isinstance(own, jax.core.Tracer) for own in weights):
         return

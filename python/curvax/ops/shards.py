@@ -10,6 +10,8 @@ import jax
 from jax import Array
 from jax.experimental.custom_partitioning import custom_partitioning
 
+from curvax.typing import PyTree
+
 __all__ = ["whole"]
 
 
@@ -48,7 +50,7 @@ def _check(what: str, is_whole: bool, sharding: object) -> None:
 def _whole_when_compiled(what: str) -> Callable[[Array], Array]:
     """The identity, which XLA asks for its sharding where there is more than one device."""
 
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+    def partition(mesh: jax.sharding.Mesh, arguments: PyTree, result: PyTree) -> tuple[object, ...]:
         sharding = arguments[0].sharding
         _check(what, sharding.is_fully_replicated, sharding)
         # What comes after may want shards; of a whole array it takes its own.

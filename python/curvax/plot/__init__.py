@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from curvax.plot.blocks import plot_blocks
 from curvax.plot.density import plot_density
@@ -45,7 +45,7 @@ _PICTURES: dict[type, Callable[..., Figure]] = {
 }
 
 
-def plot(result: Any, path: str | Path | None = None, title: str | None = None) -> Figure:
+def plot(result: object, path: str | Path | None = None, title: str | None = None) -> Figure:
     """Draw a result with the function for its class; `result.plot` is this.
 
     Args:

@@ -31,13 +31,13 @@ Algebra Appl. 395, 2005); without the part inside, those left out by no more tha
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 from scipy.special import betainc
 
-from curvax.typing import FloatArray
+from curvax.typing import BoolArray, FloatArray
 
 # A point further out than this many times the largest node counts as this far out.
 FAR = 1e3
@@ -61,7 +61,7 @@ _CHUNK = 1 << 17
 _TAIL = 0.025
 
 
-Counts = np.ndarray[Any, np.dtype[np.int64]]
+Counts = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class MeanRule(NamedTuple):
@@ -274,7 +274,7 @@ def fraction_interval(
     return np.minimum(least, most) / dimension, np.maximum(least, most) / dimension
 
 
-def _first(holds: Callable[[Counts], Any], size: int, shape: tuple[int, ...]) -> Counts:
+def _first(holds: Callable[[Counts], BoolArray], size: int, shape: tuple[int, ...]) -> Counts:
     """The first of 1 … size for which a condition holds, as it does from there on."""
     low, high = np.zeros(shape, np.int64), np.full(shape, size, np.int64)
     for _ in range(size.bit_length()):

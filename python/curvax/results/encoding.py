@@ -11,6 +11,7 @@ JSON keeps None, bool, int, float, str and lists as they are. Whatever else is a
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import jax
@@ -125,7 +126,7 @@ def _is_extension(dtype: np.dtype) -> bool:
     return dtype.isbuiltin == 2
 
 
-def _encode_array(value: np.ndarray, name: str, arrays: Arrays) -> Any:
+def _encode_array(value: np.ndarray, name: str, arrays: Arrays) -> dict[str, object]:
     if value.dtype.hasobject:
         raise TypeError(f"{name} must hold numbers to be saved, got an array of Python objects")
     name = _unique("".join(c if c.isprintable() and c not in "/\\" else "_" for c in name), arrays)
@@ -140,20 +141,20 @@ def _decode_array(stored: np.ndarray, dtype: str) -> np.ndarray:
     return stored.view(np.dtype(dtype))
 
 
-def _leaves_by_name(tree: PyTree, name: str) -> dict[str, Any]:
+def _leaves_by_name(tree: PyTree, name: str) -> dict[str, PyTree]:
     leaves, names = jax.tree.leaves(tree), leaf_names(tree)
     if len(leaves) == 1 and leaves[0] is tree:
         raise TypeError(
             f"{name} cannot be saved: expected arrays, numbers and containers of them, got "
             f"{type(tree).__name__}"
         )
-    named: dict[str, Any] = {}
+    named: dict[str, PyTree] = {}
     for key, leaf in zip(names, leaves, strict=True):
         named[_unique(key, named)] = np.asarray(leaf)
     return named
 
 
-def _unique(name: str, taken: dict[str, Any]) -> str:
+def _unique(name: str, taken: Collection[str]) -> str:
     short = name[:_MAX_NAME]
     candidates = (short if i == 1 else f"{short}~{i}" for i in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)

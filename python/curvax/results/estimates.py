@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from curvax.filters import leaf_names
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned
-from curvax.typing import Block, FloatArray
+from curvax.typing import Block, FloatArray, Vector
 
 # Leaves of a diagonal, and Ritz values at each end, that a table lists.
 _MAX_LEAVES = 20
@@ -124,8 +124,8 @@ class DiagonalResult(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("estimate", "stderr")
 
-    estimate: Any
-    stderr: Any
+    estimate: Vector
+    stderr: Vector
     num_samples: int
     method: str
     num_matvecs: int

@@ -40,7 +40,7 @@ _DIRECT: dict[type, tuple[str, ...]] = {
 _INVERSE: dict[type, tuple[str, ...]] = {SpectralDensity: ("density", "lower", "upper")}
 
 
-def rescaled(result: PyTree, exponent: int) -> Any:
+def rescaled(result: Any, exponent: int) -> Any:
     """What was found, or reported on the way, of an operator A, as that of `2**exponent · A`."""
     if exponent == 0 or result is None:
         return result

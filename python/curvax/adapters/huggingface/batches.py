@@ -1,7 +1,6 @@
 """Batches of tokenizers and image processors as arrays, with labels of the right kind."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ EMBEDDED = "inputs_embeds"
 """What may stand in a batch in place of `input_ids`."""
 
 
-def mapping(batch: Batch, main: str) -> dict[str, Any]:
+def mapping(batch: Batch, main: str) -> dict[str, PyTree]:
     """A batch as a mapping of arrays; lists of equal samples, as processors make, are stacked.
 
     Args:
@@ -46,7 +45,7 @@ def places(arrays: Mapping[str, PyTree], main: str) -> tuple[int, int]:
     return samples, length
 
 
-def _stacked(key: str, value: object) -> Any:
+def _stacked(key: str, value: object) -> PyTree:
     if not isinstance(value, (list, tuple)) or not value:
         return value
     if any(isinstance(x, str) for x in value):

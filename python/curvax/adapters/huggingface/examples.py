@@ -1,7 +1,5 @@
 """Batches of random numbers that a model takes, to compare it with its conversion on."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -24,7 +22,7 @@ def tokens(model: nn.Module) -> torch.Tensor:
     return ids
 
 
-def example_of(model: nn.Module, classes: int | None) -> dict[str, Any]:
+def example_of(model: nn.Module, classes: int | None) -> dict[str, torch.Tensor]:
     """A batch of the model's main input, with labels.
 
     Args:

@@ -1,12 +1,13 @@
 """Cross entropies with terms that a model's own loss adds, as a router's."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
+from curvax.losses.objects import FisherKind
 from curvax.typing import Batch, LossValue, PyTree
 
 
@@ -26,8 +27,8 @@ class _WithExtra:
         return self._extended(product, outputs)
 
     def fisher_product(
-        self, outputs: PyTree, batch: Batch, u: PyTree, kind: object, keys: Any
-    ) -> Any:
+        self, outputs: PyTree, batch: Batch, u: PyTree, kind: FisherKind, keys: Array | None
+    ) -> PyTree:
         """See `Loss`."""
         own = self._own(outputs)
         product = super().fisher_product(own, batch, self._own(u), kind, keys)  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Models of transformers, given or loaded, and refused where they cannot be analysed."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -58,7 +57,7 @@ def load(model_or_path: nn.Module | str | Path, kind: str) -> nn.Module:
 
 def _loaded(model_or_path: nn.Module | str | Path, kind: str) -> nn.Module:
     path = Path(model_or_path)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if path.suffix == ".gguf":
         options["gguf_file"] = path.name
         path = path.parent

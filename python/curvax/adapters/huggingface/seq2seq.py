@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -69,9 +68,11 @@ def _shifted(model: nn.Module, arrays: Mapping[str, PyTree]) -> torch.Tensor:
                 f"{type(model).__name__} cannot shift labels ({error}): set the token that it "
                 "names in model.config, or give decoder_input_ids in the batch"
             ) from error
-    read: list[Any] = []
+    read: list[torch.Tensor] = []
 
-    def stop(part: nn.Module, args: Any, options: Any) -> None:
+    def stop(
+        part: nn.Module, args: tuple[object, ...], options: Mapping[str, torch.Tensor]
+    ) -> None:
         read.append(options.get("input_ids", args[0] if args else None))
         raise _Read
 

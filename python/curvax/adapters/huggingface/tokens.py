@@ -24,7 +24,7 @@ from curvax.adapters.torch.module import adapt
 from curvax.adapters.torch.state import preserved
 from curvax.checks import shown
 from curvax.losses import LinearCrossEntropy, SoftmaxCrossEntropy
-from curvax.typing import Batch, PyTree
+from curvax.typing import Batch, LossValue, PyTree
 
 # Of the same number by two programs of torch, in float32.
 _SAME = 1e-4
@@ -102,7 +102,7 @@ class TokenHead:
         """Those of the places that predict a label."""
         return logits[:, :-1] if self.shifted else logits
 
-    def _called(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    def _called(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, tuple[PyTree, ...]]:
         """The logits, as the head is, of the predicting places, and the extra term."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         if self.extra == "none":
@@ -115,7 +115,7 @@ class TokenHead:
         logits = self.predicting(outputs.logits)
         return logits, (outputs.loss - self.cross_entropy(logits, batch),)
 
-    def loss(self) -> Any:
+    def loss(self) -> Callable[[PyTree, Batch], LossValue]:
         """The same on JAX."""
         options: dict[str, Any] = {"ignore_index": IGNORED}
         if self.fused:

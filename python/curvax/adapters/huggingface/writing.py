@@ -49,7 +49,7 @@ def written(model: nn.Module, *, ours: bool = False) -> Iterator[None]:
 
 def _configs(model: nn.Module) -> list["PretrainedConfig"]:
     """Of the model, its parts and theirs."""
-    found: dict[int, "PretrainedConfig"] = {}
+    found: dict[int, PretrainedConfig] = {}
 
     def visit(config: "PretrainedConfig") -> None:
         if id(config) not in found and hasattr(config, "_attn_implementation_internal"):

@@ -1,13 +1,12 @@
 """What no model of Keras may be."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 
 from curvax.adapters.keras.network import Network
+from curvax.typing import PyTree
 
 
 def check_model(model: keras.Model) -> None:
@@ -62,7 +61,7 @@ def check_steps(model: keras.Model) -> None:
             )
 
 
-def check_weights(weights: Any) -> None:
+def check_weights(weights: PyTree) -> None:
     """Refuse weights of samples under which a loss is no mean, which Keras computes with.
 
     Raises:
@@ -77,7 +76,7 @@ def check_weights(weights: Any) -> None:
             )
 
 
-def check_state(network: Network, state: Any) -> None:
+def check_state(network: Network, state: PyTree) -> None:
     """Refuse a model that draws random numbers, or normalises by the batch.
 
     Args:

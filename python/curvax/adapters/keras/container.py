@@ -1,6 +1,7 @@
 """Keras's own reduction of losses, weights and outputs to one number."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,18 +30,18 @@ class Container(CompileLoss):  # type: ignore[misc]
         divisors: of each loss in turn, see `_divisor`.
     """
 
-    def __init__(self, loss: PyTree, loss_weights: Any, output_names: Any) -> None:
+    def __init__(self, loss: PyTree, loss_weights: PyTree, output_names: list[str] | None) -> None:
         super().__init__(loss, loss_weights, output_names=output_names)
         self.divisors: list[Array | int | None] = []
         self._found: list[Any] = []
         self._calling = False
 
     @property
-    def metrics(self) -> list[Any]:
+    def metrics(self) -> list[None]:
         """None; while Keras goes through the losses, a place for each."""
         return [None] * len(self._flat_losses) if self._calling else []
 
-    def call(self, y_true: PyTree, y_pred: PyTree, sample_weight: Any = None) -> PyTree:
+    def call(self, y_true: PyTree, y_pred: PyTree, sample_weight: PyTree = None) -> PyTree:
         """See `keras.losses.Loss`."""
         names = set(y_pred) if isinstance(y_pred, dict) else set(self.output_names or ())
         if isinstance(y_true, dict) and names and not set(y_true) <= names:
@@ -89,7 +90,7 @@ class _Counted:
             self.loss._dtype = dtype
         self.container = container
 
-    def __call__(self, y_true: PyTree, y_pred: PyTree, sample_weight: PyTree) -> Any:
+    def __call__(self, y_true: PyTree, y_pred: PyTree, sample_weight: PyTree) -> Array:
         y_true = jax.tree.map(jnp.asarray, y_true)
         _check_targets(self.loss, y_true, y_pred)
         self.container.divisors.append(_divisor(self.loss, y_true, y_pred, sample_weight))
@@ -106,7 +107,7 @@ class _Counted:
         return jnp.where(known.all(), mean, jnp.nan)
 
 
-def _check_known(labels: PyTree, known: Any, classes: int, name: str) -> None:
+def _check_known(labels: PyTree, known: Array, classes: int, name: str) -> None:
     if not isinstance(known, jax.core.Tracer) and not known.all():
         raise ValueError(
             f"the targets of the loss {name!r} must be labels from 0 to {classes - 1}, as the "
@@ -115,7 +116,7 @@ def _check_known(labels: PyTree, known: Any, classes: int, name: str) -> None:
         )
 
 
-def _function(loss: PyTree) -> Any:
+def _function(loss: PyTree) -> Callable[..., Array] | None:
     return getattr(loss, "fn", None)
 
 

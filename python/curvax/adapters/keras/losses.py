@@ -4,11 +4,12 @@ import contextlib
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import keras
+from jax import Array
 
 from curvax.adapters.keras.container import Container, sparse_cross_entropy
 from curvax.adapters.keras.network import Network, Parts, as_parts, untouched, with_masks
@@ -28,8 +29,8 @@ class Compiled(NamedTuple):
     """A loss as `compile` takes it; `loss` is None where the model's own losses are all."""
 
     loss: PyTree
-    weights: Any
-    output_names: Any
+    weights: PyTree
+    output_names: list[str] | None
 
     def container(self) -> Container | None:
         """One for one call."""
@@ -43,7 +44,7 @@ class Getters(NamedTuple):
     targets: Callable[[Batch], PyTree]
     weights: Callable[[Batch], PyTree]
 
-    def data(self, batch: Batch, labelled: bool) -> tuple[Any, Any, Any]:
+    def data(self, batch: Batch, labelled: bool) -> tuple[PyTree, PyTree, PyTree]:
         """All three parts.
 
         Raises:
@@ -86,26 +87,26 @@ class KerasLoss:
         better = self.better(outputs, batch)
         return (self.total if better is None else better)(outputs, batch)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., PyTree]:
         if name in _METHODS and name in vars(self).get("methods", ()):
             own = {"hessian_product": self._hessian_product}.get(name, self._refuse(name))
 
-            def method(outputs: PyTree, batch: Batch, *args: object) -> Any:
+            def method(outputs: PyTree, batch: Batch, *args: object) -> PyTree:
                 better = self.better(outputs, batch)
                 return (own if better is None else getattr(better, name))(outputs, batch, *args)
 
             return method
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> Any:
+    def _hessian_product(self, outputs: PyTree, batch: Batch, u: PyTree) -> PyTree:
         def mean(outputs: PyTree) -> PyTree:
             loss = self.total(outputs, batch)
             return loss[0] if isinstance(loss, tuple) else loss
 
         return jax.jvp(jax.grad(mean), (outputs,), (u,))[1]
 
-    def _refuse(self, name: str) -> Callable[..., Any]:
-        def refuse(*args: object) -> Any:
+    def _refuse(self, name: str) -> Callable[..., NoReturn]:
+        def refuse(*args: object) -> NoReturn:
             raise TypeError(
                 "a Fisher matrix is not known of a loss with masks, weights of samples or losses "
                 "that the model adds itself (add_loss, regularisers): take ggn, or pass loss=, a "
@@ -196,14 +197,14 @@ def compiled_loss(network: Network, compiled: Compiled, get: Getters, pieces: Pi
     return KerasLoss(total, better, methods)
 
 
-def count(x: Any) -> int:
+def count(x: PyTree) -> int:
     """The samples of what the model is called on."""
     return int(jax.tree.leaves(x)[0].shape[0])
 
 
 def compute_loss(
-    network: Network, compiled: Compiled, parts: Parts, data: tuple[Any, Any, Any]
-) -> tuple[Any, Container | None]:
+    network: Network, compiled: Compiled, parts: Parts, data: tuple[PyTree, PyTree, PyTree]
+) -> tuple[Array, Container | None]:
     """Keras's `compute_loss` of outputs, and the container it used."""
     model, penalties = network.model, network.penalties(parts)
     x, y, sample_weight = data
@@ -237,7 +238,9 @@ def compiled_with(network: Network, compiled: Compiled) -> Iterator[Container | 
         yield container
 
 
-def _weight(divisors: list[Any], own: bool, samples: int) -> tuple[Any, bool]:
+def _weight(
+    divisors: list[Array | int | None], own: bool, samples: int
+) -> tuple[Array | int, bool]:
     """The weight of a batch among others, and whether it is that of all parts of the loss."""
     known = [samples if divisor is None else divisor for divisor in divisors]
     known += [samples] if own else []
@@ -289,7 +292,7 @@ def _labels(outputs: PyTree, y: PyTree, ignored: int) -> PyTree:
     return None
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
@@ -324,7 +327,7 @@ def is_own_function(loss: PyTree) -> bool:
     return not getattr(loss, "__module__", "").startswith("keras.")
 
 
-def class_weights(targets: Any, class_weight: Mapping[int, float]) -> Any:
+def class_weights(targets: PyTree, class_weight: Mapping[int, float]) -> Array:
     """The weights of samples that `fit` makes of weights of classes.
 
     Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import keras
@@ -53,7 +52,7 @@ class KerasModel(AdaptedModel):
 
 @takes_options()
 def from_model(
-    model_or_path: Any,
+    model_or_path: keras.Model | str | Path,
     *,
     loss: PyTree = None,
     class_weight: Mapping[int, float] | None = None,
@@ -117,7 +116,11 @@ def from_model(
 
 
 def _of_function(
-    model: keras.Model, loss: PyTree, get: losses.Getters, class_weight: Any, example: Batch
+    model: keras.Model,
+    loss: PyTree,
+    get: losses.Getters,
+    class_weight: Mapping[int, float] | None,
+    example: Batch,
 ) -> AdaptedModel:
     if class_weight is not None:
         raise ValueError(

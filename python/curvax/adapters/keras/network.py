@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import keras
+from jax import Array
 from keras.src.backend import get_keras_mask, set_keras_mask
 
 from curvax.typing import Batch, Params, PyTree
@@ -24,9 +25,9 @@ class Parts(NamedTuple):
     """
 
     outputs: PyTree
-    masks: tuple[Any, ...] = ()
-    own: tuple[Any, ...] = ()
-    kept: dict[str, Any] = {}  # noqa: RUF012
+    masks: tuple[Array | None, ...] = ()
+    own: tuple[Array, ...] = ()
+    kept: dict[str, Array] = {}  # noqa: RUF012
 
 
 class Network:
@@ -60,7 +61,7 @@ class Network:
         self.own_rule = own_rule
         self.kept = list(self.params) if own_rule else list(self.regularizers)
 
-    def call(self, params: Params, batch: Batch) -> tuple[Any, list[Any], list[Any]]:
+    def call(self, params: Params, batch: Batch) -> tuple[PyTree, list[Array], list[Array]]:
         """The outputs, which may have masks, the other variables, and what losses are added."""
         options = {"training": False} if self.model._call_has_training_arg else {}
         values = [params[path] for path in self.params]
@@ -90,7 +91,7 @@ class Network:
             {path: params[path] for path in self.kept},
         )
 
-    def penalties(self, parts: Parts) -> list[Any]:
+    def penalties(self, parts: Parts) -> list[Array]:
         """All losses that the model adds, out of what `forward` returned."""
         kept = parts.kept
         return [*parts.own, *(_sum(rule(kept[path])) for path, rule in self.regularizers.items())]
@@ -111,7 +112,7 @@ def with_masks(parts: Parts) -> PyTree:
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _sum(loss: PyTree) -> Any:
+def _sum(loss: Array) -> Array:
     floating = jnp.issubdtype(loss.dtype, jnp.floating)
     return jnp.sum(loss if floating else loss.astype(keras.config.floatx()))
 

@@ -1,12 +1,11 @@
 """Reading Keras's files."""
 
 from pathlib import Path
-from typing import Any
 
 import keras
 
 
-def load(path: Path, compiled: bool) -> Any:
+def load(path: Path, compiled: bool) -> keras.Model:
     """The model of a file; no code of it is run.
 
     Args:

@@ -11,7 +11,6 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +150,7 @@ def batch_to_torch(batch: Batch) -> PyTree:
     return jax.tree.map(one, batch)
 
 
-def to_numpy(tensor: torch.Tensor) -> Any:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as a NumPy array."""
     dense = tensor.detach().to_dense().cpu()
     return np.asarray(dense.float() if dense.dtype == torch.bfloat16 else dense)

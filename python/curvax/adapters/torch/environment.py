@@ -10,7 +10,7 @@ other tensors that see the same memory.
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Call(threading.local):
 
     def __init__(self) -> None:
         self.converting = self.within_function = False
-        self.parameters: Mapping[int, Any] = {}
+        self.parameters: Mapping[int, torch.Tensor] = {}
         self.arrays: Mapping[int, jax.Array] = {}
         self.written: dict[int, tuple[torch.Tensor, jax.Array]] = {}
         self.following = Following(Steps({}))
@@ -65,7 +65,7 @@ def environment() -> Any:
             types: object,
             args: tuple[object, ...],
             kwargs: dict[str, object],
-        ) -> Any:
+        ) -> PyTree:
             kwargs = kwargs or {}
             leaves = [x for x in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(x)]
             if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in leaves):
@@ -85,7 +85,7 @@ def environment() -> Any:
 
         def exchange(
             self, func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
-        ) -> Any:
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
             """The arguments of one of torch's functions, traced all if one of them is.
 
             Those that it writes into are left. torch refuses arguments on different devices before
@@ -105,18 +105,18 @@ def environment() -> Any:
             written = _pytree.tree_leaves(kwargs.get("out"))
             written += [args[0]] if args and writes(func) else []
 
-            def exchanged(x: Any) -> Any:
+            def exchanged(x: PyTree) -> PyTree:
                 kept = isinstance(x, traced) or any(x is y for y in written)
                 return x if kept else tensor.Tensor(self.array(x), self)
 
             return _pytree.tree_map_only(torch.Tensor, exchanged, (args, kwargs))
 
-        def _met(self, constants: Any) -> bool:
+        def _met(self, constants: Sequence[torch.Tensor]) -> bool:
             """Whether one of them stands for something traced."""
             call = self.call
             return any(id(x) in call.parameters or _key(x) in call.written for x in constants)
 
-        def _should_use_torchax_tensor(self, device: Any) -> bool:
+        def _should_use_torchax_tensor(self, device: object) -> bool:
             return True
 
         def _meet(
@@ -125,7 +125,7 @@ def environment() -> Any:
             types: object,
             args: tuple[object, ...],
             kwargs: dict[str, object],
-        ) -> Any:
+        ) -> PyTree:
             """Run an operation of traced tensors and constants.
 
             The memory of constants that it writes into is traced from then on.
@@ -133,7 +133,7 @@ def environment() -> Any:
             targets = [x for x in _targets(func, args, kwargs) if not isinstance(x, traced)]
             written = {id(x): tensor.Tensor(self.array(x, weak=False), self) for x in targets}
 
-            def exchanged(x: Any) -> Any:
+            def exchanged(x: PyTree) -> PyTree:
                 if not torch.is_tensor(x) or isinstance(x, traced):
                     return x
                 return written[id(x)] if id(x) in written else tensor.Tensor(self.array(x), self)
@@ -188,7 +188,7 @@ def environment() -> Any:
             with torch._C.DisableTorchFunction():  # what is looked at here is no step of the module
                 return copied(x.resolve_conj().resolve_neg(), "a tensor that the module makes")
 
-        def t2j_iso(self, torchtensors: Any) -> Any:
+        def t2j_iso(self, torchtensors: PyTree) -> PyTree:
             """As torchax's, of constants too."""
             return _pytree.tree_map_only(
                 torch.Tensor,
@@ -196,11 +196,11 @@ def environment() -> Any:
                 torchtensors,
             )
 
-        def view(self, x: Any) -> Any:
+        def view(self, x: PyTree) -> PyTree:
             """A traced tensor of a JAX array; other things are left as they are."""
             return tensor.Tensor(x, self) if isinstance(x, jax.Array) else x
 
-        def unview(self, x: Any) -> Any:
+        def unview(self, x: PyTree) -> PyTree:
             """The array of a tensor; other things are left as they are."""
             return self.t2j_iso(x) if torch.is_tensor(x) else x
 
@@ -210,10 +210,10 @@ def environment() -> Any:
             data: PyTree,
             dtype: DTypeLike | None = None,
             **_: object,
-        ) -> Any:
+        ) -> torch.Tensor:
             """`torch.tensor`, which detaches, and `torch.as_tensor` of traced tensors."""
 
-            def stacked(node: PyTree) -> Any:
+            def stacked(node: PyTree) -> torch.Tensor:
                 if isinstance(node, (list, tuple)):
                     return torch.stack([stacked(item) for item in node])
                 return node if torch.is_tensor(node) else torch.tensor(node)
@@ -223,7 +223,9 @@ def environment() -> Any:
                 out = out if dtype is None else out.to(dtype)
                 return out if func is torch.as_tensor and torch.is_tensor(data) else out.detach()
 
-        def _to_copy(self, the_tensor: Any, new_dtype: Any, new_device: Any) -> Any:
+        def _to_copy(
+            self, the_tensor: torch.Tensor, new_dtype: torch.dtype | None, new_device: object
+        ) -> torch.Tensor:
             """Another dtype; traced tensors have no other device to go to."""
             if isinstance(the_tensor, view.View):
                 the_tensor = the_tensor.torch()
@@ -233,7 +235,7 @@ def environment() -> Any:
                 return the_tensor
             return the_tensor.apply_jax(jnp.astype, _jax_dtype(new_dtype))
 
-        def guarded(self, outputs: PyTree) -> Any:
+        def guarded(self, outputs: PyTree) -> PyTree:
             """The outputs, NaN where the values that steps were chosen by are not those taken."""
             same = [
                 jnp.all(x.jax() == self.array(value, weak=False))
@@ -269,7 +271,7 @@ def _mend(kind: Any, env: Any) -> None:
     a view. Within a `torch.autograd.Function` all do, since its forward is differentiated.
     """
 
-    def detach(self: Any) -> Any:
+    def detach(self: torch.Tensor) -> torch.Tensor:
         return self if env.call.within_function else env.view(jax.lax.stop_gradient(self.jax()))
 
     # Through the modes, which know the values that a batch has.
@@ -280,7 +282,7 @@ def _mend(kind: Any, env: Any) -> None:
     kind.data = property(detach, torchax().tensor.Tensor.data.fset)
 
 
-def _jax_dtype(dtype: torch.dtype) -> Any:
+def _jax_dtype(dtype: torch.dtype) -> DTypeLike:
     found = torchax().ops.mappings.t2j_dtype(dtype)
     return found if wide() else jax.dtypes.canonicalize_dtype(found)
 
@@ -305,7 +307,7 @@ def _places(x: torch.Tensor) -> torch.Tensor:
 
 def _targets(
     func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[Any, ...]:
+) -> tuple[torch.Tensor, ...]:
     """The tensors that an operation of aten writes into."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:

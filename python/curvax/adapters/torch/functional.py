@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from curvax.adapters.torch.steps import StepsOfBatches
 from curvax.adapters.torch.structures import take_apart
 from curvax.typing import Batch, Params, PyTree
 
-Run = Callable[[nn.Module, Any], Any]
+Run = Callable[[nn.Module, Batch], PyTree]
 """`run(module, batch) -> outputs`, on torch tensors."""
 
 
@@ -54,8 +53,8 @@ class TorchFunction:
         self._taken = taken
         # Where the module's tensors stand: in a dict of a part, under a key. A tied parameter
         # stands in several places, under one name; what is no parameter has a constant.
-        self._places: list[tuple[dict[str, Any], str, str]] = []
-        self._constants: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self._places: list[tuple[dict[str, torch.Tensor | None], str, str]] = []
+        self._constants: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
         self._arrays: dict[int, jax.Array] = {}
         copies: dict[int, torch.Tensor] = {}
         for holder in holders(module):

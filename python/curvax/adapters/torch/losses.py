@@ -21,7 +21,7 @@ from curvax.losses import MeanSquaredError, SoftmaxCrossEntropy
 from curvax.losses.objects import FisherKind
 from curvax.typing import Batch, LossValue, PyTree
 
-TorchLoss = Callable[[Any, Any], torch.Tensor]
+TorchLoss = Callable[[PyTree, PyTree], torch.Tensor]
 """`loss(outputs, targets)`, a scalar tensor: the mean over the batch."""
 
 
@@ -52,7 +52,7 @@ class ClassesSecond:
         return jnp.moveaxis(self.last.fisher_product(z, batch, tangents, kind, keys), -1, 1)
 
 
-def _classes_last(x: Any) -> Array:
+def _classes_last(x: Array) -> Array:
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
@@ -79,7 +79,7 @@ def loss_on_jax(
     return _through_torchax(loss, targets)
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: TorchLoss) -> None:
     """Refuse what is no mean loss.
 
     Raises:
@@ -113,7 +113,7 @@ def check_scalar(value: object) -> None:
         )
 
 
-def weight_of(loss: Any, targets: Any) -> Any:
+def weight_of(loss: Any, targets: PyTree) -> torch.Tensor | int:
     """What a mean loss divides by, on torch tensors: its weight among several batches.
 
     That is the length of the targets, and of `CrossEntropyLoss` and `NLLLoss` the weights of the
@@ -128,7 +128,7 @@ def weight_of(loss: Any, targets: Any) -> Any:
     return (loss.weight[targets.clamp(0, len(loss.weight) - 1)] * counted).sum()
 
 
-def _as_module(loss: Any) -> Any:
+def _as_module(loss: TorchLoss) -> TorchLoss:
     """The module of a function of torch, which has the same defaults."""
     pairs = (
         (F.mse_loss, nn.MSELoss),
@@ -138,7 +138,7 @@ def _as_module(loss: Any) -> Any:
     return next((kind() for function, kind in pairs if loss is function), loss)
 
 
-def _counts_labels(loss: Any) -> bool:
+def _counts_labels(loss: TorchLoss) -> bool:
     return type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
@@ -199,7 +199,7 @@ def _through_torchax(
     return LossThroughTorchax(loss, targets)
 
 
-def _with_weight(loss: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> Any:
+def _with_weight(loss: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> PyTree:
     """The mean, and its weight if that is not the length of the batch."""
     value = loss(put_together(pair[0], lambda tensor: tensor), pair[1])
     return (value, weight_of(loss, pair[1])) if _counts_labels(loss) else value

@@ -29,7 +29,7 @@ class AsInTorch(TorchFunctionMode):
         types: object,
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
-    ) -> Any:
+    ) -> PyTree:
         if torch.is_autocast_enabled("cpu"):
             raise torchax().tensor.OperatorNotFound("torch.autocast has no lowering")
         traced = (torchax().tensor.Tensor, torchax().view.View)
@@ -63,9 +63,9 @@ _MADE_LIKE = {
 
 def _made_like(
     func: Callable[..., PyTree], args: tuple[object, ...], kwargs: dict[str, object]
-) -> Any:
+) -> tuple[Callable[..., torch.Tensor], tuple[object, ...], dict[str, object]]:
     like: torch.Tensor
-    like, *rest = args  # type: ignore[assignment]
+    like, *rest = args
     if func.__name__.endswith("_like"):
         rest = [tuple(like.shape), *rest]
     kept = {name: value for name, value in kwargs.items() if name in ("size", "fill_value", "data")}
@@ -73,7 +73,7 @@ def _made_like(
     return _MADE_LIKE[func], tuple(rest), {**kept, "dtype": like.dtype if dtype is None else dtype}
 
 
-def _on_cpu(argument: Any) -> Any:
+def _on_cpu(argument: object) -> object:
     """Constants are made on the CPU, whatever device a traced tensor claims to be on."""
     on_jax = (isinstance(argument, torch.device) and argument.type == "jax") or (
         isinstance(argument, str) and argument.partition(":")[0] == "jax"
@@ -90,7 +90,7 @@ def checkpoints_run_forward() -> Iterator[None]:
         """In its place."""
 
         @staticmethod
-        def apply(run: Any, preserve_rng_state: bool, *inputs: Any) -> PyTree:
+        def apply(run: Callable[..., PyTree], preserve_rng_state: bool, *inputs: object) -> PyTree:
             return run(*inputs)
 
     checkpoint.CheckpointFunction = Forward  # type: ignore[assignment, misc]
@@ -135,7 +135,7 @@ def functions_run_forward() -> Iterator[None]:
             del base.apply
 
 
-def _forward(cls: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+def _forward(cls: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> PyTree:
     ctx = FunctionCtx()
     ctx.needs_input_grad = tuple(torch.is_tensor(x) for x in args)  # type: ignore[attr-defined]
     if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:

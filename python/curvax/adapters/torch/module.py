@@ -1,7 +1,6 @@
 """`from_module`: any torch module whose operations torchax can lower."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +81,7 @@ def from_module(
     return adapt(module, run, objective, loss_on_jax(loss, targets), example, traced=objective)
 
 
-def call(module: nn.Module, inputs: Any) -> PyTree:
+def call(module: nn.Module, inputs: PyTree) -> PyTree:
     """Call a module with a tensor, a tuple of arguments or a mapping of keywords."""
     if isinstance(inputs, Mapping):
         return module(**inputs)

@@ -1,7 +1,6 @@
 """A torch module where it came from: its own outputs, loss and double backward."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from curvax.adapters.verification import SourceDerivatives, SourceValues
 from curvax.typing import Batch, PyTree
 
 Leaves = dict[str, torch.Tensor]
-Objective = Callable[[nn.Module, Any], torch.Tensor]
+Objective = Callable[[nn.Module, Batch], torch.Tensor]
 """`objective(module, batch) -> loss`, a scalar tensor."""
 
 
@@ -110,7 +109,7 @@ def _gradient(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Lea
     return dict(zip(parameters, gradients, strict=True))
 
 
-def _to_numpy(leaves: Leaves) -> dict[str, Any]:
+def _to_numpy(leaves: Leaves) -> dict[str, np.ndarray]:
     return {name: to_numpy(leaf) for name, leaf in leaves.items()}
 
 

@@ -2,18 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
 
-def holders(module: nn.Module) -> list[dict[str, Any]]:
+def holders(module: nn.Module) -> list[dict[str, torch.Tensor | None]]:
     """The dicts in which the parts of a module hold their tensors and hooks.
 
     A module may install hooks as it is called, and note on itself that it has.
     """
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, torch.Tensor | None]] = []
     for part in module.modules():
         hooks = [x for name, x in vars(part).items() if "_hooks" in name and isinstance(x, dict)]
         found += [part._parameters, part._buffers, vars(part), *hooks]

@@ -8,8 +8,7 @@ values of such tensors are not taken, since they change with them.
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +64,11 @@ class Steps:
         return None
 
 
-def _same(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+def _same(ours: Sequence[torch.Tensor | None], theirs: Sequence[torch.Tensor | None]) -> bool:
     return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -84,7 +83,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self._values: dict[Place, list[list[torch.Tensor | None]]] = defaultdict(list)
         # Those that depend on the parameters and do not tell, as integers and what no_grad gives.
-        self._following: Any = WeakIdKeyDictionary()
+        self._following: MutableMapping[torch.Tensor, bool] = WeakIdKeyDictionary()
         for parameter in parameters:
             self._following[parameter] = True
 
@@ -98,7 +97,7 @@ class Recording(TorchFunctionMode):
         types: object,
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
-    ) -> Any:
+    ) -> PyTree:
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         follows = [x.requires_grad or x in self._following for x in given]
@@ -166,16 +165,17 @@ class Following:
 
     def __init__(self, steps: Steps) -> None:
         self._left = {place: iter(calls) for place, calls in steps.values.items()}
-        self.looked_at: list[tuple[Any, torch.Tensor]] = []
+        self.looked_at: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def taken(
         self,
         func: Callable[..., PyTree],
         args: tuple[object, ...],
         kwargs: dict[str, object],
-        traced: Any,
-    ) -> Any:
+        traced: tuple[type, ...],
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         """The arguments of a function that looks at values, with recorded ones in their place."""
+        known: Sequence[torch.Tensor | None] | None
         known = next(self._left.get(place_of(func), iter(())), None)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         if known is None or len(known) != len(given):
@@ -192,7 +192,7 @@ class StepsOfBatches:
     """The steps that a module and its loss take on batches, by the shapes of these."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Steps] = {}
+        self._known: dict[Hashable, Steps] = {}
 
     def following(self, batch: Batch) -> Following:
         """The steps to take on a batch of these shapes."""
@@ -214,5 +214,5 @@ class StepsOfBatches:
             )
 
 
-def _shapes(batch: Batch) -> Any:
+def _shapes(batch: Batch) -> Hashable:
     return jax.tree.structure(batch), *(jnp.shape(leaf) for leaf in jax.tree.leaves(batch))

@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import jax
 import torch
@@ -25,34 +24,38 @@ class Structured:
         self._fields = dict(fields)
         self._static = dict(static)  # those without tensors
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> PyTree:
         if not name.startswith("_"):
             for fields in (self._fields, self._static):
                 if name in fields:
                     return fields[name]
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> PyTree:
         return {**self._static, **self._fields}[name]
 
-    def whole(self, leaf: Callable[[Any], Any]) -> PyTree:
+    def whole(self, leaf: Callable[[PyTree], PyTree]) -> PyTree:
         """The object, with `leaf` of each array."""
         fields = {name: put_together(value, leaf) for name, value in self._fields.items()}
         return self._kind(**fields, **self._static)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], Hashable]:
         """See `jax.tree_util.register_pytree_node_class`."""
         names, static = tuple(self._fields), tuple(self._static.items())
         return tuple(self._fields.values()), (self._kind, names, static)
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> "Structured":
+    def tree_unflatten(
+        cls,
+        aux: tuple[type, tuple[str, ...], tuple[tuple[str, object], ...]],
+        children: Iterable[PyTree],
+    ) -> "Structured":
         """See `jax.tree_util.register_pytree_node_class`."""
         kind, names, static = aux
         return cls(kind, dict(zip(names, children, strict=True)), dict(static))
 
 
-def take_apart(node: PyTree, leaf: Callable[[Any], Any]) -> Any:
+def take_apart(node: PyTree, leaf: Callable[[PyTree], PyTree]) -> PyTree:
     """Outputs as a pytree of JAX, with `leaf` of each tensor.
 
     Objects become `Structured`. What is neither a tensor, a number nor a container of such, as a
@@ -80,7 +83,7 @@ def take_apart(node: PyTree, leaf: Callable[[Any], Any]) -> Any:
     return node if isinstance(node, (int, float)) else None
 
 
-def put_together(tree: PyTree, leaf: Callable[[Any], Any]) -> Any:
+def put_together(tree: PyTree, leaf: Callable[[PyTree], PyTree]) -> PyTree:
     """Outputs as the module returned them, of what `take_apart` made, with `leaf` of each array."""
 
     def one(node: PyTree) -> PyTree:

@@ -23,7 +23,7 @@ def register_distances(torchax: ModuleType, register: Register) -> None:
 
     def vector_norm(
         x: jax.Array,
-        ord: Any = 2,
+        ord: float | str | None = 2,
         dim: int | Sequence[int] | None = None,
         keepdim: bool = False,
         *,
@@ -33,7 +33,7 @@ def register_distances(torchax: ModuleType, register: Register) -> None:
         axes = tuple(dim) if isinstance(dim, (list, tuple)) else dim
         return _norm(x, ord, axes if x.ndim and axes != () else None, keepdim)
 
-    def cdist(a: jax.Array, b: jax.Array, p: float = 2.0, compute_mode: Any = None) -> jax.Array:
+    def cdist(a: jax.Array, b: jax.Array, p: float = 2.0, compute_mode: object = None) -> jax.Array:
         if p == 2 and (max(a.shape[-2], b.shape[-2]) > 25 or compute_mode == _MM):
             squares = (a * a).sum(-1)[..., None] + (b * b).sum(-1)[..., None, :]
             return root(jnp.maximum(squares - 2 * a @ jnp.swapaxes(b, -1, -2), 0), 2)

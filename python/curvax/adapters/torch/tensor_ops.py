@@ -3,12 +3,12 @@
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.typing import ArrayLike
 
 from curvax.adapters.torch.tensor_algebra import register_algebra
 from curvax.adapters.torch.tensor_distances import register_distances
@@ -93,8 +93,8 @@ def _register_reductions(torchax: ModuleType, take: Register) -> None:
         x: jax.Array,
         source: jax.Array,
         dim: int = 0,
-        start: Any = None,
-        end: Any = None,
+        start: int | None = None,
+        end: int | None = None,
         step: int = 1,
     ) -> jax.Array:
         return x.at[(slice(None),) * (dim % x.ndim) + (slice(start, end, step),)].set(source)
@@ -123,7 +123,7 @@ _PRODUCTS = 64
 def _register_elementwise(torchax: ModuleType, take: Register) -> None:
     aten, lowered = torch.ops.aten, torchax.ops.jaten
 
-    def add(x: jax.Array, y: jax.Array, *, alpha: Any = 1) -> jax.Array:
+    def add(x: jax.Array, y: jax.Array, *, alpha: ArrayLike = 1) -> jax.Array:
         if _is_bool(x) and _is_bool(y):
             return jnp.logical_or(x, y)
         return lowered._aten_add(x, y, alpha=alpha)

@@ -52,11 +52,11 @@ def register_in(torchax: ModuleType) -> Register:
     return register
 
 
-def _is_overload(operation: Any) -> bool:
+def _is_overload(operation: object) -> bool:
     return isinstance(operation, torch._ops.OpOverload)
 
 
-def unlisted(index: Any) -> Any:
+def unlisted(index: PyTree) -> PyTree:
     """An index without lists: JAX takes arrays alone."""
     if isinstance(index, list):
         # As torch tells a list of places from one of an index for each axis.

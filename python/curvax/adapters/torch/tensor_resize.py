@@ -1,7 +1,6 @@
 """Interpolation with antialiasing, which torchax computes by parts of JAX that have changed."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ def _resized(kernel: Kernel, support: float) -> Lowering:
         x: jax.Array,
         output_size: Sequence[int] | None,
         align_corners: bool,
-        scales: Any = None,
+        scales: Sequence[float] | float | None = None,
         *more: float | None,
     ) -> jax.Array:
         factors = scales if isinstance(scales, (list, tuple)) else (scales, *more)

@@ -4,9 +4,8 @@ torchax has them of slices alone, and copies for `view`, `transpose`, `select` a
 module then writes into the copy is lost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,10 @@ from torch.utils import _pytree
 from torch.utils._mode_utils import no_dispatch
 
 from curvax.adapters.torch.tensor_registry import Register, unlisted
+from curvax.typing import PyTree
 
 Function = Callable[[jax.Array], jax.Array]
+Place = Callable[[torch.Tensor], torch.Tensor]
 
 
 def register_views(torchax: ModuleType, register: Register) -> None:
@@ -31,7 +32,7 @@ def register_views(torchax: ModuleType, register: Register) -> None:
     make = _maker(torchax)
     _mend(torchax)
 
-    def getitem(x: Any, index: Any) -> Any:
+    def getitem(x: torch.Tensor, index: PyTree) -> torch.Tensor:
         index = unlisted(index)
         if any(torch.is_tensor(i) or isinstance(i, np.ndarray) for i in _pytree.tree_leaves(index)):
             where = x._env.t2j_iso(index)
@@ -40,9 +41,9 @@ def register_views(torchax: ModuleType, register: Register) -> None:
 
     register(torch.Tensor.__getitem__, getitem, view=True)
 
-    def lower(packet: Any, function: Callable[..., jax.Array]) -> None:
-        def lowering(x: Any, *args: object, **kwargs: object) -> Any:
-            def place(layout: torch.Tensor) -> Any:
+    def lower(packet: "torch._ops.OpOverloadPacket", function: Callable[..., jax.Array]) -> None:
+        def lowering(x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            def place(layout: torch.Tensor) -> torch.Tensor:
                 return packet(layout, *args, **kwargs)
 
             return make(x, lambda array: function(array, *args, **kwargs), place)
@@ -51,7 +52,9 @@ def register_views(torchax: ModuleType, register: Register) -> None:
 
     aten, lowered = torch.ops.aten, torchax.ops.jaten
 
-    def as_strided(x: Any, size: Any, stride: Any, offset: int | None = None) -> Any:
+    def as_strided(
+        x: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+    ) -> torch.Tensor:
         if hasattr(x, "parent"):
             raise torchax.tensor.OperatorNotFound("as_strided of a view has no lowering")
         return make(
@@ -77,11 +80,11 @@ def register_views(torchax: ModuleType, register: Register) -> None:
     lower(aten.view, jnp.reshape)
 
 
-def _at(x: jax.Array, dim: int, index: Any) -> tuple[Any, ...]:
+def _at(x: jax.Array, dim: int, index: object) -> tuple[object, ...]:
     return (slice(None),) * (dim % x.ndim) + (index,)
 
 
-def _cut(x: jax.Array, dim: int, start: Any, end: Any, step: int = 1) -> jax.Array:
+def _cut(x: jax.Array, dim: int, start: int | None, end: int | None, step: int = 1) -> jax.Array:
     return x[_at(x, dim, slice(start, end, step))]
 
 
@@ -98,7 +101,9 @@ def _maker(torchax: ModuleType) -> Callable[..., jax.Array]:
             index: if `function` is `array[index]`.
         """
 
-        def __init__(self, function: Function, place: Any, shape: Any, index: Any) -> None:
+        def __init__(
+            self, function: Function, place: Place, shape: tuple[int, ...], index: PyTree
+        ) -> None:
             super().__init__()
             self.function, self.place, self.shape, self.index = function, place, shape, index
 
@@ -116,10 +121,12 @@ def _maker(torchax: ModuleType) -> Callable[..., jax.Array]:
             flat = jax_array.reshape(-1).at[places].set(new.reshape(-1), unique_indices=once)
             return flat.reshape(jax_array.shape)
 
-        def calculate_output_shape(self, source: Any) -> Any:
+        def calculate_output_shape(self, source: jax.Array) -> tuple[int, ...]:
             return self.shape
 
-    def make(x: Any, function: Function, place: Any, index: Any = None) -> Any:
+    def make(
+        x: torch.Tensor, function: Function, place: Place, index: PyTree = None
+    ) -> torch.Tensor:
         source = x.jax()
         value = function(source)
         if _copies(x, place):
@@ -131,7 +138,7 @@ def _maker(torchax: ModuleType) -> Callable[..., jax.Array]:
     return make
 
 
-def _copies(x: Any, place: Callable[[torch.Tensor], Any]) -> bool:
+def _copies(x: torch.Tensor, place: Place) -> bool:
     """Whether torch copies: `reshape` of a view whose elements do not lie in a row."""
     if not hasattr(x, "parent"):
         return False
@@ -143,7 +150,7 @@ def _copies(x: Any, place: Callable[[torch.Tensor], Any]) -> bool:
     return False
 
 
-def _layout(x: Any) -> torch.Tensor:
+def _layout(x: torch.Tensor) -> torch.Tensor:
     """A tensor without memory that has a traced tensor's strides."""
     if not hasattr(x, "parent"):
         return torch.empty(tuple(x.jax().shape), device="meta")
@@ -155,14 +162,14 @@ def _mend(torchax: ModuleType) -> None:
     """What torchax's classes of tensors do otherwise than torch's."""
     tensor, view = torchax.tensor.Tensor, torchax.view.View
 
-    def array(self: Any) -> jax.Array:
+    def array(self: torch.Tensor) -> jax.Array:
         source = self.parent.jax()
         if self.seen[0] is not source:  # written into since
             self.seen = (source, self.view_info.transform_tensor(source))
         found: jax.Array = self.seen[1]
         return found
 
-    def setitem(self: Any, key: Any, value: object) -> None:
+    def setitem(self: torch.Tensor, key: PyTree, value: object) -> None:
         key, value = self._env.t2j_iso((unlisted(key), value))
         before = self.jax()
         value = jnp.asarray(value).astype(before.dtype)
