@@ -61,7 +61,7 @@ def diagonal(A: OperatorLike, **options: Unpack[DiagonalOptions]) -> DiagonalRes
 
 @takes_options(DiagonalOptions)
 def diagonal(
-    A: OperatorLike, **options: Unpack[DiagonalOptions]
+    A: OperatorLike | Blocks, **options: Unpack[DiagonalOptions]
 ) -> DiagonalResult | BlockResults[DiagonalResult]:
     """Find or estimate the diagonal of a symmetric operator.
 

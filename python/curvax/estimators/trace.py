@@ -61,7 +61,7 @@ def trace(A: OperatorLike, **options: Unpack[TraceOptions]) -> TraceResult: ...
 
 @takes_options(TraceOptions)
 def trace(
-    A: OperatorLike, **options: Unpack[TraceOptions]
+    A: OperatorLike | Blocks, **options: Unpack[TraceOptions]
 ) -> TraceResult | BlockResults[TraceResult]:
     """Estimate the trace of a symmetric operator.
 

@@ -37,7 +37,7 @@ def eigsh(
 
 @takes_options(EigshOptions)
 def eigsh(
-    A: OperatorLike, k: int | tuple[int, int], **options: Unpack[EigshOptions]
+    A: OperatorLike | Blocks, k: int | tuple[int, int], **options: Unpack[EigshOptions]
 ) -> EigenResult | BlockResults[EigenResult]:
     """Find k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos.
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from curvax.krylov import underflow
 from curvax.krylov.underflow import Probe
@@ -71,7 +72,7 @@ class InRange(Operator):
         first, last = (jnp.asarray(2.0**e, op.dtype) for e in (before, after))
         return cls(op, first, last, op.space)
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return checked_product(self.inner, block * self.before) * self.after
 

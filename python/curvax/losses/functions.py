@@ -4,6 +4,7 @@ from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float, Integer, Shaped
 
 from curvax.arrays import to_array
 from curvax.losses.checks import (
@@ -41,26 +42,26 @@ class _LinearOptions(_Options, total=False):
 
 @overload
 def softmax_cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
+    logits: Float[ArrayLike, "*t v"],
+    labels: Integer[ArrayLike, "*t"],
     *,
     return_weight: Literal[True],
     **options: Unpack[_Options],
 ) -> tuple[Scalar, Scalar]: ...
 @overload
 def softmax_cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
+    logits: Float[ArrayLike, "*t v"],
+    labels: Integer[ArrayLike, "*t"],
     *,
     return_weight: Literal[False] = False,
     **options: Unpack[_Options],
 ) -> Scalar: ...
 @takes_options()
 def softmax_cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
+    logits: Float[ArrayLike, "*t v"],
+    labels: Integer[ArrayLike, "*t"],
     *,
-    weights: ArrayLike | None = None,
+    weights: Shaped[ArrayLike, "*t"] | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -114,30 +115,30 @@ def softmax_cross_entropy(
 
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
+    hidden: Float[ArrayLike, "*t d"],
+    head: Float[ArrayLike, "v d"],
+    labels: Integer[ArrayLike, "*t"],
     *,
     return_weight: Literal[True],
     **options: Unpack[_LinearOptions],
 ) -> tuple[Scalar, Scalar]: ...
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
+    hidden: Float[ArrayLike, "*t d"],
+    head: Float[ArrayLike, "v d"],
+    labels: Integer[ArrayLike, "*t"],
     *,
     return_weight: Literal[False] = False,
     **options: Unpack[_LinearOptions],
 ) -> Scalar: ...
 @takes_options()
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
+    hidden: Float[ArrayLike, "*t d"],
+    head: Float[ArrayLike, "v d"],
+    labels: Integer[ArrayLike, "*t"],
     *,
-    bias: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    bias: Float[ArrayLike, " v"] | None = None,
+    weights: Shaped[ArrayLike, "*t"] | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -191,24 +192,24 @@ def linear_cross_entropy(
 
 @overload
 def mse(
-    outputs: ArrayLike,
-    targets: ArrayLike,
+    outputs: Float[ArrayLike, "*s"],
+    targets: Shaped[ArrayLike, "*s"],
     *,
     weights: ArrayLike | None = None,
     return_weight: Literal[True],
 ) -> tuple[Scalar, Scalar]: ...
 @overload
 def mse(
-    outputs: ArrayLike,
-    targets: ArrayLike,
+    outputs: Float[ArrayLike, "*s"],
+    targets: Shaped[ArrayLike, "*s"],
     *,
     weights: ArrayLike | None = None,
     return_weight: Literal[False] = False,
 ) -> Scalar: ...
 @takes_options()
 def mse(
-    outputs: ArrayLike,
-    targets: ArrayLike,
+    outputs: Float[ArrayLike, "*s"],
+    targets: Shaped[ArrayLike, "*s"],
     *,
     weights: ArrayLike | None = None,
     return_weight: bool = False,

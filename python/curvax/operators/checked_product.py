@@ -7,6 +7,7 @@ from typing import Protocol
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from curvax.operators.space import VectorSpace
 from curvax.program import as_arguments, jit, untracked_settings
@@ -23,7 +24,7 @@ class Matrix(Protocol):
     def dtype(self) -> np.dtype:
         """float32 or float64."""
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """Multiply flat vectors `(b, n)`."""
 
 

@@ -69,7 +69,7 @@ class FunctionOperator(Operator):
     function: Closed
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
 
         def one(flat: Array) -> Array:
@@ -140,7 +140,7 @@ class DenseOperator(Operator):
     factors: tuple[Array, ...]
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         products = jnp.matmul(block, self.matrix.T, precision="highest")
         for factor in self.factors:
@@ -155,7 +155,7 @@ class IdentityOperator(Operator):
 
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return block
 
@@ -237,7 +237,7 @@ class HostOperator(Operator):
     products: HostProducts = dataclasses.field(metadata={"static": True})
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         result = jax.ShapeDtypeStruct(block.shape, block.dtype)
         return jax.pure_callback(self.products, result, block, vmap_method="sequential")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from curvax.arrays import shares
 from curvax.operators.base import Operator
@@ -71,7 +72,7 @@ class WeightedSum(Operator):
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return fence(_weighted_sum)(self, block)
 
@@ -157,7 +158,7 @@ class Curvature(Operator, Argument):
         kept = jax.tree.leaves([stack.product.residuals for stack in self.stacks])
         return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
-    def product(self, block: Array) -> Array:
+    def product(self, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """See `Operator.product`."""
         return WeightedSum(self.leaves, self.stacks, self.weight, self.space).product(block)
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from curvax.arrays import to_array
 from curvax.filters import difference, leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
-from curvax.typing import DTypeLike, PyTree, PyTreeDef
+from curvax.typing import DTypeLike, PyTree, PyTreeDef, Vector
 
 # XLA counts the bytes of an array in 64 bits, and ends the process where they overflow: this leaves
 # room for thousands of rows in float64.
@@ -62,7 +63,9 @@ class VectorSpace:
         leaves = jax.tree.leaves(tree)
         return bool(leaves) and np.ndim(leaves[0]) == len(self.shapes[0]) + 1
 
-    def ravel(self, tree: PyTree, batch_axes: int = 0, what: str = "vector") -> Array:
+    def ravel(
+        self, tree: PyTree, batch_axes: int = 0, what: str = "vector"
+    ) -> Float[Array, "*b n"]:
         """Flatten: leaves of shape `batch + leaf` become one array `batch + (n,)`.
 
         Args:
@@ -89,7 +92,7 @@ class VectorSpace:
             flat.append(to_array(leaf, place, self.dtype).reshape(*batch, math.prod(shape)))
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
-    def unravel(self, flat: Array) -> PyTree:
+    def unravel(self, flat: Float[Array, "*b n"]) -> Vector:
         """The inverse: `batch + (n,)` becomes leaves of shape `batch + leaf`."""
         batch = flat.shape[:-1]
         borders = np.cumsum(self.sizes)[:-1]

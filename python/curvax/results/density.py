@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float64
 
 from curvax.results.distribution import (
     FAR,
@@ -88,15 +89,15 @@ class SpectralDensity(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("grid", "density", "lower", "upper")
 
-    grid: FloatArray
-    density: FloatArray
-    lower: FloatArray
-    upper: FloatArray
+    grid: Float64[np.ndarray, " g"]
+    density: Float64[np.ndarray, " g"]
+    lower: Float64[np.ndarray, " g"]
+    upper: Float64[np.ndarray, " g"]
     width: float
-    nodes: FloatArray
-    weights: FloatArray
-    atoms: FloatArray
-    outliers: FloatArray
+    nodes: Float64[np.ndarray, "p m"]
+    weights: Float64[np.ndarray, "p m"]
+    atoms: Float64[np.ndarray, " num_deflated"]
+    outliers: Float64[np.ndarray, " k"]
     num_parameters: int
     num_steps: int
     num_deflated: int
@@ -105,7 +106,7 @@ class SpectralDensity(Stored):
     seed: int
     seconds: dict[str, float]
     interrupted: bool = False
-    residuals: FloatArray | None = dataclasses.field(default=None, repr=False)
+    residuals: Float64[np.ndarray, "p m"] | None = dataclasses.field(default=None, repr=False)
     rounding: float = 0.0
     coupling: float = 0.0
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Integer
 
 from curvax.program import Clock
 from curvax.results.encoding import record
@@ -84,15 +85,15 @@ class EigenResult(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("eigenvectors",)
 
-    eigenvalues: FloatArray
-    eigenvectors: Block
-    residuals: FloatArray
-    estimated_errors: FloatArray
-    converged: BoolArray
+    eigenvalues: Float64[np.ndarray, " k"]
+    eigenvectors: Block | None
+    residuals: Float[np.ndarray, " k"]
+    estimated_errors: Float[np.ndarray, " k"]
+    converged: Bool[np.ndarray, " k"]
     complete: bool | None
     orthogonality: float
     noise: float
-    tol_effective: FloatArray
+    tol_effective: Float[np.ndarray, " k"]
     num_matvecs: int
     num_verification: int
     num_restarts: int
@@ -102,7 +103,7 @@ class EigenResult(Stored):
     seconds: dict[str, float]
     interrupted: bool = False
     certified: bool = True
-    indices: IntArray = None  # type: ignore[assignment]  # never None once made
+    indices: Integer[np.ndarray, " k"] = None  # type: ignore[assignment]  # never None once made
 
     def __post_init__(self) -> None:
         """Number the values by their signs, where nothing else is known."""
@@ -151,7 +152,7 @@ class EigenResult(Stored):
         )
 
     @property
-    def bounds(self) -> FloatArray:
+    def bounds(self) -> Float[np.ndarray, " k"]:
         """`(k,)` an eigenvalue of the operator, as computed, lies within this distance of each.
 
         That is the residual (Weyl). It does not say that none was missed: see `complete`.

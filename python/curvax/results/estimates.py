@@ -6,12 +6,14 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Float64
 
 from curvax.filters import leaf_names
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned
-from curvax.typing import Block, FloatArray, Vector
+from curvax.typing import FloatArray, Vector
 
 # Leaves of a diagonal, and Ritz values at each end, that a table lists.
 _MAX_LEAVES = 20
@@ -70,7 +72,7 @@ class TraceResult(Stored):
     estimate: float
     stderr: float
     interval: tuple[float, float]
-    samples: FloatArray
+    samples: Float64[np.ndarray, " s"]
     method: str
     distribution: str
     num_matvecs: int
@@ -182,16 +184,18 @@ class LanczosTridiagonal(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("basis",)
 
-    alphas: FloatArray
-    betas: FloatArray
+    alphas: Float64[np.ndarray, " m"]
+    betas: Float64[np.ndarray, "m-1"]
     last_beta: float
-    basis: Block
+    basis: Float[ArrayLike, "m n"] | None
     num_matvecs: int
     seed: int | None
     seconds: dict[str, float]
     interrupted: bool = False
 
-    def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def ritz(
+        self,
+    ) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
         """Ritz values `(m,)` descending, their weights, and their residuals.
 
         With T = S diag(θ) Sᵀ, the weights are `S[0]²`, of sum 1 (Gauss quadrature, G. Golub and

@@ -3,9 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from jax.typing import ArrayLike
-
 from curvax.results.stored import Stored
+from curvax.typing import Vector
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +27,7 @@ class SolveResult(Stored):
 
     _large: ClassVar[tuple[str, ...]] = ("x",)
 
-    x: ArrayLike
+    x: Vector
     relative_residual: float
     converged: bool
     tol: float

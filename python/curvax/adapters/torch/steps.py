@@ -8,7 +8,16 @@ values of such tensors are not taken, since they change with them.
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +173,9 @@ class Following:
     """
 
     def __init__(self, steps: Steps) -> None:
-        self._left = {place: iter(calls) for place, calls in steps.values.items()}
+        self._left: dict[Place, Iterator[Sequence[torch.Tensor | None]]] = {
+            place: iter(calls) for place, calls in steps.values.items()
+        }
         self.looked_at: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def taken(
@@ -172,10 +183,9 @@ class Following:
         func: Callable[..., PyTree],
         args: tuple[object, ...],
         kwargs: dict[str, object],
-        traced: tuple[type, ...],
+        traced: Any,
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         """The arguments of a function that looks at values, with recorded ones in their place."""
-        known: Sequence[torch.Tensor | None] | None
         known = next(self._left.get(place_of(func), iter(())), None)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         if known is None or len(known) != len(given):
