@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from jax import Array
 from jax.tree_util import PyTreeDef as PyTreeDef
+from jax.typing import ArrayLike
 from jax.typing import DTypeLike as DTypeLike
 from jaxtyping import Float
 from jaxtyping import PyTree as PyTree
@@ -32,6 +33,10 @@ LossValue: TypeAlias = Scalar | tuple[Scalar, Scalar]
 Sizes: TypeAlias = int | Sequence[int]
 
 FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+# Of one number, too.
+Numbers: TypeAlias = FloatArray | np.floating
+# Where a function of a number is evaluated.
+Points: TypeAlias = ArrayLike | Sequence[float]
 BoolArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 IntArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.integer]]
 Float64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

@@ -19,7 +19,7 @@ DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 
 
 def draw(
-    clock: Clock, op: Operator, like: Array, seed: int, first: int, distribution: str
+    clock: Clock, op: Operator, like: Array | np.ndarray, seed: int, first: int, distribution: str
 ) -> Array:
     """Draw independent vectors of mean 0 and covariance I.
 

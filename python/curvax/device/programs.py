@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Float64, Integer, Shaped
 
 from curvax.columns import matmul, over_columns, random_columns, row_sums
 from curvax.device import storage
@@ -27,7 +28,9 @@ def solve_clock() -> Clock:
 
 
 @program()
-def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
+def random_block(
+    op: Operator, like: Shaped[Array, "b ..."], seed: Integer[Array, ""], draw: Integer[Array, ""]
+) -> Float[Array, "b n"]:
     """A block of standard normal vectors, as many as `like` is long: the draw-th of the seed."""
     # The generator is named: the vectors are those of the seed whatever the default one is.
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
@@ -44,13 +47,18 @@ def random_block(op: Operator, like: Array, seed: Array, draw: Array) -> Array:
 
 
 @program()
-def load(basis: Array, start: Array, like: Array, n: Length | None = None) -> Array:
+def load(
+    basis: Float[Array, "rows columns"],
+    start: Integer[Array, ""],
+    like: Shaped[Array, "b ..."],
+    n: Length | None = None,
+) -> Float[Array, "b n"]:
     """The vectors that the rows from `start` stand for, as many as `like` is long."""
     return storage.rows(basis, start, like.shape[0], storage.length(basis, n))
 
 
 @program(donate=(1,))
-def multiply(op: Operator, block: Array) -> Array:
+def multiply(op: Operator, block: Float[Array, "b n"]) -> Float[Array, "b n"]:
     """The products of a donated block of flat vectors."""
     return checked_product(op, block)
 
@@ -80,7 +88,7 @@ def check_products(clock: Clock, op: Operator, block: Block) -> None:
         )
 
 
-def _check_whole(basis: Array, block: Array, *rest: Array) -> None:
+def _check_whole(basis: Array, block: Array, *rest: object) -> None:
     """Refuses shards before compilation fails of them, with a text that is harder to read."""
     whole("the basis of the solve", basis)
     whole("a block of vectors", block)
@@ -149,15 +157,25 @@ def unpack(numbers: Float64Array, block: int) -> tuple[Float64Array, Float64Arra
 
 
 @program(donate=(0,), wide=True)
-def rotate(basis: Array, rotation: Array, used: Array, kept: Array) -> Array:
+def rotate(
+    basis: Float[Array, "rows columns"],
+    rotation: Float64[Array, "m p"],
+    used: Integer[Array, ""],
+    kept: Integer[Array, ""],
+) -> Float[Array, "rows columns"]:
     """Replace the first rows of the donated basis by combinations of them."""
     return rotate_basis(basis, rotation, used, kept)
 
 
 @program(wide=True)
 def residuals(
-    basis: Array, products: Array, start: Array, following: Array, thetas: Array, coupling: Array
-) -> tuple[Array, Array, Array]:
+    basis: Float[Array, "rows columns"],
+    products: Float[Array, "b n"],
+    start: Integer[Array, ""],
+    following: Integer[Array, ""],
+    thetas: Float64[Array, " b"],
+    coupling: Float64[Array, "b b"],
+) -> tuple[Float64[Array, " b"], Float64[Array, " b"], Float64[Array, " b"]]:
     """Of rows of the basis, in float64: what their products say, and what the recurrence did not.
 
     Args:
@@ -199,7 +217,9 @@ def residuals(
 
 
 @program(wide=True)
-def gram(basis: Array, like: Array, n: Length | None = None) -> Array:
+def gram(
+    basis: Float[Array, "rows columns"], like: Shaped[Array, "k ..."], n: Length | None = None
+) -> Float64[Array, "k k"]:
     """`X Xᵀ` in float64 of the vectors that the first rows stand for, as many as `like` is long."""
     k, length = like.shape[0], storage.length(basis, n)
 
@@ -211,7 +231,9 @@ def gram(basis: Array, like: Array, n: Length | None = None) -> Array:
 
 
 @program()
-def combine(basis: Array, weights: Array, n: Length | None = None) -> Array:
+def combine(
+    basis: Float[Array, "m columns"], weights: Float[Array, "b m"], n: Length | None = None
+) -> Float[Array, "b n"]:
     """`weights @ vectors`, `(b, n)`; rows of weight zero may hold any finite numbers."""
     m, length = basis.shape[0], storage.length(basis, n)
 
@@ -225,7 +247,7 @@ def combine(basis: Array, weights: Array, n: Length | None = None) -> Array:
 
 
 @program(wide=True)
-def squared_distance(a: Array, b: Array) -> Array:
+def squared_distance(a: Float[Array, "b n"], b: Float[Array, "b n"]) -> Float64[Array, ""]:
     """`‖a − b‖²` in float64 of two arrays `(b, n)`."""
 
     def add(total: Array, first: Array, width: int) -> Array:
@@ -237,13 +259,15 @@ def squared_distance(a: Array, b: Array) -> Array:
 
 
 @program()
-def take(basis: Array, rows: Array) -> Array:
+def take(
+    basis: Float[Array, "rows columns"], rows: Integer[Array, " k"]
+) -> Float[Array, "k columns"]:
     """A copy of the given rows, as they are stored, padding included."""
     return basis[rows]
 
 
 @program()
-def deliver(op: Operator, stored: Array) -> PyTree:
+def deliver(op: Operator, stored: Float[Array, "k columns"]) -> Block:
     """Stored rows as vectors of the operator."""
     n = op.shape[0]
     return op.unravel(storage.vectors(stored[:, :n], n))

@@ -17,7 +17,7 @@ from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
 from curvax.program import Clock
 from curvax.results import EigenResult, Progress
-from curvax.typing import BoolArray, Float64Array
+from curvax.typing import BoolArray, Float64Array, FloatArray
 from curvax.warnings import warn_unconverged
 
 
@@ -163,7 +163,7 @@ class DenseSolve:
         if self.request.callback is not None:
             self.request.callback(progress)
 
-    def _measure(self, x: Float64Array) -> None:
+    def _measure(self, x: FloatArray) -> None:
         """Rayleigh quotients and residual norms, from fresh products."""
         for first, products in self._products(x):
             wide = x[first : first + len(products)].astype(np.float64)

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 
@@ -19,6 +19,7 @@ from curvax.results import EigenResult
 from curvax.results.units import rescaled
 
 
+@runtime_checkable
 class Solving(Protocol):
     """What an unfinished solve is asked for."""
 

@@ -138,7 +138,7 @@ class Lanczos:
         """
         with self.clock.part("orthogonalization"):
             self.basis, self._next, numbers = programs.orthonormalize(
-                self.clock, self.basis, block, host(np.int32(self.used)), self._seeds(1)
+                self.clock, self.basis, block, host(np.int32(self.used)), host(self._seeds(1))
             )
             _, _, info = programs.unpack(_on_host(numbers)[0], self.block)
         self._check_info(info, self.used - self.block)
@@ -187,12 +187,12 @@ class Lanczos:
         if count == 1:
             products = programs.multiply(self.clock, self.op, block)
             self.basis, self._next, numbers = programs.orthonormalize(
-                self.clock, self.basis, products, host(np.int32(first + b)), self._seeds(1)
+                self.clock, self.basis, products, host(np.int32(first + b)), host(self._seeds(1))
             )
         else:
             self.basis, self._next, numbers = programs.steps(
                 self.clock, self.op, self.basis, block, host(np.int32(first)),
-                self._seeds(count), host(np.int32(count)),
+                host(self._seeds(count)), host(np.int32(count)),
             )  # fmt: skip
         self.used += b * count
         self._begun.append(_Begun(first, count, numbers, moment))
@@ -230,11 +230,11 @@ class Lanczos:
         self._next = None
         self.used = self.known
 
-    def _seeds(self, count: int) -> Array:
+    def _seeds(self, count: int) -> np.ndarray:
         """The seed of the next orthonormalisation, and of `count` in all."""
         first = self._draws + 1
         self._draws += count
-        return host(np.asarray([seed_word(self._seed), first], np.uint32))
+        return np.asarray([seed_word(self._seed), first], np.uint32)
 
     def _check_info(self, info: Float64Array, multiplied: int) -> None:
         if not np.isfinite(info).all():

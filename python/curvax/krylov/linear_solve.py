@@ -167,7 +167,7 @@ def _iterate(
     """The solution and the products made. The vectors are float64, the products of the operator."""
     made, longest = 0, 0.0
 
-    def product(v: Float64Array) -> Float64Array:
+    def product(v: Float64Array) -> np.ndarray:
         nonlocal made, longest
         if interrupted:
             raise _Stop

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from curvax.operators.space import VectorSpace
 from curvax.program import as_arguments, jit, untracked_settings
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """What of an operator a product needs."""
 

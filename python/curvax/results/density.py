@@ -6,7 +6,6 @@ import textwrap
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Float64
 
 from curvax.results.distribution import (
@@ -21,7 +20,7 @@ from curvax.results.distribution import (
 )
 from curvax.results.smoothing import smoothed_density
 from curvax.results.stored import Stored
-from curvax.typing import FloatArray
+from curvax.typing import FloatArray, Numbers, Points
 
 _MAX_OUTLIERS = 20
 
@@ -110,7 +109,7 @@ class SpectralDensity(Stored):
     rounding: float = 0.0
     coupling: float = 0.0
 
-    def evaluate(self, x: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def evaluate(self, x: Points) -> tuple[Numbers, Numbers, Numbers]:
         """The smoothed density at any points: `(density, lower, upper)`, as on `grid`.
 
         Args:
@@ -122,7 +121,7 @@ class SpectralDensity(Stored):
         n = self.num_parameters
         return smoothed_density(x, self.nodes, self.weights, self.atoms, n, self.width)
 
-    def cdf(self, x: ArrayLike) -> FloatArray:
+    def cdf(self, x: Points) -> Numbers:
         """The fraction of the operator's eigenvalues at or below `x`: float64, of the shape of `x`.
 
         By the nodes, the mass of each spread over what it stands for, within what the quadratures
@@ -133,7 +132,7 @@ class SpectralDensity(Stored):
         """
         return self._fractions(x)[1]
 
-    def cdf_interval(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    def cdf_interval(self, x: Points) -> tuple[Numbers, Numbers]:
         """The pointwise 95 % interval of the fraction of the eigenvalues at or below `x`.
 
         It holds both the randomness of the starts and the greatest error that the quadrature can
@@ -150,7 +149,7 @@ class SpectralDensity(Stored):
         low, _, high = self._fractions(x)
         return low, high
 
-    def quantile(self, q: ArrayLike) -> FloatArray:
+    def quantile(self, q: Points) -> Numbers:
         """The least x with `cdf(x) ≥ q`, to rounding: float64, of the shape of `q`.
 
         By bisection, to a tenth of `rounding`.
@@ -165,7 +164,7 @@ class SpectralDensity(Stored):
         # That eigenvalue counts from `rounding` below it on.
         return self._least(q, 1) + self.rounding
 
-    def quantile_interval(self, q: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    def quantile_interval(self, q: Points) -> tuple[Numbers, Numbers]:
         """The 95 % interval of the least x at or below which a fraction `q` of the eigenvalues is.
 
         An end that the quadrature does not bound within 1000 times the largest node is infinite.
@@ -207,7 +206,7 @@ class SpectralDensity(Stored):
     def _lines(self) -> dict[str, str]:
         """Lines of the table: three quantiles, and the fraction below zero."""
         parts = np.array([0.05, 0.5, 0.95])
-        rows = zip(parts, self.quantile(parts), *self.quantile_interval(parts), strict=True)
+        rows = np.stack([parts, self.quantile(parts), *self.quantile_interval(parts)], axis=1)
         facts = {
             f"{100 * q:g} % below": f"{middle:.4g}, 95 % in [{low:.4g}, {high:.4g}]"
             for q, middle, low, high in rows
@@ -238,7 +237,7 @@ class SpectralDensity(Stored):
         """How far from `x` the runs may see an eigenvalue that is there."""
         return self.rounding + displacement(x, self.atoms, self.coupling)
 
-    def _fractions(self, x: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def _fractions(self, x: Points) -> tuple[Numbers, Numbers, Numbers]:
         """The fraction at or below `x`: lower end, estimate and upper end, of the shape of `x`."""
         points = np.asarray(x, np.float64)
         if np.isnan(points).any():
@@ -268,7 +267,7 @@ class SpectralDensity(Stored):
         lower, greatest = mass_bounds(rule, x + reach)
         return least, np.clip(spread.below(x + reach), lower, greatest), greatest
 
-    def _least(self, q: ArrayLike, which: int) -> FloatArray:
+    def _least(self, q: Points, which: int) -> Numbers:
         """The least x at which one of `_fractions`, which rise, is at least `q`."""
         given = np.asarray(q, np.float64)
         if not np.all((given > 0) & (given < 1)):

@@ -185,7 +185,7 @@ class LanczosTridiagonal(Stored):
     _large: ClassVar[tuple[str, ...]] = ("basis",)
 
     alphas: Float64[np.ndarray, " m"]
-    betas: Float64[np.ndarray, "m-1"]
+    betas: Float64[np.ndarray, " m-1"]
     last_beta: float
     basis: Float[ArrayLike, "m n"] | None
     num_matvecs: int
@@ -232,7 +232,7 @@ def summary(leaves: Sequence[FloatArray]) -> tuple[str, str, str, str]:
     return (f"{total:.4g}", f"{mean:.3g}", f"{low:.3g}", f"{high:.3g}")
 
 
-def _reached(estimate: FloatArray, stderr: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _reached(estimate: ArrayLike, stderr: ArrayLike) -> tuple[FloatArray, FloatArray]:
     values, errors = np.ravel(np.asarray(estimate)), np.ravel(np.asarray(stderr))
     missing = np.isnan(values)
     # The copy is made only where it is needed: leaves can be as long as 1e8.

@@ -20,18 +20,17 @@ freedom.
 """
 
 import numpy as np
-from jax.typing import ArrayLike
 from scipy.special import ndtri
 
-from curvax.typing import FloatArray
+from curvax.typing import FloatArray, Numbers, Points
 
 # Terms of the sums held at a time: arrays of 2 MB, which stay in the cache.
 _CHUNK = 1 << 18
 
 
 def smoothed_density(
-    x: ArrayLike, nodes: FloatArray, weights: FloatArray, atoms: FloatArray, n: int, width: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+    x: Points, nodes: FloatArray, weights: FloatArray, atoms: FloatArray, n: int, width: float
+) -> tuple[Numbers, Numbers, Numbers]:
     """The density of the smoothed measure at `x`, and its pointwise 95 % interval.
 
     Args:

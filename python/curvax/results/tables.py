@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 _WIDTH = 80
 _GAP = "  "
 
@@ -37,7 +39,7 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 3 - tail]}...{name[len(name) - tail :]}"
 
 
-def place(index: int) -> str:
+def place(index: int | np.integer) -> str:
     """A place in a table."""
     return str(index) if index else "?"
 
@@ -47,6 +49,6 @@ def measured(number: float) -> str:
     return "-" if math.isnan(number) else f"{number:.2e}"
 
 
-def verdict(residual: float, converged: bool, marks: tuple[str, str]) -> str:
+def verdict(residual: float, converged: bool | np.bool_, marks: tuple[str, str]) -> str:
     """What a table says of a pair: the first mark or the second, once its residual is measured."""
     return "not verified" if math.isnan(residual) else marks[0 if converged else 1]

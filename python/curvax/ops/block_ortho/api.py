@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float, Float64
 
 from curvax.checks import check_choice, check_count, check_number
 from curvax.ops.block_ortho import ffi, reference
@@ -49,15 +51,20 @@ def padded_length(n: int, dtype: DTypeLike) -> int:
 
 
 def orthonormalize_block(
-    basis: ArrayLike,
-    block: ArrayLike,
+    basis: Float[ArrayLike, "rows columns"],
+    block: Float[ArrayLike, "b n"],
     used: ArrayLike,
     seed: ArrayLike,
     *,
     scale: float = 1.0,
     reorthogonalize: str = "full",
     impl: str = "auto",
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[
+    Float[Array, "rows columns"],
+    Float64[Array, "rows b"],
+    Float64[Array, "b b"],
+    Float64[Array, 4],
+]:
     """Orthonormalises a block against a basis and itself, into the basis' next rows.
 
     With ``Q`` the first ``used`` rows (orthonormal) and ``W`` the block, both as rows,
@@ -131,13 +138,13 @@ def orthonormalize_block(
 
 
 def rotate_basis(
-    basis: ArrayLike,
+    basis: Float[ArrayLike, "rows columns"],
     rotation: ArrayLike,
     used: ArrayLike,
     kept: ArrayLike,
     *,
     impl: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "rows columns"]:
     """Replaces the first rows of a basis by combinations of its used rows, in place.
 
     ``new[j] = sum_{i < used} rotation[i, j] * basis[i]`` for ``j < kept``; later rows are left as

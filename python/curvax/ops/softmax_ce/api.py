@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int32
 
 from curvax.ops.dtypes import check_storage, compute_dtype
 from curvax.ops.implementation import resolve
@@ -15,17 +17,17 @@ __all__ = ["derivatives", "hvp", "softmax_ce_derivatives", "softmax_ce_hvp"]
 
 
 def softmax_ce_hvp(
-    logits: ArrayLike,
-    tangents: ArrayLike,
-    labels: ArrayLike,
-    weights: ArrayLike,
+    logits: Float[ArrayLike, "N V"],
+    tangents: Float[ArrayLike, "*b N V"],
+    labels: Int32[ArrayLike, " N"],
+    weights: Float[ArrayLike, " N"],
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     impl: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "*b N V"]:
     """Multiplies tangents by the Hessian of a weighted sum of cross entropies in its logits.
 
     For each row, with ``p = softmax(z)``, ``mu = <p, u>`` and weight ``w``, the product is
@@ -60,17 +62,17 @@ def softmax_ce_hvp(
 
 
 def softmax_ce_derivatives(
-    logits: ArrayLike,
-    tangents: ArrayLike,
-    labels: ArrayLike,
-    weights: ArrayLike,
+    logits: Float[ArrayLike, "N V"],
+    tangents: Float[ArrayLike, "*b N V"],
+    labels: Int32[ArrayLike, " N"],
+    weights: Float[ArrayLike, " N"],
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     impl: str = "auto",
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, "N V"], Float[Array, "*b N V"]]:
     """Losses, log-sum-exps, gradient and Hessian products of rows of logits, in one sweep.
 
     The function differentiated is ``sum(weights * loss)`` with

@@ -1,0 +1,184 @@
+"""Calls the public functions with every annotation of the package checked, shapes included.
+
+Run by itself, since the checks come in when the package is imported; see `test_types.py`.
+"""
+
+import importlib
+import pkgutil
+import tempfile
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from beartype import beartype, roar
+from jaxtyping import TypeCheckError, install_import_hook
+
+
+def checked(function):
+    """A function whose arguments and results are checked."""
+    module, name = function.__module__, function.__name__
+    # JAX makes operators anew with placeholders in place of arrays.
+    rebuilt = module.startswith("curvax.operators") and name in ("__init__", "check_single_arg")
+    # beartype does not take a member of an archive for the file that it is.
+    if rebuilt or module == "curvax.archives":
+        return function
+    try:
+        return beartype(function)
+    except roar.BeartypeDecorHintPep673Exception:  # which says `Self`
+        return function
+
+
+def import_checked():
+    with install_import_hook("curvax", f"{__name__}.checked"):
+        import curvax
+
+        for package in ("krylov", "estimators", "operators", "ops", "results", "losses", "device"):
+            path = importlib.import_module(f"curvax.{package}").__path__
+            for module in pkgutil.walk_packages(path, f"curvax.{package}."):
+                importlib.import_module(module.name)
+        importlib.import_module("curvax.compat")
+    return curvax
+
+
+def problem():
+    """Softmax regression: parameters, forward pass, loss and batches."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"w": jax.random.normal(keys[0], (5, 3)), "b": jax.random.normal(keys[1], (3,))}
+    x, labels = jax.random.normal(keys[2], (8, 5)), jax.random.randint(keys[3], (8,), 0, 3)
+
+    def forward(params, batch):
+        return batch[0] @ params["w"] + params["b"]
+
+    return params, forward, [(x, labels), (x[::-1] + 1, labels)]
+
+
+def call_operators(cx):
+    """Operators of each kind, of a loss and of arrays, and what they do with vectors."""
+    params, forward, batches = problem()
+    loss = cx.losses.SoftmaxCrossEntropy(lambda batch: batch[1])
+    model = cx.Model(params, forward, loss)
+    spectra = {}
+    for name, op in {
+        "hessian": cx.hessian(model, batches, microbatch_size=4),
+        "recomputed": cx.hessian(model.objective, params, batches, linearize=False),
+        "ggn": cx.ggn(forward, loss, params, batches),
+        "fisher": cx.fisher(model, batches, kind="mc", num_samples=2, seed=0),
+        "empirical": cx.fisher(model, batches),
+        "differences": cx.hessian(model, batches, method="finite_difference"),
+    }.items():
+        block = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+        one, two = op @ params, op @ block
+        flat = np.asarray(op.ravel(one))
+        np.testing.assert_allclose(op.ravel(two), np.stack([flat, -flat]), rtol=2e-2, atol=1e-5)
+        moved = op.at(jax.tree.map(lambda leaf: 2 * leaf, params))
+        rest = (moved + op).congruence(params).project_off(params)
+        assert rest.ravel(rest @ params).shape == (op.shape[0],)
+        spectra[name] = np.asarray(cx.eigsh(op, 2, tol=1e-4).eigenvalues)
+    np.testing.assert_allclose(spectra["hessian"], spectra["ggn"], rtol=1e-3)
+    return cx.hessian(model, batches)
+
+
+def call_solvers(cx, op):
+    """Every solver and estimator, on operators and on their diagonal blocks."""
+    dense = np.asarray(jax.vmap(op.ravel)(op @ op.unravel(np.eye(op.shape[0], dtype=np.float32))))
+    matrix = ((dense + dense.T) / 2).astype(np.float32)
+    largest = np.linalg.eigvalsh(matrix.astype(np.float64))[::-1]
+    for given in (
+        op,
+        matrix,
+        scipy.sparse.csr_array(matrix),
+        cx.from_matvec(lambda v: jnp.asarray(matrix) @ v, jnp.zeros(len(matrix))),
+    ):
+        found = cx.eigsh(given, 2, callback=lambda progress: None)
+        np.testing.assert_allclose(found.eigenvalues, largest[:2], rtol=1e-3)
+    for certify in ("sampled", "complete"):
+        cx.eigsh(op, (1, 1), which="BE", v0=found.eigenvectors[0], certify=certify, max_basis=12)
+    assert cx.plan(op, 2).fits
+    pairs = cx.eigsh(op, 2)
+    top = cx.sharpness(op, cx.sharpness(op))
+    np.testing.assert_allclose(top.eigenvalues, largest[:1], rtol=2e-2)
+    power = cx.power_iteration(op, 2, max_matvecs=500, momentum=0.0)
+    np.testing.assert_allclose(power.eigenvalues[:1], largest[:1], rtol=1e-2)
+    for whole in (False, True):
+        steps = cx.lanczos_tridiagonal(op, 6, reorthogonalize=whole, return_basis=True, seed=0)
+        assert [len(part) for part in steps.ritz()] == [6, 6, 6]
+    for method in ("cg", "minres"):
+        cx.solve(op, op.unravel(np.ones(op.shape[0], np.float32)), damping=1.0, method=method)
+    traced = [
+        cx.trace(op, num_matvecs=12, method=method, seed=0)
+        for method in ("hutchinson", "hutch++", "xtrace", "xnystrace")
+    ]
+    traced += [cx.trace(op, num_matvecs=100), cx.trace(op, num_matvecs=12, deflate=pairs)]
+    assert all(abs(part.estimate - np.trace(matrix)) < 1 for part in traced)
+    for method in ("hutchinson", "xdiag", "exact"):
+        cx.diagonal(op, num_matvecs=20, method=method)
+    density = cx.spectral_density(op, num_runs=3, num_steps=8, deflate=pairs, seed=0)
+    assert density.cdf(np.asarray([-100.0, 100.0])).tolist() == [0, 1]
+    density.quantile(0.5), density.quantile_interval([0.2, 0.9]), density.evaluate(0.0)
+    cx.log_det(op, damping=1.0, num_runs=3, num_steps=8, seed=0)
+    blocks = op.blocks(1)
+    results = [
+        cx.eigsh(blocks, 2), cx.trace(blocks, num_matvecs=20), cx.diagonal(blocks, num_matvecs=20)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for result in (*results, *traced, pairs, steps, density):
+            path = f"{folder}/result"
+            result.save(path)
+            assert type(cx.load(path)) is type(result)
+            assert str(result)
+
+
+def call_losses(losses):
+    """The losses as functions, with a weight and without."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    hidden, head = jax.random.normal(keys[0], (2, 4, 5)), jax.random.normal(keys[1], (7, 5))
+    labels = jnp.arange(8).reshape(2, 4) % 7
+    plain = losses.softmax_cross_entropy(hidden @ head.T, labels)
+    fused, weight = losses.linear_cross_entropy(
+        hidden, head, labels, bias=jnp.zeros(7), chunk=2, return_weight=True
+    )
+    np.testing.assert_allclose(plain, fused, rtol=1e-5)
+    assert weight == 8
+    assert losses.mse(hidden, np.asarray(hidden) + 1) == 1
+    linear = losses.LinearCrossEntropy(lambda batch: labels)
+    for kind in ("exact", "empirical"):
+        linear.fisher_product((hidden, head), None, (hidden, head), kind, None)
+    linear.hessian_product((hidden, head), None, (hidden, head))
+
+
+def refused(call):
+    try:
+        call()
+    except TypeCheckError:
+        return True
+    return False
+
+
+def call_wrongly(cx):
+    """What no annotation allows, so that the checks themselves are seen."""
+    from curvax.device import programs
+    from curvax.program import Clock
+    from curvax.results import LanczosTridiagonal
+
+    logits, one = jnp.zeros((4, 3)), np.ones(3)
+    assert refused(lambda: cx.losses.softmax_cross_entropy(logits, jnp.zeros(5, int)))
+    assert refused(lambda: cx.losses.mse(logits, logits.T))
+    assert refused(lambda: cx.eigsh(np.eye(3, dtype=np.float32), 1.5))
+    assert refused(lambda: LanczosTridiagonal(one, one, 0.0, None, 3, 0, {}))
+    assert refused(lambda: programs.squared_distance.fun(jnp.zeros((1, 3)), jnp.zeros((1, 4))))
+    assert Clock().parts().keys() == {"compile", "total"}
+
+
+def main():
+    warnings.simplefilter("ignore")
+    cx = import_checked()
+    op = call_operators(cx)
+    call_solvers(cx, op)
+    call_losses(cx.losses)
+    call_wrongly(cx)
+
+
+if __name__ == "__main__":
+    main()
