@@ -59,25 +59,25 @@ def call_operators(cx):
     params, forward, batches = problem()
     loss = cx.losses.SoftmaxCrossEntropy(lambda batch: batch[1])
     model = cx.Model(params, forward, loss)
-    spectra = {}
+    flat = {}
     for name, op in {
-        "hessian": cx.hessian(model, batches, microbatch_size=4),
-        "recomputed": cx.hessian(model.objective, params, batches, linearize=False),
-        "ggn": cx.ggn(forward, loss, params, batches),
-        "fisher": cx.fisher(model, batches, kind="mc", num_samples=2, seed=0),
-        "empirical": cx.fisher(model, batches),
+        "hessian": (hessian := cx.hessian(model, batches, microbatch_size=4)),
+        "ggn": cx.ggn(forward, loss, params, batches, linearize=False),
+        "mc": cx.fisher(model, batches, kind="mc", num_samples=2, seed=0),
+        "empirical": cx.fisher(forward, loss, params, batches),
         "differences": cx.hessian(model, batches, method="finite_difference"),
     }.items():
-        block = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
-        one, two = op @ params, op @ block
-        flat = np.asarray(op.ravel(one))
-        np.testing.assert_allclose(op.ravel(two), np.stack([flat, -flat]), rtol=2e-2, atol=1e-5)
-        moved = op.at(jax.tree.map(lambda leaf: 2 * leaf, params))
-        rest = (moved + op).congruence(params).project_off(params)
-        assert rest.ravel(rest @ params).shape == (op.shape[0],)
-        spectra[name] = np.asarray(cx.eigsh(op, 2, tol=1e-4).eigenvalues)
-    np.testing.assert_allclose(spectra["hessian"], spectra["ggn"], rtol=1e-3)
-    return cx.hessian(model, batches)
+        flat[name] = np.asarray(op.ravel(op @ params))
+    np.testing.assert_allclose(flat["hessian"], flat["ggn"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(flat["hessian"], flat["differences"], rtol=1e-2, atol=1e-3)
+    block = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+    both = np.stack([flat["ggn"], -flat["ggn"]])
+    np.testing.assert_allclose(hessian.ravel(hessian @ block), both, rtol=1e-4, atol=1e-6)
+    moved = hessian.at(jax.tree.map(lambda leaf: 2 * leaf, params))
+    rest = (moved + hessian).congruence(params).project_off(params)
+    left = rest.ravel(rest @ params)
+    assert jnp.abs(left).max() < 1e-4
+    return hessian
 
 
 def call_solvers(cx, op):
@@ -110,7 +110,6 @@ def call_solvers(cx, op):
         cx.trace(op, num_matvecs=12, method=method, seed=0)
         for method in ("hutchinson", "hutch++", "xtrace", "xnystrace")
     ]
-    traced += [cx.trace(op, num_matvecs=100), cx.trace(op, num_matvecs=12, deflate=pairs)]
     assert all(abs(part.estimate - np.trace(matrix)) < 1 for part in traced)
     for method in ("hutchinson", "xdiag", "exact"):
         cx.diagonal(op, num_matvecs=20, method=method)
@@ -120,7 +119,9 @@ def call_solvers(cx, op):
     cx.log_det(op, damping=1.0, num_runs=3, num_steps=8, seed=0)
     blocks = op.blocks(1)
     results = [
-        cx.eigsh(blocks, 2), cx.trace(blocks, num_matvecs=20), cx.diagonal(blocks, num_matvecs=20)
+        cx.eigsh(blocks, 2),
+        cx.trace(blocks, num_matvecs=20),
+        cx.diagonal(blocks, num_matvecs=20),
     ]
     with tempfile.TemporaryDirectory() as folder:
         for result in (*results, *traced, pairs, steps, density):

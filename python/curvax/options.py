@@ -10,6 +10,7 @@ of an entry carries what it is by default:
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -61,12 +62,26 @@ def _declared(declared: type | None) -> list[inspect.Parameter]:
     ]
 
 
+class _Text(str):
+    """An annotation as `help` shows it, without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def annotation_text(annotation: object) -> object:
+    """An annotation as it was written, or, of what is no longer text, without the modules of its names."""
+    if annotation is inspect.Parameter.empty:
+        return annotation
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _Text(re.sub(r"\b[a-z_]\w*\.(?=[A-Za-z_])", "", text))
+
+
 def _signature(function: Callable[..., Any], declared: type | None) -> inspect.Signature:
     own = inspect.signature(function)
-    if declared is None:
-        return own
-    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return own.replace(parameters=[*kept, *_declared(declared)])
+    kept = [p for p in own.parameters.values() if declared is None or p.kind is not p.VAR_KEYWORD]
+    parameters = [p.replace(annotation=annotation_text(p.annotation)) for p in (*kept, *_declared(declared))]
+    return own.replace(parameters=parameters, return_annotation=annotation_text(own.return_annotation))
 
 
 def _refuse(

@@ -1,5 +1,7 @@
 """`spectral_density`: the density of an operator's eigenvalues, with a confidence band."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Literal
 

@@ -1,5 +1,7 @@
 """`diagonal`: the diagonal of a symmetric operator, or of its blocks, with standard errors."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable

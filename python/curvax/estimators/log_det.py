@@ -1,5 +1,7 @@
 """`log_det`: the logarithm of a determinant, with an error bar."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, Literal
 

@@ -1,5 +1,7 @@
 """`trace`: the trace of a symmetric operator, or of its blocks, with an error bar."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal, TypedDict, Unpack, overload
@@ -157,7 +159,7 @@ class _Request:
     callback: Callable[[TraceProgress], object] | None
 
     @classmethod
-    def of(cls, op: Operator, **options: Unpack[TraceOptions]) -> "_Request":
+    def of(cls, op: Operator, **options: Unpack[TraceOptions]) -> _Request:
         """Check the arguments of `trace`; see there for what they mean and what is raised."""
         until = arguments.check_until(options["until"])
         most = check_integer("max_matvecs", options["max_matvecs"], low=1)
@@ -176,7 +178,7 @@ class _Request:
             callback=check_callback(options["callback"]),
         )
 
-    def scaled_to(self, scaled: Operator) -> "_Request":
+    def scaled_to(self, scaled: Operator) -> _Request:
         """The same in the units of a multiple of the operator."""
         until = None if self.until is None else times(self.until, exponent_of(scaled))
         callback = scaled_callback(scaled, self.callback)

@@ -1,5 +1,7 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Unpack, overload
 

@@ -1,5 +1,7 @@
 """`lanczos_tridiagonal`: the Lanczos recurrence itself."""
 
+from __future__ import annotations
+
 import math
 
 import jax.numpy as jnp

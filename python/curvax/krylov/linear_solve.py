@@ -1,5 +1,7 @@
 """Linear solves with a damped operator, as for natural gradients and influence functions."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 from typing import Any, Literal

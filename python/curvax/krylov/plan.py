@@ -1,5 +1,7 @@
 """`plan`: what a solve will need, and how to fit it into the memory there is."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Iterator

@@ -9,6 +9,8 @@ et al. 2017, "Accelerated stochastic power iteration", Algorithm 1: best at Î»â‚
 Rayleigh quotient, without the momentum. `eigsh` needs far fewer products.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The sharpness of a loss, followed through training."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import jax

@@ -1,5 +1,7 @@
 """The losses as functions of arrays."""
 
+from __future__ import annotations
+
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp

@@ -4,6 +4,8 @@ Sums, multiples, congruence by a diagonal, projection and diagonal blocks are me
 operators, and operators themselves: hence one file.
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +88,7 @@ class Operator(abc.ABC):
             raise ValueError(f"flat must have shape ({n},) or (b, {n}), got {shape}")
         return self.space.unravel(jnp.asarray(flat))
 
-    def at(self, params: Params, *, batches: Batches = None) -> "Operator":
+    def at(self, params: Params, *, batches: Batches = None) -> Operator:
         """The same operator at other parameters, or on other batches; see `Curvature.at`.
 
         Sums, multiples, `congruence`, `project_off` and `restrict` of such operators go along.
@@ -124,7 +126,7 @@ class Operator(abc.ABC):
         check_operator(self)
         return self.matmat(vector) if self.space.is_block(vector) else self.matvec(vector)
 
-    def __add__(self, other: object) -> "Operator":
+    def __add__(self, other: object) -> Operator:
         """`A + B`, on the same vectors.
 
         Raises:
@@ -133,19 +135,19 @@ class Operator(abc.ABC):
         """
         return _sum((self, other)) if isinstance(other, Operator) else NotImplemented
 
-    def __radd__(self, other: object) -> "Operator":
+    def __radd__(self, other: object) -> Operator:
         """`0 + A`, with which Python's `sum` of operators begins."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def __sub__(self, other: object) -> "Operator":
+    def __sub__(self, other: object) -> Operator:
         """`A − B`; see `__add__`."""
         return self + (-other) if isinstance(other, Operator) else NotImplemented
 
-    def __neg__(self) -> "Operator":
+    def __neg__(self) -> Operator:
         """`−A`."""
         return -1.0 * self
 
-    def __mul__(self, factor: ArrayLike) -> "Operator":
+    def __mul__(self, factor: ArrayLike) -> Operator:
         """`c A`, with a real number c.
 
         Raises:
@@ -159,11 +161,11 @@ class Operator(abc.ABC):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: ArrayLike) -> "Operator":
+    def __truediv__(self, divisor: ArrayLike) -> Operator:
         """`A / c`, with a real number c other than zero."""
         return self * (1 / divisor)
 
-    def congruence(self, diagonal: Vector) -> "Operator":
+    def congruence(self, diagonal: Vector) -> Operator:
         """`D A D` with a diagonal matrix D, as of a preconditioned Hessian `P^(-1/2) H P^(-1/2)`.
 
         Args:
@@ -174,7 +176,7 @@ class Operator(abc.ABC):
         """
         return CongruentOperator(self, diagonal_entries(self.space, diagonal), self.space)
 
-    def project_off(self, vectors: Vector) -> "Operator":
+    def project_off(self, vectors: Vector) -> Operator:
         """`P A P`, with P the orthogonal projection off the span of `vectors`.
 
         Args:
@@ -185,7 +187,7 @@ class Operator(abc.ABC):
         """
         return ProjectedOperator(self, independent_rows(self.space, vectors), self.space)
 
-    def restrict(self, where: Filter) -> "Operator":
+    def restrict(self, where: Filter) -> Operator:
         """The diagonal block on the leaves that a filter selects; the others are None in vectors.
 
         A product costs one of the whole operator: where there is a choice, the argument `where` of
@@ -200,7 +202,7 @@ class Operator(abc.ABC):
         """
         return RestrictedOperator(self, *selected(self.space, where))
 
-    def blocks(self, by: By, *, stacked: str | Sequence[str] = ()) -> "Blocks":
+    def blocks(self, by: By, *, stacked: str | Sequence[str] = ()) -> Blocks:
         """Diagonal blocks, as of the layers of a network.
 
         The vectors of a block are dicts, keyed by the leaves' names without what all of them begin
@@ -254,7 +256,7 @@ class SumOperator(Operator):
         total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
         return total
 
-    def at(self, params: Params, *, batches: Batches = None) -> "SumOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> SumOperator:
         """See `Operator.at`."""
         given = for_several(batches)
         terms = tuple(term.at(params, batches=given) for term in self.terms)
@@ -275,7 +277,7 @@ class CongruentOperator(Operator):
         d = self.diagonal[None]
         return d * checked_product(self.inner, d * block)
 
-    def at(self, params: Params, *, batches: Batches = None) -> "CongruentOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> CongruentOperator:
         """See `Operator.at`; the diagonal entries stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
@@ -293,7 +295,7 @@ class ProjectedOperator(Operator):
         """See `Operator.product`."""
         return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
 
-    def at(self, params: Params, *, batches: Batches = None) -> "ProjectedOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> ProjectedOperator:
         """See `Operator.at`; the vectors stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 
@@ -332,7 +334,7 @@ class RestrictedOperator(Operator):
         """See `Operator.product`."""
         return self.extract(checked_product(self.inner, self.embed(block)))
 
-    def at(self, params: Params, *, batches: Batches = None) -> "RestrictedOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> RestrictedOperator:
         """See `Operator.at`; the parameters are those of the whole."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
 

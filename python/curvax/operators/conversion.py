@@ -1,5 +1,7 @@
 """Operators that are not a derivative: a function, a dense array, a SciPy operator."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import math
@@ -159,7 +161,7 @@ class IdentityOperator(Operator):
         """See `Operator.product`."""
         return block
 
-    def at(self, params: Params, *, batches: Batches = None) -> "IdentityOperator":
+    def at(self, params: Params, *, batches: Batches = None) -> IdentityOperator:
         """The same: it has no parameters."""
         return self
 
@@ -185,7 +187,7 @@ class HostProducts:
     JAX turns what a callback raises into an error of its own, with a traceback for a message.
     """
 
-    def __init__(self, matrix: "HasMatvec | Callable[[Vector], Vector]") -> None:
+    def __init__(self, matrix: HasMatvec | Callable[[Vector], Vector]) -> None:
         self.matrix = matrix
         self.error: Exception | None = None
 

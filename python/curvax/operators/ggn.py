@@ -1,5 +1,7 @@
 """The generalised Gauss-Newton matrix, by products with an exact Jacobian and its transpose."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The Hessian of a loss, by forward-over-reverse products."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

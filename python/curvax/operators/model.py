@@ -1,5 +1,7 @@
 """A model and its loss in one object, which every operator accepts in place of its parts."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect
