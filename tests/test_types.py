@@ -1,17 +1,24 @@
 """Annotations are true, shapes included; and few of them say nothing."""
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
+
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "python" / "curvax"
 
 
-def test_what_the_public_functions_take_and_return_is_what_their_annotations_say():
+@pytest.mark.parametrize("options", [[], pytest.param(["--all"], marks=pytest.mark.slow)])
+def test_what_the_public_functions_take_and_return_is_what_their_annotations_say(options):
     """In a process of its own: the checks come in with the import of the package."""
-    command = [sys.executable, "-m", "tests.checked_types"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent.parent)
+    command = [sys.executable, "-m", "tests.checked_types", *options]
+    # Most of the time goes into compilation.
+    quick = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    root = PACKAGE.parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=quick)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-4000:]
 
 
