@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.tree_util import PyTreeDef
 
-from curvax.jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, body, tree_parts
+from curvax.jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, body, parts
 
 
 class Key:
@@ -119,8 +119,8 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return kind, _content(value.node_data(), seen), children
     if isinstance(value, types.MethodType):
         return kind, _Same(value.__func__), _Same(value.__self__)
-    if (parts := tree_parts(value)) is not None:
-        return _Same(kind), _content(parts, seen)
+    if (inner := parts(value)) is not None:
+        return _Same(kind), _content(inner, seen)
     if _is_record(value):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _Same(kind), tuple(_content(field, seen) for field in fields)
