@@ -55,7 +55,7 @@ lint: $(TEST_VENV)/.linters ## check style and types of Python and C++
 	  | xargs $(TEST_VENV)/bin/clang-format --dry-run -Werror
 
 bench: $(TEST_VENV)/.installed ## run the kernel benchmarks
-	$(TEST_VENV)/bin/python -m pytest benchmarks $(BENCH_ARGS)
+	$(TEST_VENV)/bin/python -m pytest benchmarks/kernels $(BENCH_ARGS)
 
 build: $(VENV)/.exists ## make a wheel in dist/
 	$(VENV)/bin/python $(PIP) wheel --no-deps --wheel-dir dist .

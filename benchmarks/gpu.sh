@@ -117,7 +117,7 @@ stage_bench() {
   return "$status"
 }
 
-stage_all() { exec benchmarks/gpu_all.sh "${1:-$OUT}"; }
+stage_all() { exec benchmarks/gpu/all.sh "${1:-$OUT}"; }
 
 stage=${1:-}
 case $stage in

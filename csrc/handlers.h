@@ -9,13 +9,13 @@
   X(fence)                             \
   X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \
-  X(softmax_ce_triple)                 \
+  X(softmax_ce_derivatives)            \
   X(block_ortho)                       \
   X(rotate_basis)
 
 #define CURVAX_FOR_EACH_CUDA_HANDLER(X) \
   X(softmax_ce_hvp)                     \
-  X(softmax_ce_triple)                  \
+  X(softmax_ce_derivatives)             \
   X(block_ortho)                        \
   X(rotate_basis)
 

@@ -14,14 +14,16 @@ constexpr Handler kHandlers[] = {
 };
 
 nb::dict BuildInfo() {
-  const char* error = nullptr;
-  const KernelTable* table = ActiveTable(&error);
-  if (table == nullptr) throw nb::value_error(error);
-  nb::list levels;
-  for (int i = 0; kCompiledLevels[i] != nullptr; ++i) levels.append(kCompiledLevels[i]);
+  nb::list compiled, supported;
+  for (int i = 0; kCompiledTargets[i] != nullptr; ++i) {
+    compiled.append(kCompiledTargets[i]);
+    if (TableForTarget(kCompiledTargets[i]) != nullptr) supported.append(kCompiledTargets[i]);
+  }
+  const KernelTable* active = ActiveTable();
   nb::dict info = CommonFacts(kHandlers);
-  info["compiled_levels"] = levels;
-  info["active_level"] = table->level;
+  info["compiled_targets"] = compiled;
+  info["supported_targets"] = supported;
+  info["active_target"] = active == nullptr ? nb::object(nb::none()) : nb::str(active->target);
   info["compiler"] = __VERSION__;
   return info;
 }
@@ -34,5 +36,7 @@ NB_MODULE(_cpu, m) {
   m.def(
       "registrations", [] { return curvax::Registrations(curvax::kHandlers); },
       "Handlers by target name, as capsules.");
-  m.def("build_info", &curvax::BuildInfo, "Facts about this build and the active CPU level.");
+  m.def("build_info", &curvax::BuildInfo,
+        "Facts about this build and the active target; that is None if CURVAX_ISA names none of "
+        "those supported.");
 }

@@ -1,8 +1,8 @@
-// curvax.softmax_ce_hvp and curvax.softmax_ce_triple, for any platform.
+// curvax.softmax_ce_hvp and curvax.softmax_ce_derivatives, for any platform.
 //
-//   hvp:    logits (N,V), tangents (b,N,V) or (N,V), labels (N) s32, weights (N)
-//           -> products, workspace
-//   triple: the same operands -> gradient (N,V), products, loss (N), lse (N), workspace
+//   hvp:         logits (N,V), tangents (b,N,V) or (N,V), labels (N) s32, weights (N)
+//                -> products, workspace
+//   derivatives: the same operands -> gradient (N,V), products, loss (N), lse (N), workspace
 //
 // A reshape between (N,V) and (1,N,V) outside the call would cost a copy of the donated tangents.
 // Products are meant to alias the tangents, and the gradient the logits; both work unaliased. The
@@ -95,16 +95,14 @@ xla::ffi::Error SoftmaxCeHvp(typename Platform::Context context, xla::ffi::AnyBu
 }
 
 template <typename Platform>
-xla::ffi::Error SoftmaxCeTriple(typename Platform::Context context, xla::ffi::AnyBuffer logits,
-                                xla::ffi::AnyBuffer tangents, xla::ffi::AnyBuffer labels,
-                                xla::ffi::AnyBuffer weights,
-                                xla::ffi::Result<xla::ffi::AnyBuffer> grad,
-                                xla::ffi::Result<xla::ffi::AnyBuffer> products,
-                                xla::ffi::Result<xla::ffi::AnyBuffer> loss,
-                                xla::ffi::Result<xla::ffi::AnyBuffer> lse,
-                                xla::ffi::Result<xla::ffi::AnyBuffer> workspace, double softcap,
-                                double z_loss, double label_smoothing, int64_t ignore_index) {
-  const char* op = "curvax.softmax_ce_triple";
+xla::ffi::Error SoftmaxCeDerivatives(
+    typename Platform::Context context, xla::ffi::AnyBuffer logits, xla::ffi::AnyBuffer tangents,
+    xla::ffi::AnyBuffer labels, xla::ffi::AnyBuffer weights,
+    xla::ffi::Result<xla::ffi::AnyBuffer> grad, xla::ffi::Result<xla::ffi::AnyBuffer> products,
+    xla::ffi::Result<xla::ffi::AnyBuffer> loss, xla::ffi::Result<xla::ffi::AnyBuffer> lse,
+    xla::ffi::Result<xla::ffi::AnyBuffer> workspace, double softcap, double z_loss,
+    double label_smoothing, int64_t ignore_index) {
+  const char* op = "curvax.softmax_ce_derivatives";
   SoftmaxCeArgs args;
   CURVAX_RETURN_IF_ERROR(ReadOperands(op, logits, tangents, labels, weights,
                                       {softcap, z_loss, label_smoothing, ignore_index}, &args));
@@ -147,7 +145,7 @@ auto BindSoftmaxCeHvp() {
                                   .template Ret<xla::ffi::AnyBuffer>());
 }
 template <typename Argument>
-auto BindSoftmaxCeTriple() {
+auto BindSoftmaxCeDerivatives() {
   return WithSoftmaxCeOptions(WithSoftmaxCeOperands<Argument>()
                                   .template Ret<xla::ffi::AnyBuffer>()
                                   .template Ret<xla::ffi::AnyBuffer>()

@@ -59,7 +59,7 @@ def main() -> None:
             op = op.at(params)
             result = cx.sharpness(op, result, tol=1e-3)
             value, bound = result.eigenvalues[0], result.bounds[0]
-            products = result.num_matvecs.total
+            products = result.num_matvecs + result.num_verification
             print(f"{i:4d}  {float(op.loss):8.4f}  {value:9.3f}  {bound:8.1e}  {products:8d}")
         params = step(params)
 

@@ -41,7 +41,7 @@ def test_files(monkeypatch, capsys):
 def test_every_example_is_tested():
     names = (
         "test_examples.py",
-        "cli/test_demo.py",
+        "models/test_gpt.py",
         "krylov/test_llm.py",
         "estimators/test_llm_layers.py",
         "adapters/test_walkthroughs.py",

@@ -143,7 +143,8 @@ def test_a_linear_solve_keeps_its_iterate(method):
     with pytest.warns(UserWarning) as caught:
         result = cx.solve(operator(8), b, method=method)
     assert [warning.category for warning in caught] == [cx.InterruptWarning]
-    assert result.interrupted and not result.converged and result.num_matvecs == 9
+    assert result.interrupted and not result.converged
+    assert (result.num_matvecs, result.num_verification) == (8, 1)
     residual = np.linalg.norm(b - VALUES * np.asarray(result.x)) / np.linalg.norm(b)
     assert abs(result.relative_residual - residual) < 1e-6 and residual < 0.05
     assert str(result).startswith(f"Interrupted: {method.upper()} did not solve A x = b")

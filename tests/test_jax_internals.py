@@ -24,12 +24,12 @@ from curvax.ops.fence import fence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Each puts other primitives in the place of a kind. In jax 0.10 they are unfinished: such a
-# `custom_vjp` function has no linearisation there.
+# Each puts other primitives in the place of a kind. A JAX that has not all three has them
+# unfinished: such a `custom_vjp` function has no linearisation there.
 FLAGS = ("jax_custom_vjp3", "jax_custom_jvp3", "jax_remat3")
-SETTINGS = [(), *((flag,) for flag in FLAGS), FLAGS]
-if jax.__version__.startswith("0.10."):
-    SETTINGS = [()]
+SETTINGS = [()]
+if all(hasattr(jax.config, flag) for flag in FLAGS):
+    SETTINGS += [*((flag,) for flag in FLAGS), FLAGS]
 
 
 @pytest.fixture(params=SETTINGS, ids=lambda flags: "+".join(flags) or "off")

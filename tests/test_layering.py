@@ -7,14 +7,12 @@ import pathlib
 import re
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "python" / "curvax"
+from tests.package_imports import MODULES, PACKAGE, ROOT, circles, graph, imports, name_of
 
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
-    # Leaf helpers, which import nothing of curvax.
-    ("archives", "checks", "typing", "warnings"),
+    # The ground floor: nothing of these imports another.
+    ("archives", "checks", "drawing", "lazy", "options", "typing", "version", "warnings"),
     ("jax_internals",),
     ("program", "jaxpr_keys"),
     ("jaxprs", "arrays", "columns", "filters", "interrupt"),
@@ -27,52 +25,72 @@ LAYERS = (
     ("device",),
     ("krylov",),
     ("estimators",),
-    ("plot", "models"),
+    ("models", "plot"),
     ("adapters", "compat"),
+    # The package itself gathers the public names.
+    ("curvax",),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-# The package's own __init__ gathers the public names.
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
-
-
-def name_of(path: pathlib.Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports(path: pathlib.Path) -> set[str]:
-    """Dotted names of curvax that a module imports, at any depth of its code."""
-    tree = ast.parse(path.read_text(), str(path))
-    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return {name for name in found if name == "curvax" or name.startswith("curvax.")}
 
 
 def layer(name: str) -> str:
-    return (name.split(".") + [""])[1]
+    """The layer of a module: its name, or that of the subpackage it is in; the package's own."""
+    return name.split(".")[1] if "." in name else name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_python_imports_point_downwards(path):
-    own = layer(name_of(path))
-    assert own in RANK, f"{name_of(path)} belongs to no layer: add it to LAYERS"
-    for name in imports(path):
-        other = layer(name)
-        if other not in RANK:  # a public name of the package: only the outermost layers use it
-            assert own in ("cli", "compat", "adapters", "models"), f"{name_of(path)} imports {name}"
-            continue
-        assert other == own or RANK[other] < RANK[own], f"{name_of(path)} imports {name}"
+@pytest.mark.parametrize("name", MODULES)
+def test_python_imports_point_downwards(name):
+    """Late imports do, imports by a string, and those for type checkers."""
+    own = layer(name)
+    assert own in RANK, f"{name} belongs to no layer: add it to LAYERS, and to CONTRIBUTING.md"
+    for other in imports(MODULES[name]):
+        assert layer(other) == own or RANK[layer(other)] < RANK[own], f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_on_a_way_round():
+    """Late imports and imports by a string count; only those for type checkers are never run."""
+    assert not circles(graph())
+
+
+def test_the_reader_of_imports_sees_all_kinds(tmp_path, monkeypatch):
+    source = """
+from __future__ import annotations
+import curvax.memory, os
+from curvax import checks, eigsh
+from curvax.results.eigen import EigenResult
+from ..arrays import to_array
+from . import base
+if TYPE_CHECKING:
+    from curvax import plot
+else:
+    from curvax import filters
+def late():
+    import curvax.columns
+    importlib.import_module("curvax.models.gpt")
+    importlib.import_module(f"curvax.cli.{name}")
+TABLE = {"compat": "curvax.compat", "curvax": "curvax"}
+text = f"curvax.adapters.{name} makes a model: see curvax.device"
+"""
+    (tmp_path / "new.py").write_text(source)
+    monkeypatch.setattr("tests.package_imports.name_of", lambda path: "curvax.operators.new")
+    found = imports(tmp_path / "new.py")
+    expected = {"memory", "checks", "results.eigen", "arrays", "operators.base", "filters"}
+    expected |= {"plot", "columns", "models.gpt", "compat"}
+    assert {name for name in found if "curvax.cli" not in name} == {
+        "curvax",
+        *(f"curvax.{name}" for name in expected),
+    }
+    assert {"curvax.cli.app", "curvax.cli.display"} <= found
+    assert found - imports(tmp_path / "new.py", for_types=False) == {"curvax.plot"}
+
+
+def test_circles_are_told_from_chains():
+    chain = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert circles(chain) == []
+    assert circles(chain | {"c": {"a"}}) == [["a", "b", "c"]]
+    assert circles(chain | {"d": {"e", "a"}, "e": {"d"}}) == [["d", "e"]]
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("reference.py")), ids=name_of)
@@ -81,7 +99,7 @@ def test_references_do_without_the_kernels(path):
 
 
 def test_only_native_imports_the_compiled_module():
-    for path in MODULES:
+    for path in MODULES.values():
         if "_native" not in path.parts:
             assert not re.search(r"_native\._(cpu|cuda)", path.read_text()), path
 
@@ -89,7 +107,7 @@ def test_only_native_imports_the_compiled_module():
 PRIVATE = re.compile(r"jax\.(_src|extend|interpreters)")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
 def test_one_file_knows_the_internals_of_jax(path):
     if path.name == "jax_internals.py":
         return
@@ -124,11 +142,11 @@ def test_kernels_know_neither_xla_nor_python():
             )
 
 
-def test_levels_share_no_header_with_inline_functions():
-    """Standard C++ headers would be merged across instruction levels by the linker."""
+def test_targets_share_no_header_with_inline_functions():
+    """Standard C++ headers would be merged across targets by the linker."""
     allowed = {"cstddef", "cstdint", "immintrin.h"}
     for path in sources("kernels/cpu") + sources("kernels/common"):
-        if path.name == "dispatch.cc":  # compiled once, for the base level
+        if path.name == "dispatch.cc":  # compiled once, for the base target
             continue
         for name in includes(path):
             ours = name.startswith(("cpu/", "common/", "curvax/"))
@@ -143,3 +161,12 @@ def test_only_csrc_includes_xla_or_nanobind():
 @pytest.mark.parametrize("path", sources("kernels") + sources("csrc"), ids=lambda p: p.name)
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_operations_are_used_by_their_face(name):
+    """Outside `ops`, nothing knows the modules that an operation is made of."""
+    for other in imports(MODULES[name]) if layer(name) != "ops" else ():
+        inner = re.match(r"curvax\.ops\.(\w+)\.(\w+)", other)
+        file = PACKAGE.joinpath("ops", *inner.groups()).with_suffix(".py") if inner else None
+        assert file is None or not file.exists(), f"{name} imports {other}"

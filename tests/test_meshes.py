@@ -133,15 +133,15 @@ def rotate(q):
 columns = P(None, "d")
 with jax.enable_x64(True):
     for operands in ((put(q, columns), put(w, P())), (put(q, P()), put(w, columns))):
-        with pytest.raises(ValueError, match=r"\\((basis|block)=.* must lie whole on every device"):
+        with pytest.raises(ValueError, match="^(basis|block) must lie whole on every device"):
             orthonormalize(*operands)
         for call in (orthonormalize, functools.partial(orthonormalize, impl="reference")):
             with pytest.raises(jax.errors.JaxRuntimeError, match="must lie whole on every device"):
                 jax.jit(call)(*operands)
     for call in (rotate, jax.jit(rotate)):
-        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="basis=.*lie whole"):
+        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="basis must lie whole"):
             call(put(q, columns))
-        with pytest.raises(ValueError, match="basis=.*lie whole"):
+        with pytest.raises(ValueError, match="basis must lie whole"):
             call(put(q, columns, AxisType.Explicit))
     whole = orthonormalize(q, w)
     for call in (orthonormalize, jax.jit(orthonormalize)):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import block_ortho, gpt, peers, softmax_ce
+from benchmarks.gpu import block_ortho, gpt, peers, shape, softmax_ce
 from benchmarks.gpu.report import SMOKE, write
 from benchmarks.gpu.timing import copy_bandwidth
 
@@ -37,8 +37,8 @@ def _kernel(run: Callable[[float, bool], dict[str, Any]]) -> tuple[dict[str, Any
     return {"copy": copy, **results}, rows
 
 
-def _solve(shape: gpt.Shape, precision: str) -> tuple[dict[str, Any], Rows]:
-    entry = gpt.run(gpt.SMOKE if SMOKE else shape, precision)
+def _solve(size: shape.Shape, precision: str) -> tuple[dict[str, Any], Rows]:
+    entry = gpt.run(shape.SMOKE if SMOKE else size, precision)
     target = entry.get("target_seconds_per_product")
     return entry, [
         (
@@ -60,10 +60,10 @@ CASES: dict[str, Callable[[], tuple[dict[str, Any], Rows]]] = {
     "copy": _copy,
     "softmax_ce": lambda: _kernel(softmax_ce.run),
     "block_ortho": lambda: _kernel(block_ortho.run),
-    "gpt": lambda: _solve(gpt.SMALL, "highest"),
-    "gpt-bf16x3": lambda: _solve(gpt.SMALL, "bf16x3"),
-    "large": lambda: _solve(gpt.LARGE, "highest"),
-    "large-bf16x3": lambda: _solve(gpt.LARGE, "bf16x3"),
+    "gpt": lambda: _solve(shape.SMALL, "highest"),
+    "gpt-bf16x3": lambda: _solve(shape.SMALL, "bf16x3"),
+    "large": lambda: _solve(shape.LARGE, "highest"),
+    "large-bf16x3": lambda: _solve(shape.LARGE, "bf16x3"),
     "peers": lambda: peers.run(SMOKE),
 }
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from benchmarks.gpu.timing import clock, interleaved
 
 from curvax.ops.block_ortho import ffi
+from curvax.ops.block_ortho.arguments import Arguments
 from curvax.ops.implementation import resolve
 
 USED = 64
@@ -35,7 +36,7 @@ def twice(q: Any, w: Any) -> Any:
 
 def kernel(q: Any, w: Any, used: Any, seed: Any, lazy_below: float) -> Any:
     """The bare call: donated, neither the basis nor the block is copied."""
-    q, scratch, _, _, info = ffi.call_block_ortho(q, w, used, seed, 1.0, lazy_below)
+    q, scratch, _, _, info = ffi.call_block_ortho(Arguments(q, w, used, seed, 1.0, lazy_below))
     return q, scratch, info
 
 
@@ -57,7 +58,7 @@ def basis(rows: int, n: int) -> Any:
 
 def run(bandwidth: float, smoke: bool) -> dict[str, Any]:
     """Seconds, passes, and the share of the copy bandwidth that three reads of Q make."""
-    resolve("block_ortho", "ffi", "block_ortho")
+    resolve("ffi", "block_ortho")
     large, small = (128_000, 64_000) if smoke else (10**8, 10**7)
     out = {}
     for b in (1, 4, 8):

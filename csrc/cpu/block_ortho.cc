@@ -1,6 +1,6 @@
 #include "csrc/block_ortho.h"
 
-#include "csrc/cpu/run_kernel.h"
+#include "csrc/cpu/platform.h"
 #include "csrc/handlers.h"
 
 namespace curvax {

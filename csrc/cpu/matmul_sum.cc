@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "csrc/cpu/run_kernel.h"
+#include "csrc/cpu/platform.h"
 #include "csrc/handlers.h"
 
 namespace curvax {

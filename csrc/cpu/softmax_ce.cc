@@ -1,6 +1,6 @@
 #include "csrc/softmax_ce.h"
 
-#include "csrc/cpu/run_kernel.h"
+#include "csrc/cpu/platform.h"
 #include "csrc/handlers.h"
 
 namespace curvax {
@@ -20,7 +20,7 @@ struct Cpu : CpuPlatform {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cpu_softmax_ce_hvp, SoftmaxCeHvp<Cpu>,
                               BindSoftmaxCeHvp<Cpu::Context>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cpu_softmax_ce_triple, SoftmaxCeTriple<Cpu>,
-                              BindSoftmaxCeTriple<Cpu::Context>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cpu_softmax_ce_derivatives, SoftmaxCeDerivatives<Cpu>,
+                              BindSoftmaxCeDerivatives<Cpu::Context>());
 
 }  // namespace curvax

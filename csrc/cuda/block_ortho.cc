@@ -1,6 +1,6 @@
 #include "csrc/block_ortho.h"
 
-#include "csrc/cuda/launch.h"
+#include "csrc/cuda/platform.h"
 #include "csrc/handlers.h"
 
 namespace curvax {
@@ -13,13 +13,7 @@ const int32_t* Counter(const ffi::AnyBuffer& buffer) {
 }
 
 // The counts are on the device: what they may be is checked there.
-struct Cuda {
-  using Context = cuda::Stream;
-
-  static ffi::Error Copy(void* to, const void* from, int64_t bytes, Context stream) {
-    return LaunchResult("curvax: copy of an operand", cuda::Copy(to, from, bytes, stream));
-  }
-
+struct Cuda : CudaPlatform {
   static ffi::Error Check(const char*, const BlockOrthoArgs&, const ffi::AnyBuffer&) {
     return ffi::Error::Success();
   }

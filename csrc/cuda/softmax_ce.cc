@@ -1,6 +1,6 @@
 #include "csrc/softmax_ce.h"
 
-#include "csrc/cuda/launch.h"
+#include "csrc/cuda/platform.h"
 #include "csrc/handlers.h"
 
 namespace curvax {
@@ -8,8 +8,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-struct Cuda {
-  using Context = cuda::Stream;
+struct Cuda : CudaPlatform {
   static ffi::Error Run(const char* op, SoftmaxCeArgs* args, Context stream,
                         const ffi::AnyBuffer& workspace) {
     CURVAX_RETURN_IF_ERROR(CheckWorkspace(op, workspace, cuda::SoftmaxCeWorkspace(*args)));
@@ -23,8 +22,8 @@ struct Cuda {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cuda_softmax_ce_hvp, SoftmaxCeHvp<Cuda>,
                               BindSoftmaxCeHvp<StreamArgument>(),
                               {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cuda_softmax_ce_triple, SoftmaxCeTriple<Cuda>,
-                              BindSoftmaxCeTriple<StreamArgument>(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(curvax_cuda_softmax_ce_derivatives, SoftmaxCeDerivatives<Cuda>,
+                              BindSoftmaxCeDerivatives<StreamArgument>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
 }  // namespace curvax

@@ -33,9 +33,13 @@
 #include "common/storage.h"
 #include "curvax/block_ortho.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
+// The constants of the passes; ops/block_ortho/reference.py has the same, but for the pivot floor
+// of float, whose measurement there is coarser.
 constexpr int kMaxPasses = 12;
+// A deviation of at most this before an update leaves only rounding errors after it.
+constexpr double kFinalDeviation = 1e-2;
 
 template <typename S>
 struct Precision;
@@ -143,8 +147,6 @@ class BlockOrthoPass {
   // One pass, whose coefficients are then in `a` and `mix`; whether the update is the last one.
   CURVAX_TEAM bool Run() const {
     team_.For(m_ * b_, [&](int64_t i) { c1_[i] /= args_.scale; });
-    // A deviation of at most this before an update leaves only rounding errors after it.
-    constexpr double kFinalDeviation = 1e-2;
     const double deviation = Deviation();
     PythagoreanGram(team_, m_, b_, c1_, Gram(), s_.t);
     team_.For(b_ * b_, [&](int64_t i) { s_.r[i] = 0; });
@@ -301,6 +303,6 @@ class BlockOrthoPass {
   const int64_t stride_, m_, b_;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_BLOCK_ORTHO_PASS_H_

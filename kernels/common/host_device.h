@@ -2,8 +2,8 @@
 //
 // CURVAX_HOST_DEVICE: may be called on either. CURVAX_TEAM: of whichever the code is compiled for.
 //
-// Like all code of a level, it lives in the namespace that CURVAX_LEVEL names: base, v3 and v4 on a
-// CPU, cuda on a GPU.
+// Like all code of a target, it lives in the namespace that CURVAX_TARGET names: base, v3 and v4 on
+// a CPU, cuda on a GPU.
 #ifndef CURVAX_COMMON_HOST_DEVICE_H_
 #define CURVAX_COMMON_HOST_DEVICE_H_
 
@@ -17,7 +17,7 @@
 #define CURVAX_TEAM CURVAX_HOST_DEVICE
 #endif
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 template <typename T>
 CURVAX_HOST_DEVICE constexpr T Min(T a, T b) {
@@ -38,6 +38,6 @@ CURVAX_HOST_DEVICE To BitCast(const From& from) {
   return to;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_HOST_DEVICE_H_

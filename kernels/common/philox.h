@@ -7,7 +7,7 @@
 
 #include "common/host_device.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 struct Philox4 {
   uint32_t v[4];
@@ -27,6 +27,6 @@ CURVAX_HOST_DEVICE Philox4 Philox(Philox4 counter, uint64_t key) {
   return counter;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_PHILOX_H_

@@ -10,7 +10,7 @@
 
 #include "common/host_device.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // c (m, n) = [c +] a (m, k) b (k, n).
 template <bool kAdd, typename Team>
@@ -51,6 +51,6 @@ CURVAX_TEAM void InvertTriangular(const Team& team, int64_t b, const int64_t* or
   });
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_SMALL_MATRIX_H_

@@ -13,7 +13,7 @@
 #include "common/host_device.h"
 #include "curvax/softmax_ce.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // What a row's elements share. C is the compute type; V below is C, or a vector of it.
 template <typename C>
@@ -78,6 +78,6 @@ CURVAX_HOST_DEVICE double SoftmaxCeLoss(const SoftmaxCeArgs& args, double lse, d
   return eps == 0 ? loss : loss - eps / static_cast<double>(args.vocab) * z_sum;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_SOFTMAX_CE_TERMS_H_

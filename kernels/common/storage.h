@@ -6,7 +6,7 @@
 
 #include "common/host_device.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 struct BFloat16 {
   uint16_t bits;
@@ -71,6 +71,6 @@ CURVAX_HOST_DEVICE void Narrow(float x, Half* out) {
 #endif
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_COMMON_STORAGE_H_

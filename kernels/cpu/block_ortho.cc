@@ -10,10 +10,10 @@
 #include "curvax/block_ortho.h"
 
 #include "common/block_ortho_pass.h"
-#include "cpu/block_ortho_level.h"
+#include "cpu/block_ortho.h"
 #include "cpu/block_ortho_sweep.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 namespace {
 
 // The small matrices' work on one thread.
@@ -33,7 +33,7 @@ struct Alone {
   template <typename F>
   CURVAX_INLINE double Max(int64_t count, const F& f) const {
     double best = 0;
-    for (int64_t i = 0; i < count; ++i) best = CURVAX_LEVEL::Max(best, static_cast<double>(f(i)));
+    for (int64_t i = 0; i < count; ++i) best = CURVAX_TARGET::Max(best, static_cast<double>(f(i)));
     return best;
   }
   template <typename F>
@@ -210,4 +210,4 @@ void BlockOrtho(const BlockOrthoArgs& args, const ParallelFor& pool) {
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET

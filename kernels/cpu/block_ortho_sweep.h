@@ -16,7 +16,7 @@
 #include "cpu/parallel.h"
 #include "curvax/block_ortho.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // How the work is divided, and where scratch memory lies.
 struct SweepPlan {
@@ -282,6 +282,6 @@ class Sweep {
   bool direct_, clashes_;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_BLOCK_ORTHO_SWEEP_H_

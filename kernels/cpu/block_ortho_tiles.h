@@ -10,7 +10,7 @@
 
 #include "cpu/simd.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 constexpr int kMaxTileColumns = 4;
 constexpr int kMaxTileRows = 8;
@@ -101,6 +101,6 @@ CURVAX_INLINE void WithConstant(int64_t value, const F& f) {
   f(Constant<kMax>{});
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_BLOCK_ORTHO_TILES_H_

@@ -1,6 +1,6 @@
 // Conversion of vectors of storage types to and from the type that arithmetic uses.
 //
-// Widening is exact; narrowing rounds to nearest, ties to even, on every level.
+// Widening is exact; narrowing rounds to nearest, ties to even, for every target.
 #ifndef CURVAX_CPU_CONVERT_H_
 #define CURVAX_CPU_CONVERT_H_
 
@@ -11,7 +11,7 @@
 #include "common/storage.h"
 #include "cpu/simd.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 using HalfWords = MatchingVector<uint16_t, float>::type;
 
@@ -100,6 +100,6 @@ CURVAX_INLINE void StorePartial(S* p, int64_t count, Vec<Compute<S>> v) {
   for (int64_t i = 0; i < count; ++i) p[i] = padded[i];
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_CONVERT_H_

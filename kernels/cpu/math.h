@@ -1,14 +1,14 @@
 // exp and tanh on vectors, the same operations in the same order for any length and thread count.
 //
 // exp takes arguments x at most 0, which is all that a softmax needs. In double it is about 1 ulp;
-// in float within (2 + |x| / 4) 2^-23 of the value, or three times that on a level whose products
+// in float within (2 + |x| / 4) 2^-23 of the value, or three times that for a target whose products
 // are not fused. tanh is within 4 ulp in float, 2 in double.
 #ifndef CURVAX_CPU_MATH_H_
 #define CURVAX_CPU_MATH_H_
 
 #include "cpu/simd.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Evaluates c[0] x^(n-1) + ... + c[n-1].
 template <typename V, typename T, int n>
@@ -85,6 +85,6 @@ CURVAX_INLINE Vec<T> Tanh(Vec<T> x) {
 // log of a positive double: one call per row, so the library's is used.
 CURVAX_INLINE double Log(double x) { return __builtin_log(x); }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_MATH_H_

@@ -12,11 +12,12 @@
 // A once for each column of tiles, B for each row, and kSegments sums of C written and read.
 // Accumulation: in the dtype, kDepth products at a time in registers, then onto C or its segment.
 // Determinism: the order of each sum depends on sizes alone, not on tiles or threads.
-#include "cpu/matmul_sum_level.h"
+#include "cpu/matmul_sum.h"
+
 #include "cpu/parallel.h"
 #include "cpu/transpose.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 namespace {
 
 // Registers hold kRows x kColumns sums, kVectors vectors of B and one element of A.
@@ -367,4 +368,4 @@ void MatmulSum(const MatmulSumArgs& args, const ParallelFor& pool) {
   return Sum<float>(args, pool).Run();
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET

@@ -5,7 +5,7 @@
 #include "cpu/simd.h"
 #include "curvax/types.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Calls f(worker, index) for every index in [0, count).
 template <typename F>
@@ -16,6 +16,6 @@ CURVAX_INLINE void For(const ParallelFor& pool, int64_t count, const F& f) {
   pool.run(pool.self, count, body, const_cast<F*>(&f));
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_PARALLEL_H_

@@ -7,10 +7,10 @@
 // split in two floats: rounding it to one would leave the rows orthonormal only to 1e-7 after every
 // restart, an error that is the same for all elements and so adds up. Determinism: elements are
 // independent; the result does not depend on the thread count.
-#include "cpu/block_ortho_level.h"
+#include "cpu/block_ortho.h"
 #include "cpu/block_ortho_sweep.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 namespace {
 
 constexpr int kTileRows = 4;
@@ -153,4 +153,4 @@ void RotateBasis(const RotateBasisArgs& args, const ParallelFor& pool) {
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET

@@ -1,8 +1,8 @@
-// Vectors as wide as the instruction level has, from GCC and Clang's vector extensions.
+// Vectors as wide as the target has, from GCC and Clang's vector extensions.
 //
-// Everything here is forced inline inside the level's own namespace, and no standard header with
-// inline functions is included: a function emitted once per level must never be merged with that of
-// another level.
+// Everything here is forced inline inside the target's own namespace, and no standard header with
+// inline functions is included: a function emitted once per target must never be merged with that
+// of another target.
 #ifndef CURVAX_CPU_SIMD_H_
 #define CURVAX_CPU_SIMD_H_
 
@@ -13,7 +13,7 @@
 
 #define CURVAX_INLINE inline __attribute__((always_inline))
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -90,6 +90,6 @@ CURVAX_INLINE T MaxLanes(Vec<T> v) {
   return best;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_SIMD_H_

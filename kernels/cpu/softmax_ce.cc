@@ -15,9 +15,9 @@
 #include "cpu/convert.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
-#include "cpu/softmax_ce_level.h"
+#include "cpu/softmax_ce.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 namespace {
 
 constexpr int64_t kBlock = 1024;
@@ -352,4 +352,4 @@ void SoftmaxCe(const SoftmaxCeArgs& args, const ParallelFor& pool) {
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET

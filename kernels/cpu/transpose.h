@@ -4,7 +4,7 @@
 
 #include "cpu/simd.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 template <int... kIndices>
 struct Indices {
@@ -35,6 +35,6 @@ CURVAX_INLINE void Transpose(Vec<T> (&v)[kLanes<T>]) {
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CPU_TRANSPOSE_H_

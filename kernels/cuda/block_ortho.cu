@@ -47,15 +47,4 @@ Loaded LoadBlockOrtho() {
   return {loader.kernels(), loader.status()};
 }
 
-const char* Copy(void* to, const void* from, int64_t bytes, Stream stream) {
-  const cudaError_t status =
-      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream);
-  if (status == cudaSuccess) return nullptr;
-  (void)cudaGetLastError();  // so that nobody else takes it for theirs
-  return cudaGetErrorString(status);
-}
-
-const char* Architectures() { return CURVAX_CUDA_ARCHITECTURES; }
-int RuntimeVersion() { return CUDART_VERSION; }
-
 }  // namespace curvax::cuda

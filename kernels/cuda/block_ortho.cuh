@@ -16,7 +16,7 @@
 // whose sums stay in registers from panel to panel (panel.cuh, row_sums.cuh). Each sweep reads Q
 // once: with r rows of s-byte elements besides the block, 3 r s n bytes from device memory in the
 // usual two passes (2 with `lazy_below`), and about 5 b n elements of the block. How many rows a
-// panel can hold, of 128 bytes each at least, is up to ShapeSweep (launch_config.h): for b <= 8 at
+// panel can hold, of 128 bytes each at least, is up to ShapeSweep (shapes.h): for b <= 8 at
 // least 512 in float, 864 in 16 bits, 416 in double. With more, panels hold groups of rows, and K2,
 // whose products need the whole update, reads Q twice. Copies are of 16 bytes where the rows are
 // aligned, else of one element. Accumulation: the compute type over kFlushPanels panels, double
@@ -28,7 +28,7 @@
 
 #include "cuda/block_ortho_sweep.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // The small matrices' work on one block of threads.
 struct BlockTeam {
@@ -52,7 +52,7 @@ struct BlockTeam {
   __device__ __forceinline__ double Max(int64_t count, const F& f) const {
     double best = 0;
     for (int64_t i = ThreadIndex(); i < count; i += BlockSize()) {
-      best = CURVAX_LEVEL::Max(best, static_cast<double>(f(i)));
+      best = CURVAX_TARGET::Max(best, static_cast<double>(f(i)));
     }
     return BlockMax(best, reinterpret_cast<double*>(SharedMemory()));
   }
@@ -192,6 +192,6 @@ __global__ void __launch_bounds__(kDecideThreads, 1)
   });
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_BLOCK_ORTHO_CUH_

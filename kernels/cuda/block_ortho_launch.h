@@ -1,12 +1,12 @@
-// Which kernels block_ortho and rotate_basis launch, for whatever can launch them
-// (softmax_ce_launch.h says what a launcher is).
+// Which kernels block_ortho and rotate_basis launch, and in what shapes (shapes.h says what a
+// launcher is).
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_LAUNCH_H_
 #define CURVAX_CUDA_BLOCK_ORTHO_LAUNCH_H_
 
 #include "cuda/block_ortho.cuh"
 #include "cuda/rotate_basis.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Where everything lies in the workspace of block_ortho. The number of used rows is only known on
 // the device, so there is room for all.
@@ -149,6 +149,6 @@ bool LaunchRotateBasis(const RotateBasisArgs& args, const int32_t* used, const i
   return false;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_BLOCK_ORTHO_LAUNCH_H_

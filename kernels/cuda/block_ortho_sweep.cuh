@@ -6,11 +6,11 @@
 
 #include "common/block_ortho_pass.h"
 #include "cuda/device.cuh"
-#include "cuda/launch_config.h"
 #include "cuda/panel.cuh"
 #include "cuda/row_sums.cuh"
+#include "cuda/shapes.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 enum class NextSweep : int32_t { kMeasure, kScale, kUpdate, kStore, kStoreMixed, kNothing };
 // Whether a sweep writes the new rows and measures nothing; kStoreMixed does not read the basis.
@@ -373,6 +373,6 @@ class SweepBlock {
   int rows_;  // that are read
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_BLOCK_ORTHO_SWEEP_CUH_

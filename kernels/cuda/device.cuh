@@ -15,7 +15,7 @@
 #include "simt/simt.h"
 #endif
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 constexpr int kWarpSize = 32;
 
@@ -246,6 +246,6 @@ class BlockReducer {
   double* other_;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_DEVICE_CUH_

@@ -1,4 +1,4 @@
-// Loads kernels instead of launching them (softmax_ce_launch.h says what a launcher is).
+// Loads kernels instead of launching them (shapes.h says what a launcher is).
 #ifndef CURVAX_CUDA_LOADER_H_
 #define CURVAX_CUDA_LOADER_H_
 
@@ -6,10 +6,10 @@
 
 #include <set>
 
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 #include "curvax/types.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // A kernel is loaded when it is first referred to, which may take memory of the device: not while a
 // stream is captured in a graph.
@@ -45,6 +45,6 @@ class Loader {
 
 constexpr DType kStorageTypes[] = {DType::kF32, DType::kF64, DType::kBF16, DType::kF16};
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_LOADER_H_

@@ -8,9 +8,9 @@
 #define CURVAX_CUDA_PANEL_CUH_
 
 #include "cuda/device.cuh"
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 template <typename T>
 struct Panel {
@@ -107,6 +107,6 @@ __device__ __forceinline__ void StoreElements(const Compute<T> (&x)[N], int64_t 
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_PANEL_CUH_

@@ -12,10 +12,10 @@
 #define CURVAX_CUDA_ROTATE_BASIS_CUH_
 
 #include "cuda/device.cuh"
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 #include "curvax/block_ortho.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // `args.used` and `args.kept` are on the device. An impossible pair leaves NaN in all rows.
 struct RotateBasisLaunch {
@@ -163,6 +163,6 @@ __global__ void __launch_bounds__(kRotateThreads, kRotateResidents<S>)
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_ROTATE_BASIS_CUH_

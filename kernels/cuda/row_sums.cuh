@@ -9,10 +9,10 @@
 #define CURVAX_CUDA_ROW_SUMS_CUH_
 
 #include "cuda/device.cuh"
-#include "cuda/launch_config.h"
 #include "cuda/panel.cuh"
+#include "cuda/shapes.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Adds up B values per lane over 2^log_lanes neighbouring lanes, at least B. Afterwards v[0] of a
 // lane is the sum of the values with index OwnedValue. Halving: each step sends the half of the
@@ -147,6 +147,6 @@ class BlockMaxima {
   C largest_ = 0;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_ROW_SUMS_CUH_

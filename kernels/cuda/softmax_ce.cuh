@@ -27,7 +27,7 @@
 
 #include "cuda/softmax_ce_row.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Label and weight of a row, as they are in memory: nothing waits for them before they are used.
 template <typename C>
@@ -313,6 +313,6 @@ __global__ void __launch_bounds__(kPartThreads, kPartProductsResidents<Compute<S
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_SOFTMAX_CE_CUH_

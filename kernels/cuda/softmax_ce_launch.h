@@ -1,16 +1,10 @@
-// Which kernels softmax_ce launches, for whatever can launch them.
-//
-// A launcher has
-//   int64_t SharedLimit()                      the most shared memory that a block can have
-//   int64_t MostSweepBlocks()                  kMostSweepBlocks; fewer only in tests
-//   int64_t Residents(kernel, threads, bytes)  blocks that the device holds at once
-//   bool Launch(kernel, LaunchShape, args...)  false if it failed; the launcher knows why
+// Which kernels softmax_ce launches, and in what shapes (shapes.h says what a launcher is).
 #ifndef CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
 #define CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_
 
 #include "cuda/softmax_ce.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // Bytes of SoftmaxCeArgs::workspace: for rows that some device cannot hold in shared memory.
 inline int64_t SoftmaxCeWorkspaceBytes(const SoftmaxCeArgs& args) {
@@ -65,6 +59,6 @@ bool LaunchSoftmaxCe(const SoftmaxCeArgs& args, Launcher& launcher) {
   return false;
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_SOFTMAX_CE_LAUNCH_H_

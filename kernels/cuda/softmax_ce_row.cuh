@@ -13,9 +13,9 @@
 
 #include "common/softmax_ce_terms.h"
 #include "cuda/device.cuh"
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // What products and gradient take from the row: its terms, of which kappa and the constant have
 // been multiplied by w / sum e, so that e does for p; w t of the label and of the others; and the
@@ -315,6 +315,6 @@ class RowPart {
   C exp_shift_ = 0;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_SOFTMAX_CE_ROW_CUH_

@@ -1,5 +1,4 @@
-// Launches kernels on a stream, and remembers the first failure (softmax_ce_launch.h says what a
-// launcher is).
+// Launches kernels on a stream, and remembers the first failure (shapes.h says what a launcher is).
 #ifndef CURVAX_CUDA_STREAM_LAUNCHER_H_
 #define CURVAX_CUDA_STREAM_LAUNCHER_H_
 
@@ -7,10 +6,10 @@
 
 #include <atomic>
 
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 #include "curvax/cuda.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 class StreamLauncher {
  public:
@@ -112,6 +111,6 @@ class StreamLauncher {
   const char* error_ = nullptr;
 };
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_CUDA_STREAM_LAUNCHER_H_

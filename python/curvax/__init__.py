@@ -1,144 +1,101 @@
 """Curvature of neural-network losses in JAX: certified eigenpairs of matrix-free operators."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from curvax import drawing, lazy
+
+# For type checkers, which read no tables; a test compares the two.
 if TYPE_CHECKING:
-    from curvax import adapters, compat, losses
-    from curvax.estimators.density import spectral_density
-    from curvax.estimators.diagonal import diagonal
-    from curvax.estimators.log_det import log_det
-    from curvax.estimators.trace import trace
-    from curvax.filters import match_names, match_regex
-    from curvax.krylov.eigsh import eigsh
-    from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
-    from curvax.krylov.linear_solve import solve
-    from curvax.krylov.plan import Plan, plan
-    from curvax.krylov.power_iteration import power_iteration
-    from curvax.krylov.sharpness import sharpness
-    from curvax.operators.base import Blocks, Operator
-    from curvax.operators.conversion import from_matvec, identity
-    from curvax.operators.fisher import fisher
-    from curvax.operators.ggn import ggn
-    from curvax.operators.hessian import hessian
-    from curvax.operators.model import Model
-    from curvax.operators.space import VectorSpace
-    from curvax.results import (
-        BlockResults,
-        DiagonalResult,
-        EigenResult,
-        LanczosTridiagonal,
-        Matvecs,
-        Progress,
-        SolveResult,
-        SpectralDensity,
-        TraceProgress,
-        TraceResult,
-        load,
-    )
-    from curvax.warnings import ConvergenceWarning, InterruptWarning
+    from curvax import adapters as adapters
+    from curvax import compat as compat
+    from curvax import losses as losses
+    from curvax.estimators.density import spectral_density as spectral_density
+    from curvax.estimators.diagonal import diagonal as diagonal
+    from curvax.estimators.log_det import log_det as log_det
+    from curvax.estimators.trace import trace as trace
+    from curvax.filters import match_names as match_names
+    from curvax.filters import match_regex as match_regex
+    from curvax.krylov.eigsh import eigsh as eigsh
+    from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal as lanczos_tridiagonal
+    from curvax.krylov.linear_solve import solve as solve
+    from curvax.krylov.plan import Plan as Plan
+    from curvax.krylov.plan import plan as plan
+    from curvax.krylov.power_iteration import power_iteration as power_iteration
+    from curvax.krylov.sharpness import sharpness as sharpness
+    from curvax.operators.base import Blocks as Blocks
+    from curvax.operators.base import Operator as Operator
+    from curvax.operators.conversion import from_matvec as from_matvec
+    from curvax.operators.conversion import identity as identity
+    from curvax.operators.failures import KernelFailure as KernelFailure
+    from curvax.operators.failures import OutOfMemory as OutOfMemory
+    from curvax.operators.fisher import fisher as fisher
+    from curvax.operators.ggn import ggn as ggn
+    from curvax.operators.hessian import hessian as hessian
+    from curvax.operators.model import Model as Model
+    from curvax.operators.space import VectorSpace as VectorSpace
+    from curvax.results import BlockResults as BlockResults
+    from curvax.results import DensityProgress as DensityProgress
+    from curvax.results import DiagonalResult as DiagonalResult
+    from curvax.results import EigenResult as EigenResult
+    from curvax.results import LanczosTridiagonal as LanczosTridiagonal
+    from curvax.results import Progress as Progress
+    from curvax.results import SolveResult as SolveResult
+    from curvax.results import SpectralDensity as SpectralDensity
+    from curvax.results import TraceProgress as TraceProgress
+    from curvax.results import TraceResult as TraceResult
+    from curvax.results import load as load
+    from curvax.version import __version__ as __version__
+    from curvax.warnings import ConvergenceWarning as ConvergenceWarning
+    from curvax.warnings import InterruptWarning as InterruptWarning
 
-__all__ = [
-    "BlockResults",
-    "Blocks",
-    "ConvergenceWarning",
-    "DiagonalResult",
-    "EigenResult",
-    "InterruptWarning",
-    "LanczosTridiagonal",
-    "Matvecs",
-    "Model",
-    "Operator",
-    "Plan",
-    "Progress",
-    "SolveResult",
-    "SpectralDensity",
-    "TraceProgress",
-    "TraceResult",
-    "VectorSpace",
-    "adapters",
-    "compat",
-    "diagonal",
-    "eigsh",
-    "fisher",
-    "from_matvec",
-    "ggn",
-    "hessian",
-    "identity",
-    "lanczos_tridiagonal",
-    "load",
-    "log_det",
-    "losses",
-    "match_names",
-    "match_regex",
-    "plan",
-    "power_iteration",
-    "sharpness",
-    "solve",
-    "spectral_density",
-    "trace",
-]
-
-_MODULES = {
-    "curvax.estimators.density": ("spectral_density",),
-    "curvax.estimators.diagonal": ("diagonal",),
-    "curvax.estimators.log_det": ("log_det",),
-    "curvax.krylov.power_iteration": ("power_iteration",),
-    "curvax.krylov.sharpness": ("sharpness",),
-    "curvax.krylov.linear_solve": ("solve",),
-    "curvax.estimators.trace": ("trace",),
-    "curvax.krylov.lanczos_tridiagonal": ("lanczos_tridiagonal",),
-    "curvax.filters": (
-        "match_names",
-        "match_regex",
-    ),
-    "curvax.krylov.eigsh": ("eigsh",),
-    "curvax.krylov.plan": (
-        "Plan",
-        "plan",
-    ),
-    "curvax.operators.base": (
-        "Blocks",
-        "Operator",
-    ),
-    "curvax.operators.fisher": ("fisher",),
-    "curvax.operators.ggn": ("ggn",),
-    "curvax.operators.hessian": ("hessian",),
-    "curvax.operators.conversion": (
-        "from_matvec",
-        "identity",
-    ),
-    "curvax.operators.model": ("Model",),
-    "curvax.operators.space": ("VectorSpace",),
-    "curvax.warnings": (
-        "ConvergenceWarning",
-        "InterruptWarning",
-    ),
-    "curvax.results": (
-        "BlockResults",
-        "DiagonalResult",
-        "EigenResult",
-        "LanczosTridiagonal",
-        "Matvecs",
-        "Progress",
-        "SolveResult",
-        "SpectralDensity",
-        "TraceProgress",
-        "TraceResult",
-        "load",
-    ),
+# The public names and the modules that they come from.
+_HOMES = {
+    "BlockResults": "curvax.results",
+    "Blocks": "curvax.operators.base",
+    "ConvergenceWarning": "curvax.warnings",
+    "DensityProgress": "curvax.results",
+    "DiagonalResult": "curvax.results",
+    "EigenResult": "curvax.results",
+    "InterruptWarning": "curvax.warnings",
+    "KernelFailure": "curvax.operators.failures",
+    "LanczosTridiagonal": "curvax.results",
+    "Model": "curvax.operators.model",
+    "Operator": "curvax.operators.base",
+    "OutOfMemory": "curvax.operators.failures",
+    "Plan": "curvax.krylov.plan",
+    "Progress": "curvax.results",
+    "SolveResult": "curvax.results",
+    "SpectralDensity": "curvax.results",
+    "TraceProgress": "curvax.results",
+    "TraceResult": "curvax.results",
+    "VectorSpace": "curvax.operators.space",
+    "__version__": "curvax.version",
+    "adapters": "curvax.adapters",
+    "compat": "curvax.compat",
+    "diagonal": "curvax.estimators.diagonal",
+    "eigsh": "curvax.krylov.eigsh",
+    "fisher": "curvax.operators.fisher",
+    "from_matvec": "curvax.operators.conversion",
+    "ggn": "curvax.operators.ggn",
+    "hessian": "curvax.operators.hessian",
+    "identity": "curvax.operators.conversion",
+    "lanczos_tridiagonal": "curvax.krylov.lanczos_tridiagonal",
+    "load": "curvax.results",
+    "log_det": "curvax.estimators.log_det",
+    "losses": "curvax.losses",
+    "match_names": "curvax.filters",
+    "match_regex": "curvax.filters",
+    "plan": "curvax.krylov.plan",
+    "power_iteration": "curvax.krylov.power_iteration",
+    "sharpness": "curvax.krylov.sharpness",
+    "solve": "curvax.krylov.linear_solve",
+    "spectral_density": "curvax.estimators.density",
+    "trace": "curvax.estimators.trace",
 }
 
+__all__ = sorted(_HOMES.keys() - {"__version__"})
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str) -> Any:
-    # JAX is imported at the first use: the command line must answer Ctrl-C before that.
-    if name in ("adapters", "compat", "losses"):
-        return importlib.import_module(f"curvax.{name}")
-    for module, names in _MODULES.items():
-        if name in names:
-            return globals().setdefault(name, getattr(importlib.import_module(module), name))
-    raise AttributeError(f"module 'curvax' has no attribute {name!r}")
+# JAX is imported with the first of them: the command line must answer Ctrl-C before that.
+__getattr__, __dir__ = lazy.attach(__name__, _HOMES)
+drawing.register(lambda: importlib.import_module("curvax.plot").plot)

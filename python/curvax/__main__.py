@@ -6,8 +6,6 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
-
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     """End at once, with a line: the answer to Ctrl-C while nothing is known yet.
@@ -19,7 +17,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     # The bar may be there, with its cursor hidden.
     clean = "\r\x1b[2K\x1b[?25h" if terminal else ""
     os.write(2, f"{clean}error: interrupted\n".encode())
-    os._exit(INTERRUPTED)
+    os._exit(128 + number)
 
 
 def main() -> None:
@@ -28,14 +26,15 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
     from curvax.cli import app
+    from curvax.cli.exits import Status
 
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == Status.INTERRUPTED:
             # A compilation that was interrupted still runs: see `_leave`.
             sys.stdout.flush()
-            os._exit(INTERRUPTED)
+            os._exit(Status.INTERRUPTED)
         raise
 
 

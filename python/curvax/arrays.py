@@ -51,6 +51,22 @@ def to_array(value: Any, what: str, dtype: Any = None) -> Array:
     return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
 
 
+def scale_of(x: Array, axis: int | None = None) -> Array:
+    """The largest magnitude along an axis, which is kept; 1 where that is zero.
+
+    Numbers divided by it have squares in range: those of small or large ones leave that of float32.
+    """
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None, initial=0)
+    return jnp.where(largest > 0, largest, 1)
+
+
+def unit_rows(rows: Array) -> tuple[Array, Array]:
+    """Rows divided by their norms, and these in units of each row's largest magnitude."""
+    scaled = rows / scale_of(rows, axis=1)
+    norms = jnp.linalg.norm(scaled, axis=1)
+    return scaled / norms[:, None], norms
+
+
 def shares(weights: Array, total: Array) -> Array:
     """`weights / total`, where the reciprocal of the total, by which XLA multiplies, underflows."""
     scale = into_range(total)

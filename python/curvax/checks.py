@@ -48,6 +48,16 @@ def cut(text: str) -> str:
     return f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 4 :]}"
 
 
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an integer, and no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number of Python's or NumPy's, and no bool."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any, low: int) -> int | None:
     """`value`, an integer of at least `low`, or None.
 
@@ -65,7 +75,7 @@ def check_count(name: str, value: Any, low: int, why: str = "") -> int:
         TypeError: not an integer.
         ValueError: too small; the message ends with `why`.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}{why}")
@@ -79,7 +89,7 @@ def check_number(name: str, value: Any, positive: bool = False) -> float:
         TypeError: not a real number.
         ValueError: not finite, or too small.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         allowed = "positive and finite" if positive else "finite and not negative"
@@ -98,17 +108,16 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """`value`, one of the strings `allowed`.
+def check_choice(name: str, value: Any, allowed: Sequence[str], also: str = "") -> str:
+    """`value`, one of the strings `allowed`; messages say what is allowed `also`.
 
     Raises:
         TypeError: not a string.
         ValueError: another string.
     """
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
+    if not isinstance(value, str) or value not in allowed:
+        wrong = ValueError if isinstance(value, str) else TypeError
+        raise wrong(f"{name} must be one of {tuple(allowed)}{also}, got {shown(value)}")
     return value
 
 
@@ -116,6 +125,11 @@ def check_seed(seed: Any) -> int:
     """The seed, drawn if it is None."""
     given = check_integer("seed", seed, low=0)
     return secrets.randbits(32) if given is None else given
+
+
+def seed_word(seed: int) -> np.uint32:
+    """The part of a seed that counts: its low 32 bits."""
+    return np.uint32(seed & 0xFFFFFFFF)
 
 
 def check_callback(callback: Any) -> Any:

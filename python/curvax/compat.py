@@ -16,7 +16,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from curvax.arrays import to_array
-from curvax.checks import shown
+from curvax.checks import is_integer, shown
 from curvax.krylov.eigsh import eigsh
 from curvax.operators.hessian import hessian
 
@@ -131,7 +131,7 @@ class HessianAnalyzer:
                 "which that is done. Where the bulk of the spectrum lies is told by "
                 "curvax.spectral_density(curvax.hessian(loss, params, batches))"
             )
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
+        if not is_integer(k) or not 1 <= k <= n:
             raise ValueError(f"k must be an integer from 1 to {n}, got {shown(k)}")
         values, vectors = scipy.linalg.eigh(self._dense())
         chosen = np.sort(_order(values, args)[:k])

@@ -79,6 +79,10 @@ class Clock:
         """Seconds since the clock was made."""
         return time.perf_counter() - self._started
 
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, and their `total`: the field `seconds` of results."""
+        return {**self.seconds, "total": self.total()}
+
 
 _users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
 _cache: collections.OrderedDict[Any, Any] = collections.OrderedDict()

@@ -41,9 +41,9 @@ STAGES = [
 @pytest.fixture
 def sandbox(tmp_path):
     """A copy of the scripts where all programs that they call are stand-ins."""
-    (tmp_path / "benchmarks").mkdir()
-    for name in ("gpu.sh", "gpu_all.sh"):
-        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    (tmp_path / "benchmarks" / "gpu").mkdir(parents=True)
+    for name in ("gpu.sh", "gpu/all.sh"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks" / name)
     for name in ("cmake", "csrc", "kernels", "python", "tests/native", "bin"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("CMakeLists.txt", "pyproject.toml"):
@@ -57,7 +57,7 @@ def sandbox(tmp_path):
 
 
 def change(sandbox, old, new):
-    script = sandbox / "benchmarks" / "gpu_all.sh"
+    script = sandbox / "benchmarks" / "gpu" / "all.sh"
     text, count = re.subn(rf"^{old}$", new, script.read_text(), flags=re.MULTILINE)
     assert count == 1
     script.write_text(text)

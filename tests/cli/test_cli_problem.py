@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import curvax as cx
 from curvax import cli
-from curvax.cli.app import limit_bytes
+from curvax.cli.options import read_size
 
-MODULE = """
+MODULE = '''
 import numpy as np, jax.numpy as jnp, curvax as cx
 
 rng = np.random.default_rng(0)
@@ -54,10 +54,24 @@ def broken():
     raise RuntimeError("no data here")
 
 
+def sized(rows, scale=1.0, *, name="all"):
+    """The first rows of the problem.
+
+    And more.
+    """
+    assert (scale, name) == (0.5, "first")
+    model, (x, y) = make_problem()
+    return model, (x[:rows], y[:rows])
+
+
+def misused():
+    return cx.Model(PARAMS, None, None), X
+
+
 def infinite():
     model, (x, y) = make_problem()
     return model, (x * float("inf"), y)
-"""
+'''
 
 
 @pytest.fixture
@@ -88,6 +102,7 @@ def dense(op):
 
 
 TARGET = "own_problem_of_tests:make_problem"
+SIZED = "own_problem_of_tests:sized"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +147,31 @@ def test_the_directory_holds_all_that_a_run_depends_on(problem):
     np.testing.assert_allclose(result.tol_effective, 1e-3)
 
 
+def test_the_parameters_of_a_problem(problem):
+    given = ("--set", "rows=9", "--set", "scale=0.5", "--set", "name=first")
+    out = run("plan", SIZED, *given)
+    assert out.exit_code == 0, out.output
+    facts = dict(line.split(maxsplit=1) for line in out.stdout.splitlines()[:6])
+    assert facts["problem"] == f"{SIZED}, rows=9, scale=0.5, name='first'"
+    assert facts["about"] == "The first rows of the problem."
+    space = {}
+    exec(MODULE, space)
+    model, (x, y) = space["make_problem"]()
+    loss, _ = model.objective(model.params, (x[:9], y[:9]))
+    assert float(facts["loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "target, located",
+    [("own_problem_of_tests:misused", True), ("curvax.models.llama:make_problem", False)],
+)
+def test_errors_in_a_problem_are_located_where_it_is_the_users_own(target, located, problem, capfd):
+    out = run("plan", target, *([] if located else ["--set", "width=12"]))
+    assert out.exit_code == 2
+    assert ("Traceback" in out.stderr) == ("own_problem_of_tests.py" in out.stderr) == located
+    assert f"error: {target} raised" in out.stderr
+
+
 def test_trace(problem):
     out = run("trace", TARGET, "--num-matvecs", 56, "--out", "run")
     assert out.exit_code == 0, out.output
@@ -172,7 +212,7 @@ def test_density(problem):
 def test_plan(problem):
     out = run("plan", TARGET, "-k", 3)
     assert out.exit_code == 0 and "fits" in out.stdout and "56 parameters" in out.stdout
-    out = run("plan", TARGET, "-k", 3, "--limit", 1e-7)
+    out = run("plan", TARGET, "-k", 3, "--limit", "100B")
     assert out.exit_code == 2 and "DOES NOT FIT" in out.stdout
     assert not list(problem.parent.glob("curvax-*"))
 
@@ -185,33 +225,32 @@ def test_plan(problem):
         ("9 GB", 9 * 10**9),
         ("1.5GiB", 3 * 2**29),
         ("500MB", 5 * 10**8),
+        ("8 Gi", 2**33),
+        ("9G", 9 * 10**9),
         ("64kb", 64_000),
         ("2TiB", 2**41),
         ("100B", 100),
-        ("7", 7 * 10**9),
-        ("1e-7", 100),
-        (None, None),
+        ("100 b", 100),
+        ("9e9", 9 * 10**9),
+        ("512MB", 512 * 10**6),
+        ("7000000000", 7 * 10**9),
     ],
 )
 def test_sizes_of_memory(size, held):
-    assert limit_bytes(size) == held
+    assert read_size(size) == held
 
 
 @pytest.mark.parametrize("command", ["plan", "spectrum"])
 @pytest.mark.parametrize(
-    "size", ["0", "-1", "nan", "inf", "9XB", "GB", "9iB", "9 9GB", "1.2.3GB", "0MB", "1e30GB", "9G"]
+    "size",
+    ["0", "-1", "nan", "inf", "9XB", "GB", "9iB", "9 9GB", "1.2.3GB", "0MB", "1e30GB", "7", "1e30"],
 )
 def test_sizes_that_are_none(command, size, problem):
     out = run(command, TARGET, "--limit", size)
     assert out.exit_code == 2
     text = " ".join(out.output.replace("│", " ").split())
-    assert "expected a size such as 9GB, 500MB or 8GiB" in text and f"got {size}" in text
-
-
-def test_a_plan_within_a_limit_of_units(problem):
-    assert run("plan", TARGET, "--limit", "1GB").exit_code == 0
-    out = run("plan", TARGET, "--limit", "100B")
-    assert out.exit_code == 2 and "DOES NOT FIT" in out.stdout
+    assert "expected a size such as 9GB, 500MB, 8GiB or 9e9 (bytes)" in text
+    assert f"got {size!r}" in text and ("did you mean 7GB?" in text) == (size == "7")
 
 
 @pytest.mark.parametrize("command", ["spectrum", "trace", "diagonal", "density", "plan"])
@@ -235,6 +274,15 @@ def test_a_solve_that_does_not_converge_exits_with_3(problem):
         (("own_problem_of_tests",), "expected MODULE:FUNCTION, as my_module:make_problem"),
         (("own_problem_of_tests:",), "expected MODULE:FUNCTION"),
         (("no_such_module_here:f",), "no module 'no_such_module_here' here"),
+        (("own_problem_of_test:f",), "'own_problem_of_test'; did you mean own_problem_of_tests?"),
+        (("curvax.modles.gpt:f",), "no module 'curvax.modles'; 'curvax' has models"),
+        (("curvax.models.gtp:f",), "no module 'curvax.models.gtp'; 'curvax.models' has gpt"),
+        (("curvax.models.gpt:problem",), "it has init, forward, loss, load, make_problem"),
+        ((TARGET, "--set", "rows"), "expected NAME=VALUE, as tokens=64, got 'rows'"),
+        ((TARGET, "--set", "rows=3"), f"{TARGET} has no parameter 'rows'; it has none"),
+        ((TARGET, "--set", "a=3", "--set", "a=4"), "a is given more than once"),
+        ((SIZED, "--set", "row=3"), "no parameter 'row'; it has rows, scale, name"),
+        ((SIZED,), "needs a value: --set rows=VALUE"),
         (("none.py:f",), "no such file: 'none.py'"),
         (("own_problem_of_tests:f",), "has no function 'f'; it has forward, make_problem"),
         (("own_problem_of_tests:PARAMS",), "has no function 'PARAMS'"),
@@ -256,9 +304,38 @@ def test_bad_input_exits_with_2(arguments, message, problem):
     assert message in " ".join(out.output.replace("\n│", " ").split())
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("spectrm",), "no command 'spectrm'; did you mean spectrum?"),
+        (("eigenvalues",), "did you mean spectrum or demo or plan or trace or diagonal or density"),
+        (
+            ("trace", TARGET, "--num-matvec", 9),
+            "(Possible options: --max-matvecs, --num-matvecs)",
+        ),
+        (("plan", TARGET, "-j", 9), "-j (Possible options: --count, --kind, --limit"),
+        (("plan", TARGET, "--tol", 0.1, "--tol", 0.2), "--tol: given more than once"),
+        (("plan", TARGET, "-k", 3, "--count", 4), "--count / -k: given more than once"),
+        (("trace", TARGET, "--method", "hutch"), "'hutchinson', 'hutch++', 'xtrace', 'xnystrace'"),
+    ],
+)
+def test_what_is_misspelt_or_given_twice_is_answered_by_what_there_is(arguments, message, problem):
+    out = run(*arguments)
+    assert out.exit_code == 2
+    assert message in " ".join(out.stderr.split())
+
+
 @pytest.mark.parametrize("command", ["spectrum", "trace", "diagonal", "density", "plan"])
 def test_help_names_every_option(command):
     text = run(command, "--help").stdout
     assert "MODULE:FUNCTION" in text and "exit status" in " ".join(text.split())
-    for option in ("--operator", "--kind", "--where", "--microbatch-size", "--quiet"):
+    for option in (
+        "--set",
+        "--model",
+        "--operator",
+        "--kind",
+        "--where",
+        "--microbatch-size",
+        "--quiet",
+    ):
         assert option in text

@@ -14,7 +14,7 @@ from tests.ops.test_softmax_ce import EPS, assert_close, problem, truth
 
 from curvax import _native
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
-from curvax.ops.softmax_ce import softmax_ce_hvp, softmax_ce_triple
+from curvax.ops.softmax_ce import softmax_ce_derivatives, softmax_ce_hvp
 
 pytestmark = pytest.mark.cuda
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cuda
 def test_small_softmax_ce(dtype, vocab, options, rng):
     with jax.enable_x64(dtype == "float64"):
         arguments = problem(rng, dtype, rows=3, vocab=vocab)
-        got = softmax_ce_triple(*arguments, **options, impl="ffi")
+        got = softmax_ce_derivatives(*arguments, **options, impl="ffi")
     names = ("loss", "lse", "grad", "hvp")
     assert_close(got, truth(*arguments, **options), dtype, names)
 

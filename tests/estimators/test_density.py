@@ -385,7 +385,7 @@ def test_traced():
         ({"width": float("nan")}, ValueError, "width must be positive and finite"),
         ({"width": "auto"}, TypeError, "width must be a number, got 'auto'"),
         ({"block_size": 0}, ValueError, "block_size must be at least 1"),
-        ({"block_size": "tune"}, TypeError, "block_size must be 'auto' or an integer"),
+        ({"block_size": "tune"}, ValueError, "block_size must be 'auto' or an integer"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": 0.5}, TypeError, "seed"),
         ({"callback": 3}, TypeError, "callback must be callable"),

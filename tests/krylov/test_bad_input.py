@@ -30,8 +30,8 @@ def _on_arrays():
         (np.ones(N + 1), ValueError, r"v0.* must have shape \(5,\).*, got \(6,\)"),
         (np.ones((2, 2, N)), ValueError, r"v0.* must have shape \(5,\).*, got \(2, 2, 5\)"),
         (np.ones((0, N)), ValueError, "v0 must have at least one vector"),
-        (np.ones(N) * 1j, TypeError, "v0 must be made of real numbers, got dtype complex128"),
-        ("ones", TypeError, "v0 must be made of real numbers, got dtype <U4"),
+        (np.ones(N) * 1j, TypeError, "v0 must be real, got complex"),
+        ("ones", TypeError, "v0 must be made of real numbers, got 'ones'"),
         ({"x": np.ones(N)}, ValueError, "v0 must have the structure"),
     ],
 )
@@ -108,7 +108,8 @@ def test_ctrl_c_while_the_matrix_is_formed():
     with pytest.warns(cx.InterruptWarning):
         result = cx.eigsh(_stops_after(30), 3, seed=0)
     assert result.interrupted and result.complete is None and not result.converged.any()
-    assert result.num_matvecs == (30, 0) and len(result.history) == 30
+    assert (result.num_matvecs, result.num_verification) == (30, 0)
+    assert len(result.history) == 30
     # The first 30 unit vectors are eigenvectors of this matrix: their three largest, proved.
     np.testing.assert_allclose(
         np.sort(np.abs(result.eigenvalues)), np.linspace(-2, 5, 40)[27:30], rtol=1e-6

@@ -12,7 +12,7 @@ from tests.krylov.test_storage import network_matrix
 
 import curvax as cx
 from curvax.device import programs
-from curvax.krylov import failures, lanczos, settings
+from curvax.krylov import failures, lanczos
 from curvax.krylov import plan as planning
 from curvax.krylov.lanczos import Lanczos
 from curvax.memory import Memory
@@ -37,6 +37,9 @@ class Failing:
 
     def __getattr__(self, name):
         return getattr(self.program, name)
+
+    def result_shardings(self, clock, *args):
+        return self.program.result_shardings(clock, *args)
 
 
 @pytest.fixture
@@ -83,8 +86,7 @@ class TestMessage:
 
     def test_the_same_before_the_solve(self, monkeypatch):
         short = Memory(1000, 110 * 10**9, on_device=True)
-        for module in (planning, settings):
-            monkeypatch.setattr(module, "memory_of", lambda op: short)
+        monkeypatch.setattr(planning, "memory_of", lambda op: short)
         text = str(solve())
         assert "end the other process that holds 110.0 GB" in text
         # A product alone takes more than the 1000 bytes.
@@ -92,8 +94,7 @@ class TestMessage:
             assert useless not in text
 
     def test_what_shrinks_a_product(self, monkeypatch):
-        for module in (planning, settings):
-            monkeypatch.setattr(module, "memory_of", lambda op: Memory(100))
+        monkeypatch.setattr(planning, "memory_of", lambda op: Memory(100))
         batch = {"x": jnp.ones((12, 9))}
 
         def loss(params, batch):
@@ -124,12 +125,12 @@ class TestMessage:
             cx.eigsh(op, 2, max_basis=4096)
 
     def test_the_small_matrices_beside_a_device(self, monkeypatch):
-        monkeypatch.setattr(settings, "on_device", lambda op: True)
-        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2 - 1)
+        monkeypatch.setattr(planning, "on_device", lambda op: True)
+        monkeypatch.setattr(planning, "host_bytes", lambda: 7 * 8 * 40**2 - 1)
         text = str(solve())
         assert "the small matrices of the solve need 89.60 kB on the host, but 89.60 kB" in text
         assert "lower max_basis (40)" in text
-        monkeypatch.setattr(settings, "host_bytes", lambda: 7 * 8 * 40**2)
+        monkeypatch.setattr(planning, "host_bytes", lambda: 7 * 8 * 40**2)
         cx.eigsh(network_matrix(301)[1], 4, seed=0, max_basis=40)
 
     def test_of_a_program_that_had_run_before(self, fail):
@@ -137,7 +138,7 @@ class TestMessage:
         fail("multiply", 9, kind=ValueError)
         error = solve()
         assert str(error).startswith(f"memory ran out after 8 products ({GONE}): ")
-        assert error.result.num_matvecs == (8, 0)
+        assert (error.result.num_matvecs, error.result.num_verification) == (8, 0)
         fail("multiply", 9, "x must be positive: 2", kind=ValueError)
         assert str(solve(ValueError)) == "x must be positive: 2"
 
@@ -192,7 +193,8 @@ class TestKept:
     def unmeasured(self, result, products, full=None):
         full = network_matrix(301)[0] if full is None else full
         assert result.interrupted and not result.converged.any()
-        assert result.num_matvecs == (products, 0) and len(result.history) == products
+        assert (result.num_matvecs, result.num_verification) == (products, 0)
+        assert len(result.history) == products
         assert np.isnan(result.residuals).all()
         vectors = np.asarray(result.eigenvectors, np.float64)
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(4), atol=1e-5)
@@ -224,8 +226,8 @@ class TestKept:
         # Found out of range in the first product, and by two more how to scale.
         fail("multiply", 14)
         result = solve(op=2.0**-100 * op).result
-        assert result.num_matvecs.solve > 4
-        self.unmeasured(result, result.num_matvecs.solve, 2.0**-100 * full)
+        assert result.num_matvecs > 4
+        self.unmeasured(result, result.num_matvecs, 2.0**-100 * full)
 
     def test_values_where_the_basis_is_lost(self, fail):
         fail("orthonormalize", 10, consumes=(0,))
@@ -245,7 +247,7 @@ class TestKept:
         assert list(np.flatnonzero(result.converged)) == sorted(measured)
         assert np.isnan(np.delete(result.residuals, measured)).all()
         assert result.eigenvectors is not None and result.interrupted
-        assert result.num_matvecs == (whole.num_matvecs.solve, 3)
+        assert (result.num_matvecs, result.num_verification) == (whole.num_matvecs, 3)
 
     def test_the_rows_of_a_whole_matrix(self, fail):
         matrix = dense_matrix()
@@ -253,7 +255,8 @@ class TestKept:
         error = solve(op=matrix, k=3)
         assert str(error).startswith(f"memory ran out after 8 products ({GONE}): ")
         result, known = error.result, np.linalg.eigvalsh(matrix[:8, :8].astype(np.float64))
-        assert result.interrupted and result.num_matvecs == (8, 0) and result.complete is None
+        assert (result.num_matvecs, result.num_verification) == (8, 0)
+        assert result.interrupted and result.complete is None
         assert not result.converged.any() and np.isnan(result.residuals).all()
         wanted = known[np.argsort(-np.abs(known))[:3]]
         np.testing.assert_allclose(result.eigenvalues, np.sort(wanted)[::-1], rtol=1e-5)
@@ -265,7 +268,8 @@ class TestKept:
         error = solve(op=matrix, k=3)
         assert "memory ran out after 22 products" in str(error)
         result = error.result
-        assert result.num_matvecs == (20, 2) and result.complete is None and result.interrupted
+        assert (result.num_matvecs, result.num_verification) == (20, 2)
+        assert result.complete is None and result.interrupted
         np.testing.assert_allclose(result.eigenvalues, whole.eigenvalues, rtol=1e-6)
         measured = np.sort(np.argsort(-np.abs(whole.eigenvalues))[:2])
         np.testing.assert_array_equal(np.flatnonzero(result.converged), measured)
@@ -285,6 +289,7 @@ class TestKept:
         for part in ("eigenvalues", "residuals", "converged"):
             np.testing.assert_array_equal(getattr(result, part), getattr(whole, part))
         assert result.all_converged and result.num_matvecs == whole.num_matvecs
+        assert result.num_verification == whole.num_verification
 
     @pytest.mark.parametrize("max_basis", [40, 9])
     def test_what_a_search_for_more_had_begun_with(self, fail, max_basis):
@@ -292,7 +297,7 @@ class TestKept:
         op = network_matrix(301)[1]
         options = {"seed": 0, "max_basis": max_basis}
         whole = cx.eigsh(op, 4, **options)
-        fail("multiply", sum(whole.num_matvecs) + 9)
+        fail("multiply", whole.num_matvecs + whole.num_verification + 9)
         with pytest.raises(MemoryError) as caught:
             cx.eigsh(op, 4, certify="complete", **options)
         result = caught.value.result

@@ -251,7 +251,7 @@ def test_traced():
         (3, {"v0": np.ones(5)}, ValueError, r"v0 must have shape \(4,\), got \(5,\)"),
         (3, {"v0": np.zeros(4)}, ValueError, "v0 must be finite and not zero"),
         (3, {"v0": np.full(4, np.nan)}, ValueError, "v0 must be finite and not zero"),
-        (3, {"v0": 1j * np.ones(4)}, TypeError, "v0 must be made of real numbers"),
+        (3, {"v0": 1j * np.ones(4)}, TypeError, "v0 must be real, got complex"),
     ],
 )
 def test_bad_arguments(steps, options, error, message):

@@ -1,9 +1,12 @@
 """Damped linear solves against dense float64 solutions."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 
 import curvax as cx
 
@@ -68,6 +71,41 @@ def test_natural_gradient_of_a_model():
     dense = np.asarray(op.product(jnp.eye(18)), np.float64) + 1e-2 * np.eye(18)
     truth = np.linalg.solve(dense, np.asarray(op.ravel(gradient)))
     np.testing.assert_allclose(op.ravel(result.x), truth, rtol=1e-2, atol=1e-3)
+
+
+class Counted(scipy.sparse.linalg.LinearOperator):
+    """A matrix that counts what it multiplies."""
+
+    def __init__(self, matrix):
+        self.matrix, self.count = matrix.astype(np.float32), 0
+        super().__init__(np.float32, matrix.shape)
+
+    def _matvec(self, v):
+        self.count += 1
+        return self.matrix @ v.ravel()
+
+
+class TestWhatItTook:
+    @pytest.mark.parametrize("method", ["cg", "minres"])
+    @pytest.mark.parametrize("limit", [None, 5])
+    def test_products_of_the_iteration_and_of_its_verification(self, method, limit):
+        a = Counted(PSD + 0.5 * np.eye(N))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cx.ConvergenceWarning)
+            result = cx.solve(a, jnp.asarray(B, jnp.float32), method=method, max_matvecs=limit)
+        assert result.num_matvecs + result.num_verification == a.count
+        # One measures the residual; as many as were made look for a reason where it is too large.
+        assert result.num_verification == (1 if result.converged else 1 + result.num_matvecs)
+        assert result.converged == (limit is None)
+        # Beside SciPy's steps, and one that MINRES begins with: what measures where they stopped.
+        assert limit is None or limit <= result.num_matvecs <= limit + 2
+
+    def test_seconds_by_part(self):
+        result = cx.solve(_operator(PSD), jnp.asarray(B, jnp.float32), damping=0.3)
+        parts = dict(result.seconds)
+        total = parts.pop("total")
+        assert list(parts) == ["compile", "products", "host", "verification"]
+        assert all(spent > 0 for spent in parts.values()) and sum(parts.values()) <= total
 
 
 class TestPositiveDefinite:

@@ -116,7 +116,7 @@ def test_the_callback_sees_the_operator_that_was_asked_about():
     result = cx.eigsh(_diagonal(1e-33), 4, seed=0, max_basis=24, callback=seen.append)
     assert tuple(seen) == result.history
     assert 0.9e-33 < seen[-1].largest < 1.1e-33
-    assert seen[0].matvecs == 1 and seen[-1].matvecs == result.num_matvecs.solve
+    assert seen[0].matvecs == 1 and seen[-1].matvecs == result.num_matvecs
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e36])
@@ -125,7 +125,7 @@ def test_warm_starts(size):
     first = cx.eigsh(a, 2, which="LA", seed=0, max_basis=24)
     again = cx.eigsh(a, 2, which="LA", seed=0, max_basis=24, v0=first)
     np.testing.assert_allclose(again.eigenvalues, [size, 0.8 * size], rtol=1e-4)
-    assert again.num_matvecs.solve < first.num_matvecs.solve
+    assert again.num_matvecs < first.num_matvecs
 
 
 def test_a_start_without_a_product():

@@ -54,18 +54,18 @@ class TestCertificates:
 
         def matvec(v):
             out = values @ v.reshape(-1)
-            if next(count) == before.solve + late:
+            if next(count) == before + late:
                 out[5] = np.nan
             return out
 
         op = LinearOperator(values.shape, matvec=matvec, dtype=np.float32)
-        number = before.solve + late
+        number = before + late
         with pytest.raises(FloatingPointError, match=rf"product {number} .*the vector \(1 of"):
             cx.eigsh(op, 3, certify=certify, seed=0, max_basis=60)
 
     def test_sampled_takes_three_products(self):
         result = cx.eigsh(_operator(), 8, certify="sampled", seed=0, max_basis=60)
-        assert result.num_matvecs.verification == 3 and result.all_converged
+        assert result.num_verification == 3 and result.all_converged
         scale = np.abs(SPECTRA["outliers"]).max()
         vectors = np.asarray(result.eigenvectors, np.float64)
         true = np.linalg.norm(
@@ -84,8 +84,8 @@ class TestCertificates:
 
     def test_verification_counts_k_products(self):
         result = cx.eigsh(_operator(), 7, seed=0, max_basis=60)
-        assert result.num_matvecs.verification == 7
-        assert result.history[-1].matvecs == result.num_matvecs.solve
+        assert result.num_verification == 7
+        assert result.history[-1].matvecs == result.num_matvecs
         assert result.history[-1].converged == 7
 
     def test_products_stay_near_the_smallest_krylov_dimension(self):
@@ -111,7 +111,7 @@ class TestCertificates:
                 if worst <= 1e-3 * 20:
                     dimensions.append(len(values))
                     break
-        assert result.num_matvecs.solve <= 1.1 * max(dimensions)
+        assert result.num_matvecs <= 1.1 * max(dimensions)
 
     def test_tolerance_is_raised_to_the_noise_with_a_warning(self):
         with pytest.warns(cx.ConvergenceWarning, match="noise"):
@@ -129,7 +129,7 @@ class TestCertificates:
     def test_too_few_products_are_never_silent(self):
         with pytest.warns(cx.ConvergenceWarning, match="of 6 pairs converged after 9 products"):
             result = cx.eigsh(_operator(), 6, max_matvecs=9, seed=0, max_basis=60)
-        assert not result.all_converged and result.num_matvecs.solve == 9
+        assert not result.all_converged and result.num_matvecs == 9
         assert_honest(matrix("outliers"), result, EPS)
 
     def test_an_unsettled_runner_up_is_never_silent(self, monkeypatch):
@@ -160,7 +160,7 @@ class TestCertificates:
         first = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
         result = cx.eigsh(
             _operator(), 3, seed=0, max_basis=60, certify="complete",
-            max_matvecs=first.num_matvecs.solve + 5,
+            max_matvecs=first.num_matvecs + 5,
         )  # fmt: skip
         assert result.complete is False and result.all_converged
 
@@ -186,8 +186,8 @@ class TestStart:
         for seed in range(4):
             cold = cx.eigsh(op, 3, seed=seed, **options)
             warm = cx.eigsh(op, 3, seed=seed, **options, v0=cold)
-            first += cold.num_matvecs.solve
-            again += warm.num_matvecs.solve
+            first += cold.num_matvecs
+            again += warm.num_matvecs
             np.testing.assert_allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-4)
         assert again < part * first
 
@@ -228,7 +228,7 @@ class TestStart:
         result = cx.eigsh(op, 3, v0=like, seed=0, max_basis=60)
         assert result.eigenvectors["x"].shape == (3, 50)
         again = cx.eigsh(op, 3, v0=result, seed=0, max_basis=60)
-        assert again.num_matvecs.solve < result.num_matvecs.solve
+        assert again.num_matvecs < result.num_matvecs
 
 
 class TestMemory:
@@ -319,7 +319,7 @@ class TestInterrupt:
         with pytest.warns(cx.InterruptWarning):
             result = cx.eigsh(_operator(), 4, **options, callback=press)
         assert result.interrupted and not result.converged.any()
-        assert result.num_matvecs == (12, 0)
+        assert (result.num_matvecs, result.num_verification) == (12, 0)
         assert np.isnan(result.residuals).all() and np.isfinite(result.estimated_errors).all()
         # Twelve products do find the largest.
         np.testing.assert_allclose(result.eigenvalues[0], 20, rtol=1e-2)
@@ -340,7 +340,7 @@ class TestInterrupt:
             result = cx.eigsh(_operator(), 8, callback=press, **options)
         measured = np.isfinite(result.residuals)
         assert result.interrupted and seen[0] <= measured.sum() < 8
-        assert result.num_matvecs.verification == measured.sum() + (-measured.sum()) % block
+        assert result.num_verification == measured.sum() + (-measured.sum()) % block
         small = result.residuals[measured] <= result.tol_effective[measured] * 20.001
         assert np.all(result.converged[measured] <= small)
         assert not result.converged[~measured].any()
@@ -424,7 +424,7 @@ class TestBadOperators:
         (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
         (2, {"basis_dtype": "short"}, ValueError, "one of float32, float16, .*got 'short'"),
         (2, {"basis_dtype": 3}, ValueError, "basis_dtype must be one of .*'auto'; got 3"),
-        (2, {"block_size": None}, ValueError, "block_size must be 'auto', 'tune' or an integer"),
+        (2, {"block_size": None}, TypeError, "block_size must be 'auto', 'tune' or an integer"),
         (2, {"return_eigenvectors": "yes"}, TypeError, "return_eigenvectors must be True or"),
         (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
         (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),
@@ -503,7 +503,7 @@ def test_results_survive_saving(tmp_path):
     np.testing.assert_array_equal(arrays["eigenvalues"], result.eigenvalues)
     np.testing.assert_array_equal(arrays["eigenvectors"], result.eigenvectors)
     assert facts["eigenvalues"] == result.eigenvalues.tolist()
-    assert facts["num_matvecs"] == {"solve": result.num_matvecs.solve, "verification": 3}
+    assert (facts["num_matvecs"], facts["num_verification"]) == (result.num_matvecs, 3)
     assert len(facts["history"]) == len(result.history)
     assert str(result).count("yes") == 3
     assert result.save(tmp_path / "v1.2.npz")[1] == tmp_path / "v1.2.json"

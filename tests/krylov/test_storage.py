@@ -87,7 +87,7 @@ class TestEigenvalues:
             network_operator(n), 5, seed=0, basis_dtype="float16", certify="sampled", tol=0,
             max_basis=20,
         )  # fmt: skip
-        assert result.num_matvecs.verification == 3 and result.all_converged
+        assert result.num_verification == 3 and result.all_converged
         truth = wanted(network_spectrum(n), 5, "LM")
         np.testing.assert_allclose(result.eigenvalues, truth, rtol=0, atol=1e-6 * 30.1)
 

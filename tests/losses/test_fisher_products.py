@@ -9,7 +9,7 @@ import pytest
 
 from curvax import losses
 from curvax.losses.softmax_ce import draw_labels
-from curvax.ops.softmax_ce.options import Options
+from curvax.ops.softmax_ce import Options
 
 EPS = 2.0**-23
 GB = 1e9
@@ -84,7 +84,7 @@ def test_frequencies_of_drawn_labels():
     row = jnp.asarray([0.3, -jnp.inf, 1.2, -2.0, 0.0], jnp.float32)
     labels = jnp.zeros(20001, jnp.int32).at[7].set(-100)
     logits = jnp.broadcast_to(row, (20001, 5))
-    drawn = np.asarray(draw_labels(logits, labels, keys_of(0, 20001), Options(0.0, 0.0, 0.0, -100)))
+    drawn = np.asarray(draw_labels(logits, labels, keys_of(0, 20001), Options()))
     assert drawn[7] == -100
     frequencies = np.bincount(np.delete(drawn, 7), minlength=5) / 20000
     p = np.asarray(jax.nn.softmax(row), np.float64)

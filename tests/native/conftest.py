@@ -1,4 +1,4 @@
-"""Levels of the machine, and the module that exposes the kernels to NumPy."""
+"""Targets of the machine, and the module that exposes the kernels to NumPy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ native = pytest.importorskip(
 )
 
 
-@pytest.fixture(params=native.levels())
-def cpu_level(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=native.targets())
+def cpu_target(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=[*native.levels(), "gpu"])
-def level(request: pytest.FixtureRequest) -> str:
-    """A level of the CPU, or the emulated GPU."""
+@pytest.fixture(params=[*native.targets(), "gpu"])
+def target(request: pytest.FixtureRequest) -> str:
+    """A target of the CPU, or the emulated GPU."""
     return request.param

@@ -14,7 +14,7 @@
 #include "common/storage.h"
 #include "curvax/cuda.h"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 constexpr int kWrong = 1;  // the status that a failure ends with
 
@@ -197,6 +197,6 @@ inline void BlockOrthoOnDevice(BlockOrthoArgs args, const Counters& counters,
           "block_ortho");
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_TESTS_CUDA_ARRAYS_H_

@@ -9,7 +9,7 @@
 #include "native/cuda_check.cuh"
 #include "native/cuda_time.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 namespace {
 
 constexpr int kUsage = 2, kNoDevice = 3;
@@ -39,6 +39,6 @@ int Run(int count, char** arguments) {
 }
 
 }  // namespace
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
-int main(int count, char** arguments) { return curvax::CURVAX_LEVEL::Run(count, arguments); }
+int main(int count, char** arguments) { return curvax::CURVAX_TARGET::Run(count, arguments); }

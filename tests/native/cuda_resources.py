@@ -19,7 +19,7 @@ BUDGET = pathlib.Path(__file__).with_name("cuda_budget.json")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 SOURCES = sorted(path.stem for path in (ROOT / "kernels" / "cuda").glob("*.cu"))
 FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings", "-Xptxas", "-v"]
-DEFINES = ["-DCURVAX_LEVEL=cuda", '-DCURVAX_CUDA_ARCHITECTURES=""']
+DEFINES = ["-DCURVAX_TARGET=cuda", '-DCURVAX_CUDA_ARCHITECTURES=""']
 
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>\w+)'.*?"

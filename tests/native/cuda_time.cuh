@@ -4,7 +4,7 @@
 
 #include "native/cuda_arrays.cuh"
 
-namespace curvax::CURVAX_LEVEL {
+namespace curvax::CURVAX_TARGET {
 
 // The median of five after one to warm up; `prepare` is not timed.
 template <typename Prepare, typename Run>
@@ -194,6 +194,6 @@ inline void Time(bool softmax_ce, bool block_ortho, bool rotate_basis) {
   }
 }
 
-}  // namespace curvax::CURVAX_LEVEL
+}  // namespace curvax::CURVAX_TARGET
 
 #endif  // CURVAX_TESTS_CUDA_TIME_H_

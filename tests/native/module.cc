@@ -1,7 +1,7 @@
-// The kernels seen from NumPy, for tests: any instruction level, any number of threads.
+// The kernels seen from NumPy, for tests: any CPU target, any number of threads.
 //
-// 16-bit arrays come as uint16 views. Arrays are written in place. The levels that `emulated` names
-// run the kernels of a GPU; the number of threads then decides the order of its threads.
+// 16-bit arrays come as uint16 views. Arrays are written in place. The targets that `emulated`
+// names run the kernels of a GPU; the number of threads then decides the order of its threads.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -50,9 +50,9 @@ std::unique_ptr<void, Free> Allocate(int64_t bytes) {
   return std::unique_ptr<void, Free>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
 }
 
-const KernelTable& Table(const std::string& level) {
-  const KernelTable* table = TableForLevel(level.c_str());
-  if (table == nullptr) throw std::invalid_argument("no such level: " + level);
+const KernelTable& Table(const std::string& target) {
+  const KernelTable* table = TableForTarget(target.c_str());
+  if (table == nullptr) throw std::invalid_argument("no such target: " + target);
   return *table;
 }
 
@@ -64,29 +64,29 @@ DType ParseDType(const std::string& name) {
   throw std::invalid_argument("no such dtype: " + name);
 }
 
-py::list Levels() {
-  py::list levels;
-  for (int i = 0; kCompiledLevels[i] != nullptr; ++i) {
-    if (TableForLevel(kCompiledLevels[i]) != nullptr) levels.append(kCompiledLevels[i]);
+py::list Targets() {
+  py::list targets;
+  for (int i = 0; kCompiledTargets[i] != nullptr; ++i) {
+    if (TableForTarget(kCompiledTargets[i]) != nullptr) targets.append(kCompiledTargets[i]);
   }
-  return levels;
+  return targets;
 }
 
-// Levels that run on the emulated GPU: the first with the shared memory of an H100, the second with
-// none, so that rows of logits are shared by several blocks, and panels hold few rows. Either may
-// say how many blocks the device holds at once: "gpu/5".
+// Targets that run on the emulated GPU: the first with the shared memory of an H100, the second
+// with none, so that rows of logits are shared by several blocks, and panels hold few rows. Either
+// may say how many blocks the device holds at once: "gpu/5".
 const char* const kEmulated[] = {"gpu", "gpu-parts"};
-py::list EmulatedLevels() {
-  py::list levels;
-  for (const char* level : kEmulated) levels.append(level);
-  return levels;
+py::list EmulatedTargets() {
+  py::list targets;
+  for (const char* target : kEmulated) targets.append(target);
+  return targets;
 }
-bool IsEmulated(const std::string& level) { return level.rfind("gpu", 0) == 0; }
-emulated::Device EmulatedDevice(const std::string& level, int64_t seed) {
-  const size_t slash = std::min(level.find('/'), level.size());
-  const bool whole_rows = level.substr(0, slash) == kEmulated[0];
+bool IsEmulated(const std::string& target) { return target.rfind("gpu", 0) == 0; }
+emulated::Device EmulatedDevice(const std::string& target, int64_t seed) {
+  const size_t slash = std::min(target.find('/'), target.size());
+  const bool whole_rows = target.substr(0, slash) == kEmulated[0];
   emulated::Device device = {whole_rows ? int64_t{227} << 10 : 0, static_cast<uint32_t>(seed)};
-  if (slash < level.size()) device.residents = std::stoll(level.substr(slash + 1));
+  if (slash < target.size()) device.residents = std::stoll(target.substr(slash + 1));
   return device;
 }
 void Check(const std::string& error) {
@@ -94,7 +94,7 @@ void Check(const std::string& error) {
 }
 
 // grad, loss and lse may be None: then only the products are computed.
-void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& dtype,
+void RunSoftmaxCe(const std::string& target, int64_t threads, const std::string& dtype,
                   const py::array& logits, const py::array& tangents, const py::array& labels,
                   const py::array& weights, py::array products, const py::object& grad,
                   const py::object& loss, const py::object& lse, double softcap, double z_loss,
@@ -119,8 +119,8 @@ void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& 
   args.z_loss = z_loss;
   args.label_smoothing = label_smoothing;
   args.ignore_index = ignore_index;
-  if (IsEmulated(level)) return Check(emulated::SoftmaxCe(EmulatedDevice(level, threads), args));
-  const KernelTable& table = Table(level);
+  if (IsEmulated(target)) return Check(emulated::SoftmaxCe(EmulatedDevice(target, threads), args));
+  const KernelTable& table = Table(target);
   Threads pool(threads);
   const auto workspace = Allocate(table.softmax_ce_workspace_bytes(args, threads));
   args.workspace = workspace.get();
@@ -129,7 +129,7 @@ void RunSoftmaxCe(const std::string& level, int64_t threads, const std::string& 
 
 // Products of bfloat16 tangents (N, V) over themselves, by the blocks from `first_block` on alone:
 // arrays of more than 2^31 elements need not be filled.
-void RunLastBlocks(const std::string& level, int64_t first_block, const py::array& logits,
+void RunLastBlocks(const std::string& target, int64_t first_block, const py::array& logits,
                    py::array tangents, const py::array_t<int32_t>& labels,
                    const py::array_t<float>& weights) {
   SoftmaxCeArgs args = {};
@@ -142,16 +142,16 @@ void RunLastBlocks(const std::string& level, int64_t first_block, const py::arra
   args.labels = labels.data();
   args.weights = weights.data();
   args.ignore_index = -100;
-  emulated::Device device = EmulatedDevice(level, 1);
+  emulated::Device device = EmulatedDevice(target, 1);
   device.first_block = first_block;
   device.residents = INT64_MAX;  // a block for each piece of work
   Check(emulated::SoftmaxCe(device, args));
 }
 
 // Operands (batch, rows, columns) by their strides, so transposed and broadcast views will do.
-void RunMatmulSum(const std::string& level, int64_t threads, const py::list& a, const py::list& b,
+void RunMatmulSum(const std::string& target, int64_t threads, const py::list& a, const py::list& b,
                   py::array c, bool add) {
-  const KernelTable& table = Table(level);
+  const KernelTable& table = Table(target);
   MatmulSumArgs args = {};
   args.dtype = c.itemsize() == sizeof(double) ? DType::kF64 : DType::kF32;
   args.batch = c.shape(0);
@@ -177,7 +177,7 @@ void RunMatmulSum(const std::string& level, int64_t threads, const py::list& a, 
   table.matmul_sum(args, pool.view());
 }
 
-void RunBlockOrtho(const std::string& level, int64_t threads, const std::string& dtype,
+void RunBlockOrtho(const std::string& target, int64_t threads, const std::string& dtype,
                    py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
                    py::array_t<double> coefficients, py::array_t<double> factor,
                    py::array_t<double> info, double lazy_below) {
@@ -196,15 +196,15 @@ void RunBlockOrtho(const std::string& level, int64_t threads, const std::string&
   args.coefficients = coefficients.mutable_data();
   args.factor = factor.mutable_data();
   args.info = info.mutable_data();
-  if (IsEmulated(level)) return Check(emulated::BlockOrtho(EmulatedDevice(level, threads), args));
-  const KernelTable& table = Table(level);
+  if (IsEmulated(target)) return Check(emulated::BlockOrtho(EmulatedDevice(target, threads), args));
+  const KernelTable& table = Table(target);
   Threads pool(threads);
   const auto workspace = Allocate(table.block_ortho_workspace_bytes(args, threads));
   args.workspace = workspace.get();
   table.block_ortho(args, pool.view());
 }
 
-void RunRotateBasis(const std::string& level, int64_t threads, const std::string& dtype,
+void RunRotateBasis(const std::string& target, int64_t threads, const std::string& dtype,
                     py::array basis, const py::array_t<double>& rotation, int64_t used,
                     int64_t kept) {
   RotateBasisArgs args = {};
@@ -215,8 +215,9 @@ void RunRotateBasis(const std::string& level, int64_t threads, const std::string
   args.kept = kept;
   args.basis = basis.mutable_data();
   args.rotation = rotation.data();
-  if (IsEmulated(level)) return Check(emulated::RotateBasis(EmulatedDevice(level, threads), args));
-  const KernelTable& table = Table(level);
+  if (IsEmulated(target))
+    return Check(emulated::RotateBasis(EmulatedDevice(target, threads), args));
+  const KernelTable& table = Table(target);
   Threads pool(threads);
   const auto workspace = Allocate(table.rotate_basis_workspace_bytes(args, threads));
   args.workspace = workspace.get();
@@ -227,15 +228,14 @@ void RunRotateBasis(const std::string& level, int64_t threads, const std::string
 }  // namespace curvax
 
 PYBIND11_MODULE(curvax_native_tests, m) {
-  m.def("levels", &curvax::Levels,
-        "Instruction levels that were compiled and that this machine has.");
+  m.def("targets", &curvax::Targets, "CPU targets that were compiled and that this machine has.");
   m.def("take_bytes_read", &simt::TakeBytesRead,
         "Bytes that the emulated GPU has copied or streamed from its memory since the last call.");
-  m.def("emulated", &curvax::EmulatedLevels, "Levels that run on the emulated GPU.");
+  m.def("emulated", &curvax::EmulatedTargets, "Targets that run on the emulated GPU.");
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
   m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);
   m.def("matmul_sum", &curvax::RunMatmulSum);
-  m.def("block_ortho", &curvax::RunBlockOrtho, py::arg("level"), py::arg("threads"),
+  m.def("block_ortho", &curvax::RunBlockOrtho, py::arg("target"), py::arg("threads"),
         py::arg("dtype"), py::arg("basis"), py::arg("block"), py::arg("used"), py::arg("seed"),
         py::arg("scale"), py::arg("coefficients"), py::arg("factor"), py::arg("info"),
         py::arg("lazy_below") = 0.0);

@@ -1,4 +1,4 @@
-"""The block_ortho kernels against NumPy in float64, at every instruction level of this machine."""
+"""The block_ortho kernels against NumPy in float64, at every CPU target of this machine."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def stored(q, spare, dtype, scale):
     return basis.astype(STORAGE[dtype])
 
 
-def run(level, threads, dtype, basis, w, used, seed=3, scale=1.0, lazy_below=0.0):
+def run(target, threads, dtype, basis, w, used, seed=3, scale=1.0, lazy_below=0.0):
     basis = basis.copy()
     w = w.astype(np.float64 if dtype == "float64" else np.float32)
     b = len(w)
     c, s, info = np.full((len(basis), b), 7.0), np.full((b, b), 7.0), np.full(4, 7.0)
     small = c, s, info
     native.block_ortho(
-        level, threads, dtype, bits(basis), w, used, seed, scale, *small, lazy_below=lazy_below
+        target, threads, dtype, bits(basis), w, used, seed, scale, *small, lazy_below=lazy_below
     )
     return basis, c, s, info
 
@@ -82,11 +82,11 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize(("used", "b", "n"), CASES)
-def test_random_blocks(level, dtype, used, b, n, rng):
+def test_random_blocks(target, dtype, used, b, n, rng):
     scale = n**0.5 if dtype == "float16" else 1.0
     basis = stored(orthonormal(rng, used, n), b + 2, dtype, scale)
     w = rng.normal(size=(b, n))
-    out = run(level, 2, dtype, basis, w, used, scale=scale)
+    out = run(target, 2, dtype, basis, w, used, scale=scale)
     check(dtype, out[0], w, *out[1:], used, scale)
     assert out[3][0] <= 3 and out[3][1] == 0
 
@@ -114,11 +114,11 @@ def hard_blocks(rng, q, b, n):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", hard_blocks(np.random.default_rng(0), np.eye(2, 9), 5, 9))
-def test_hard_blocks(level, dtype, name, rng):
+def test_hard_blocks(target, dtype, name, rng):
     used, b, n = 23, 6, 4003
     q = orthonormal(rng, used, n)
     w, replaced = hard_blocks(rng, q, b, n)[name]
-    out = run(level, 2, dtype, stored(q, b + 1, dtype, 1.0), w, used)
+    out = run(target, 2, dtype, stored(q, b + 1, dtype, 1.0), w, used)
     check(dtype, out[0], w, *out[1:], used)
     info, s = out[3], out[2]
     assert info[0] <= 6 and info[2] <= 1e-2
@@ -132,12 +132,12 @@ LAZY = {"float32": 2.0**-21, "float64": 2.0**-50}
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("b", [1, 5])
-def test_lazy_random_blocks_keep_the_measured_deviation(level, dtype, b, rng):
+def test_lazy_random_blocks_keep_the_measured_deviation(target, dtype, b, rng):
     """The first update has left nothing but rounding errors: the second only scales."""
     used, n = 23, 4003
     basis, w = stored(orthonormal(rng, used, n), b + 1, dtype, 1.0), rng.normal(size=(b, n))
-    full = run(level, 2, dtype, basis, w, used)
-    lazy = run(level, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
+    full = run(target, 2, dtype, basis, w, used)
+    lazy = run(target, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
     check(dtype, lazy[0], w, *lazy[1:], used)
     assert same(lazy[3], full[3]) and 0 < lazy[3][2] < LAZY[dtype]
     new = lazy[0][used : used + b].astype(np.float64)
@@ -150,39 +150,39 @@ def test_lazy_random_blocks_keep_the_measured_deviation(level, dtype, b, rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["condition 1e3", "a hundredth outside the span"])
-def test_lazy_nearly_dependent_blocks_are_updated_again(level, dtype, name, rng):
+def test_lazy_nearly_dependent_blocks_are_updated_again(target, dtype, name, rng):
     """What the first update leaves is then some hundred times larger than its rounding errors."""
     used, b, n = 23, 6, 4003
     q = orthonormal(rng, used, n)
     outside = rng.normal(size=(b, used)) @ q + 1e-2 * orthonormal(rng, b, n)
     basis = stored(q, b + 1, dtype, 1.0)
     w = outside if "span" in name else hard_blocks(rng, q, b, n)[name][0]
-    full = run(level, 2, dtype, basis, w, used)
-    lazy = run(level, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
+    full = run(target, 2, dtype, basis, w, used)
+    lazy = run(target, 2, dtype, basis, w, used, lazy_below=LAZY[dtype])
     assert full[3][2] >= LAZY[dtype]
     assert all(same(a, b_) for a, b_ in zip(lazy, full, strict=True))
 
 
 @pytest.mark.parametrize("name", ["duplicate", "zero and dependent", "in the span", "zero"])
-def test_lazy_blocks_with_replaced_directions(level, name, rng):
+def test_lazy_blocks_with_replaced_directions(target, name, rng):
     used, b, n = 23, 6, 4003
     q = orthonormal(rng, used, n)
     w, replaced = hard_blocks(rng, q, b, n)[name]
     out = run(
-        level, 2, "float32", stored(q, b + 1, "float32", 1.0), w, used, lazy_below=LAZY["float32"]
+        target, 2, "float32", stored(q, b + 1, "float32", 1.0), w, used, lazy_below=LAZY["float32"]
     )
     check("float32", out[0], w, *out[1:], used)
     assert out[3][1] == replaced
 
 
-def test_lazy_lanczos(level, rng):
+def test_lazy_lanczos(target, rng):
     """30 steps of Lanczos: most updates are left out, and the basis is orthonormal to 1e-6."""
     n, steps = 1030, 30
     spectrum = np.concatenate([np.linspace(1, 5, 6), rng.uniform(-1, 1, n - 6)])
     basis = np.full((steps + 1, n), np.nan, np.float32)
     w, left_out, projected = rng.normal(size=(1, n)), 0, np.zeros((steps + 1, steps + 1))
     for used in range(steps + 1):
-        basis, c, s, info = run(level, 2, "float32", basis, w, used, lazy_below=LAZY["float32"])
+        basis, c, s, info = run(target, 2, "float32", basis, w, used, lazy_below=LAZY["float32"])
         left_out += info[2] < LAZY["float32"]
         if used:
             projected[:, used - 1], projected[used, used - 1] = c[:, 0], s[0, 0]
@@ -197,13 +197,13 @@ def test_lazy_lanczos(level, rng):
 
 @pytest.mark.parametrize("name", ["condition 1e3", "zero and dependent", "in the span"])
 @pytest.mark.parametrize("exponent", [-100, -46, 46, 100])
-def test_scaling_the_block_scales_the_factors_alone(level, name, exponent, rng):
+def test_scaling_the_block_scales_the_factors_alone(target, name, exponent, rng):
     used, b, n = 12, 4, 2050
     q = orthonormal(rng, used, n)
     w = hard_blocks(rng, q, b, n)[name][0].astype(np.float32)
     basis = stored(q, b, "float32", 1.0)
-    one = run(level, 1, "float32", basis, w, used)
-    other = run(level, 1, "float32", basis, np.ldexp(w, exponent), used)
+    one = run(target, 1, "float32", basis, w, used)
+    other = run(target, 1, "float32", basis, np.ldexp(w, exponent), used)
     assert one[3][0] == other[3][0] and one[3][1] == other[3][1]
     np.testing.assert_allclose(one[0], other[0], atol=2e-5)
     size = np.abs(one[1]).max()
@@ -212,11 +212,11 @@ def test_scaling_the_block_scales_the_factors_alone(level, name, exponent, rng):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nonfinite_input_ends_at_once(level, bad, rng):
+def test_nonfinite_input_ends_at_once(target, bad, rng):
     w = rng.normal(size=(3, 500))
     w[1, 77] = bad
     basis, c, s, info = run(
-        level, 2, "float32", stored(orthonormal(rng, 4, 500), 4, "float32", 1.0), w, 4
+        target, 2, "float32", stored(orthonormal(rng, 4, 500), 4, "float32", 1.0), w, 4
     )
     assert np.isnan(info[2]) and info[0] <= 1
     assert np.isnan(basis[4:7]).all() and np.isnan(c[:4]).all() and np.isnan(s).all()
@@ -224,14 +224,14 @@ def test_nonfinite_input_ends_at_once(level, bad, rng):
 
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("name", ["condition 1e3", "zero and dependent"])
-def test_bitwise_equal_for_any_thread_count(level, dtype, name, rng):
-    used, b, n = 10, 5, 10_001 if level == "gpu" else 70_001  # emulated: 13 panels per block
+def test_bitwise_equal_for_any_thread_count(target, dtype, name, rng):
+    used, b, n = 10, 5, 10_001 if target == "gpu" else 70_001  # emulated: 13 panels per block
     q = orthonormal(rng, used, n)
     w = hard_blocks(rng, q, b, n)[name][0]
     basis = stored(q, b + 1, dtype, 1.0)
-    first = run(level, 1, dtype, basis, w, used)
+    first = run(target, 1, dtype, basis, w, used)
     for threads in (2, 3, 5):
-        other = run(level, threads, dtype, basis, w, used)
+        other = run(target, threads, dtype, basis, w, used)
         for a, b_ in zip(first, other, strict=True):
             assert same(a, b_)
 
@@ -247,15 +247,15 @@ def padded(q, columns, spare, dtype):
 @pytest.mark.parametrize(
     ("used", "b", "n", "columns"), [(9, 3, 3001, 3008), (21, 8, 2050, 2080), (0, 2, 50, 777)]
 )
-def test_padding_of_rows_changes_nothing(level, dtype, used, b, n, columns, rng):
+def test_padding_of_rows_changes_nothing(target, dtype, used, b, n, columns, rng):
     """Widths of vectors depend on the alignment: sums are of the same terms in another order."""
     q, w = orthonormal(rng, used, n), rng.normal(size=(b, n))
-    plain = run(level, 2, dtype, stored(q, b + 1, dtype, 1.0), w, used)
-    basis, *small = run(level, 2, dtype, padded(q, columns, b + 1, dtype), w, used)
+    plain = run(target, 2, dtype, stored(q, b + 1, dtype, 1.0), w, used)
+    basis, *small = run(target, 2, dtype, padded(q, columns, b + 1, dtype), w, used)
     check(dtype, np.ascontiguousarray(basis[:, :n]), w, *small, used)
     assert (basis[used : used + b, n:] == 0).all()
     assert np.isnan(basis[used + b :]).all() and np.isnan(basis[:used, n:]).all()
-    if level != "gpu":
+    if target != "gpu":
         assert same(np.ascontiguousarray(basis[:, :n]), plain[0])
         assert all(same(a, b_) for a, b_ in zip(small, plain[1:], strict=True))
     eps = 2.0**-52 if dtype == "float64" else 2.0**-23
@@ -263,10 +263,10 @@ def test_padding_of_rows_changes_nothing(level, dtype, used, b, n, columns, rng)
         np.testing.assert_allclose(got, want, atol=8 * eps * np.linalg.norm(w, axis=1).max())
 
 
-def test_padding_of_a_block_that_is_not_finite(level, rng):
+def test_padding_of_a_block_that_is_not_finite(target, rng):
     w = rng.normal(size=(2, 301))
     w[0, 300] = np.inf
-    basis = run(level, 1, "float32", padded(orthonormal(rng, 4, 301), 320, 3, "float32"), w, 4)[0]
+    basis = run(target, 1, "float32", padded(orthonormal(rng, 4, 301), 320, 3, "float32"), w, 4)[0]
     assert np.isnan(basis[4:6, :301]).all() and (basis[4:6, 301:] == 0).all()
 
 
@@ -286,24 +286,24 @@ def test_any_shape_and_alignment(dtype, used, b, extra, shift, seed):
     raw = np.zeros(basis.size + shift, basis.dtype)
     raw[shift:] = basis.ravel()
     w = rng.normal(size=(b, n))
-    for level in native.levels():
+    for target in native.targets():
         basis = raw[shift:].reshape(-1, n)
-        out = run(level, 2, dtype, basis, w, used)
+        out = run(target, 2, dtype, basis, w, used)
         check(dtype, out[0], w, *out[1:], used)
 
 
-def test_rows_that_share_cache_sets(level, rng):
+def test_rows_that_share_cache_sets(target, rng):
     """A power-of-two length: panels are copied before they are used twice."""
     used, b, n = 40, 4, 1 << 15
     q = orthonormal(rng, used, n)
     w = rng.normal(size=(b, n)) + 5 * q[0]
-    out = run(level, 2, "float32", stored(q, b, "float32", 1.0), w, used)
+    out = run(target, 2, "float32", stored(q, b, "float32", 1.0), w, used)
     check("float32", out[0], w, *out[1:], used)
 
 
-def test_seed_decides_the_replacements(level, rng):
+def test_seed_decides_the_replacements(target, rng):
     basis, w = stored(orthonormal(rng, 3, 800), 2, "float32", 1.0), np.zeros((2, 800))
-    one, same, other = (run(level, 1, "float32", basis, w, 3, seed=s)[0] for s in (1, 1, 2))
+    one, same, other = (run(target, 1, "float32", basis, w, 3, seed=s)[0] for s in (1, 1, 2))
     assert np.array_equal(one, same)
     assert np.abs(one[3:] @ other[3:].T).max() < 0.3
 
@@ -313,7 +313,7 @@ def test_seed_decides_the_replacements(level, rng):
     ("used", "kept", "n"),
     [(1, 1, 5), (30, 7, 2049), (33, 33, 1000), (12, 0, 64), (60, 40, 520), (27, 2, 301)],
 )
-def test_rotation(level, dtype, used, kept, n, rng):
+def test_rotation(target, dtype, used, kept, n, rng):
     rows = used + 3
     basis = rng.normal(size=(rows, n)).astype(STORAGE[dtype])
     basis[used:] = np.nan
@@ -324,7 +324,7 @@ def test_rotation(level, dtype, used, kept, n, rng):
     first = None
     for threads in (1, 2, 3, 5):
         got = basis.copy()
-        native.rotate_basis(level, threads, dtype, bits(got), rotation, used, kept)
+        native.rotate_basis(target, threads, dtype, bits(got), rotation, used, kept)
         first = got if first is None else first
         assert same(got, first)
     assert same(first[kept:], basis[kept:])
@@ -335,13 +335,13 @@ def test_rotation(level, dtype, used, kept, n, rng):
 
 
 @pytest.mark.parametrize("rows,n", [(0, 5), (4, 0), (0, 0)])
-def test_rotation_of_nothing(cpu_level, rows, n):
+def test_rotation_of_nothing(cpu_target, rows, n):
     basis = np.zeros((rows, n), np.float32)
-    native.rotate_basis(cpu_level, 2, "float32", basis, np.eye(rows), rows, rows)
+    native.rotate_basis(cpu_target, 2, "float32", basis, np.eye(rows), rows, rows)
 
 
-def test_rotation_of_no_rows_that_are_used(level, rng):
+def test_rotation_of_no_rows_that_are_used(target, rng):
     basis = rng.normal(size=(4, 100)).astype(np.float32)
     got = basis.copy()
-    native.rotate_basis(level, 2, "float32", got, np.eye(4), 0, 0)
+    native.rotate_basis(target, 2, "float32", got, np.eye(4), 0, 0)
     assert np.array_equal(got, basis)

@@ -35,7 +35,7 @@ needs_nvcc = [
 def test_kernels_keep_to_their_budget(architecture, source):
     budget = json.loads(BUDGET.read_text())
     found = resources(compile_kernels(source, architecture))
-    assert found
+    assert bool(found) == (source != "module")  # which launches nothing of its own
     for name, used in found.items():
         assert used["spills"] == 0, f"{name} spills {used['spills']} bytes"
         assert used["shared"] <= budget[name]["shared"], name

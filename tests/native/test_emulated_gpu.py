@@ -1,6 +1,6 @@
 """What only the kernels for a GPU have: counts on the device, rows in parts, arrays above 2^31.
 
-The rest of this folder runs the same kernels as the level "gpu".
+The rest of this folder runs the same kernels as the target "gpu".
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def test_a_sweep_reads_the_basis_once(dtype, used, b, n, columns, rng):
 
 
 @pytest.mark.parametrize(
-    ("level", "used", "b", "n", "again"),
+    ("target", "used", "b", "n", "again"),
     [("gpu", 290, 8, 430, 0), ("gpu", 530, 8, 560, 1), ("gpu-parts", 75, 5, 900, 1)],
 )
-def test_rows_beyond_one_panel_are_read_again_for_products(level, used, b, n, again, rng):
+def test_rows_beyond_one_panel_are_read_again_for_products(target, used, b, n, again, rng):
     """A panel of 290 rows fits and its sums take two rounds; 530 rows are taken in groups."""
     q, w = orthonormal(rng, used, n), rng.normal(size=(b, n)) + 3
     native.take_bytes_read()
-    out = run(level, 1, "float32", stored(q, b, "float32", 1.0), w, used)
+    out = run(target, 1, "float32", stored(q, b, "float32", 1.0), w, used)
     read = native.take_bytes_read()
     check("float32", out[0], w, *out[1:], used)
     passes = out[3][0]
@@ -99,15 +99,15 @@ def test_rotation_of_very_many_rows(rng):
 
 
 def test_a_row_of_minus_infinity_alone_is_the_same_everywhere():
-    levels = [*native.levels(), *native.emulated()]
-    for level in levels:
+    targets = [*native.targets(), *native.emulated()]
+    for target in targets:
         z, u = np.full((1, 20000), -np.inf, np.float32), np.ones((1, 1, 20000), np.float32)
         loss, lse, grad = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros_like(z)
         labels, weights = np.zeros(1, np.int32), np.ones(1, np.float32)
         options = (0.0, 0.0, 0.0, -100)
-        native.softmax_ce(level, 1, "float32", z, u, labels, weights, u, grad, loss, lse, *options)
-        assert lse[0] == -np.inf, level
-        assert np.isnan(u).all() and np.isnan(grad).all() and np.isnan(loss).all(), level
+        native.softmax_ce(target, 1, "float32", z, u, labels, weights, u, grad, loss, lse, *options)
+        assert lse[0] == -np.inf, target
+        assert np.isnan(u).all() and np.isnan(grad).all() and np.isnan(loss).all(), target
 
 
 def test_rows_in_parts_agree_with_whole_ones(rng):
@@ -116,11 +116,11 @@ def test_rows_in_parts_agree_with_whole_ones(rng):
     u = rng.normal(size=(2, n, v)).astype(np.float32)
     labels, weights = np.array([0, 8192, v - 1], np.int32), np.ones(n, np.float32)
     results = []
-    for level in native.emulated():
+    for target in native.emulated():
         got, grad, loss, lse = u.copy(), z.copy(), np.zeros(n, np.float32), np.zeros(n, np.float32)
         options = (5.0, 1e-3, 0.1, -100)
         native.softmax_ce(
-            level, 1, "float32", grad, got, labels, weights, got, grad, loss, lse, *options
+            target, 1, "float32", grad, got, labels, weights, got, grad, loss, lse, *options
         )
         results.append((got, grad, loss, lse))
     for whole, parts in zip(*results, strict=True):
@@ -128,8 +128,8 @@ def test_rows_in_parts_agree_with_whole_ones(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("level", "vocab"), [("gpu", 2051), ("gpu-parts", 16700)])
-def test_the_same_bits_for_any_number_of_resident_blocks(level, vocab, dtype, rng):
+@pytest.mark.parametrize(("target", "vocab"), [("gpu", 2051), ("gpu-parts", 16700)])
+def test_the_same_bits_for_any_number_of_resident_blocks(target, vocab, dtype, rng):
     """A block takes one row, or part of a row, after another: 7 rows, 21 parts."""
     z, u, labels, weights = softmax_ce.make(rng, dtype, 7, vocab, 2)
     labels[2:4], weights[5] = -100, 0
@@ -137,7 +137,7 @@ def test_the_same_bits_for_any_number_of_resident_blocks(level, vocab, dtype, rn
     for full in (True, False):
         runs = [
             softmax_ce.run(
-                f"{level}/{residents}", residents, dtype, z, u, labels, weights, options, full
+                f"{target}/{residents}", residents, dtype, z, u, labels, weights, options, full
             )
             for residents in (1, 2, 4, 5, 100)
         ]
@@ -148,8 +148,8 @@ def test_the_same_bits_for_any_number_of_resident_blocks(level, vocab, dtype, rn
             assert [x.tobytes() for x in other] == [x.tobytes() for x in runs[0]]
 
 
-@pytest.mark.parametrize("level", native.emulated())
-def test_rows_whose_tangents_begin_elsewhere_in_a_vector(level, rng):
+@pytest.mark.parametrize("target", native.emulated())
+def test_rows_whose_tangents_begin_elsewhere_in_a_vector(target, rng):
     """Each of logits, tangents, products and gradient at an address of its own."""
     n, vocab = 3, 2311
     z, u, labels, weights = softmax_ce.make(rng, "float32", n, vocab, 2)
@@ -162,14 +162,14 @@ def test_rows_whose_tangents_begin_elsewhere_in_a_vector(level, rng):
         )
         loss, lse = np.zeros(n, np.float32), np.zeros(n, np.float32)
         native.softmax_ce(
-            level, 1, "float32", z_at, u_at, labels, weights, products, grad, loss, lse, *options
+            target, 1, "float32", z_at, u_at, labels, weights, products, grad, loss, lse, *options
         )
         softmax_ce.check((loss, lse, grad, products), want, "float32")
         assert z_at.tobytes() == z.tobytes() and u_at.tobytes() == u.tobytes()
 
 
-@pytest.mark.parametrize(("level", "parts"), [("gpu", 1), ("gpu-parts", 7)])
-def test_more_than_two_to_the_31_elements(level, parts, rng):
+@pytest.mark.parametrize(("target", "parts"), [("gpu", 1), ("gpu-parts", 7)])
+def test_more_than_two_to_the_31_elements(target, parts, rng):
     n, v, last = 42700, 50304, 2
     assert n * v > 2**31
     # Pages that are not touched take no memory.
@@ -177,7 +177,7 @@ def test_more_than_two_to_the_31_elements(level, parts, rng):
     head = rng.normal(size=(2, last, v)).astype(ml_dtypes.bfloat16)
     z[-last:], u[-last:] = head.view(np.uint16)
     labels, weights = np.zeros(n, np.int32), np.ones(n, np.float32)
-    native.softmax_ce_last_blocks(level, (n - last) * parts, z, u, labels, weights)
+    native.softmax_ce_last_blocks(target, (n - last) * parts, z, u, labels, weights)
     logits, tangents = head.astype(np.float64)
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -11,13 +11,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMPILER = shutil.which("g++") or shutil.which("c++")
-FLAGS = ["-std=c++17", "-O1", "-Wno-psabi", "-fno-trapping-math", "-DCURVAX_LEVEL=base"]
+FLAGS = ["-std=c++17", "-O1", "-Wno-psabi", "-fno-trapping-math", "-DCURVAX_TARGET=base"]
 FLAGS += ["-fsanitize=signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"]
 # A process of its own: a trap ends it.
 SOURCE = """
 #include <cstdio>
 #include "cpu/math.h"
-using namespace curvax::CURVAX_LEVEL;
+using namespace curvax::CURVAX_TARGET;
 int main() {
   ELEMENT x[kLanes<ELEMENT>];
   while (fread(x, sizeof(x), 1, stdin) == 1) {

@@ -1,4 +1,4 @@
-"""The matmul_sum kernel against NumPy in float64, at every instruction level of this machine."""
+"""The matmul_sum kernel against NumPy in float64, at every CPU target of this machine."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def operand(rng, dtype, shape, transposed, batched):
     return np.broadcast_to(x.swapaxes(1, 2) if transposed else x, shape)
 
 
-def run(cpu_level, threads, a, b, start, add):
+def run(cpu_target, threads, a, b, start, add):
     c = start.copy()
-    native.matmul_sum(cpu_level, threads, a, b, c, add)
+    native.matmul_sum(cpu_target, threads, a, b, c, add)
     return c
 
 
@@ -41,7 +41,7 @@ def run(cpu_level, threads, a, b, start, add):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sums_of_products_are_those_of_numpy(cpu_level, size, layout, dtype):
+def test_sums_of_products_are_those_of_numpy(cpu_target, size, layout, dtype):
     batch, m, n, k = size
     left, right = LAYOUTS[layout]
     rng = np.random.default_rng(batch * m * n + k)
@@ -56,36 +56,36 @@ def test_sums_of_products_are_those_of_numpy(cpu_level, size, layout, dtype):
         want = sum(x @ y for x, y in wide[:terms]) + add * start.astype(np.float64)
         # Componentwise: (2k + 1) eps |A| |B| bounds any order of summation.
         scale = sum(abs(x) @ abs(y) for x, y in wide[:terms]) + add * abs(start)
-        got = run(cpu_level, 2, a[:terms], b[:terms], start if add else empty, add)
+        got = run(cpu_target, 2, a[:terms], b[:terms], start if add else empty, add)
         assert np.all(abs(got - want) <= (2 * k + 1) * np.finfo(dtype).eps * scale)
 
 
-def test_the_result_does_not_depend_on_the_threads(cpu_level):
+def test_the_result_does_not_depend_on_the_threads(cpu_target):
     rng = np.random.default_rng(0)
     a = [operand(rng, np.float32, (2, 130, 700), False, True)]
     b = [operand(rng, np.float32, (2, 700, 90), False, False)]
     c = np.zeros((2, 130, 90), np.float32)
-    one = run(cpu_level, 1, a, b, c, False)
+    one = run(cpu_target, 1, a, b, c, False)
     for threads in (2, 3, 16):
-        assert np.array_equal(run(cpu_level, threads, a, b, c, False), one)
+        assert np.array_equal(run(cpu_target, threads, a, b, c, False), one)
 
 
 # Every combination of zero extents; with no k, what is added to stays.
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [s for s in np.ndindex(2, 2, 2, 2) if 0 in s], ids=str)
-def test_zero_extents(cpu_level, size, dtype):
+def test_zero_extents(cpu_target, size, dtype):
     batch, m, n, k = (5 * extent for extent in size)
     a, b = [np.ones((batch, m, k), dtype)] * 2, [np.ones((batch, k, n), dtype)] * 2
     start = np.full((batch, m, n), 3, dtype)
     for threads in (1, 2):
-        assert np.array_equal(run(cpu_level, threads, a, b, start, True), start)
-        assert np.array_equal(run(cpu_level, threads, a[:1], b[:1], start, False), 0 * start)
+        assert np.array_equal(run(cpu_target, threads, a, b, start, True), start)
+        assert np.array_equal(run(cpu_target, threads, a[:1], b[:1], start, False), 0 * start)
 
 
-def test_infinities_and_nans_stay_in_their_rows_and_columns(cpu_level):
+def test_infinities_and_nans_stay_in_their_rows_and_columns(cpu_target):
     a, b = np.ones((1, 20, 30), np.float32), np.ones((1, 30, 40), np.float32)
     a[0, 3, 5], b[0, 7, 11] = np.inf, np.nan
-    c = run(cpu_level, 2, [a], [b], np.zeros((1, 20, 40), np.float32), False)[0]
+    c = run(cpu_target, 2, [a], [b], np.zeros((1, 20, 40), np.float32), False)[0]
     expected = np.full((20, 40), 30.0)
     expected[3], expected[:, 11] = np.inf, np.nan
     assert np.array_equal(c, expected, equal_nan=True)

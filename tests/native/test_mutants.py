@@ -22,7 +22,7 @@ CUDA = ROOT / "kernels" / "cuda"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
 FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
-DEFINES = ["-DCURVAX_SIMT", "-DCURVAX_LEVEL=simt_device"]
+DEFINES = ["-DCURVAX_SIMT", "-DCURVAX_TARGET=simt_device"]
 SEEDS = (1, 2, 3)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

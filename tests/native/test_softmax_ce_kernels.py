@@ -1,4 +1,4 @@
-"""The softmax_ce kernels against NumPy in float64, at every instruction level of this machine."""
+"""The softmax_ce kernels against NumPy in float64, at every CPU target of this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DTYPES = {
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
-@pytest.fixture(params=[*native.levels(), *native.emulated()])
-def level(request):
+@pytest.fixture(params=[*native.targets(), *native.emulated()])
+def target(request):
     return request.param
 
 
@@ -68,13 +68,13 @@ def expected(z, u, labels, weights, softcap, z_loss, smoothing, ignore):
     )
 
 
-def run(level, threads, dtype, z, u, labels, weights, options, full=True):
+def run(target, threads, dtype, z, u, labels, weights, options, full=True):
     """Calls the kernel in place; returns loss, lse, gradient, products."""
     z, u = z.copy(), u.copy()
     loss, lse = np.full(len(z), 7, weights.dtype), np.full(len(z), 7, weights.dtype)
     extra = (bits(z), loss, lse) if full else (None, None, None)
     native.softmax_ce(
-        level, threads, dtype, bits(z), bits(u), labels, weights, bits(u), *extra, *options
+        target, threads, dtype, bits(z), bits(u), labels, weights, bits(u), *extra, *options
     )
     return loss, lse, z, u
 
@@ -108,10 +108,10 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equations(level, dtype, options, rng):
+def test_equations(target, dtype, options, rng):
     z, u, labels, weights = make(rng, dtype, 5, 2311, 3)
     labels[1] = options[3] if options[3] > 0 else -100
-    got = run(level, 2, dtype, z, u, labels, weights, options)
+    got = run(target, 2, dtype, z, u, labels, weights, options)
     check(got, expected(z, u, labels, weights, *options), dtype)
 
 
@@ -133,8 +133,8 @@ def test_any_shape_and_alignment(dtype, rows, vocab, tangents, shift, size, opti
     z, u = offset(z, shift), offset(u, shift)
     option = option[:3] + (-100,)
     want = expected(z, u, labels, weights, *option)
-    for level in native.levels():
-        got = run(level, 2, dtype, z, u, labels, weights, option, full)
+    for target in native.targets():
+        got = run(target, 2, dtype, z, u, labels, weights, option, full)
         # exp turns a rounding of its argument, relative to |z|, into a relative error of p.
         size_of = max(1.0, np.abs(z.astype(np.float64)).max(), np.abs(want[0]).max())
         if full:
@@ -145,32 +145,32 @@ def test_any_shape_and_alignment(dtype, rows, vocab, tangents, shift, size, opti
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bitwise_equal_for_any_thread_count(level, dtype, rng):
+def test_bitwise_equal_for_any_thread_count(target, dtype, rng):
     z, u, labels, weights = make(rng, dtype, 37, 4099, 2)
-    first = run(level, 1, dtype, z, u, labels, weights, OPTIONS[4])
+    first = run(target, 1, dtype, z, u, labels, weights, OPTIONS[4])
     for threads in (2, 3, 5):
-        other = run(level, threads, dtype, z, u, labels, weights, OPTIONS[4])
+        other = run(target, threads, dtype, z, u, labels, weights, OPTIONS[4])
         for a, b in zip(first, other, strict=True):
             assert a.tobytes() == b.tobytes()
 
 
-def test_rows_of_products_sum_to_zero(level, rng):
+def test_rows_of_products_sum_to_zero(target, rng):
     z, u, labels, weights = make(rng, "float32", 4, 5003, 1)
-    products = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0], full=False)[3]
+    products = run(target, 1, "float32", z, u, labels, weights, OPTIONS[0], full=False)[3]
     total = products.astype(np.float64).sum(-1)
     size = np.abs(products).astype(np.float64).sum(-1)
     assert (np.abs(total) <= 1e-6 * size).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_minus_infinity_is_exactly_absent(level, dtype, rng):
+def test_minus_infinity_is_exactly_absent(target, dtype, rng):
     z, u, labels, weights = make(rng, dtype, 3, 3000, 1)
     gone = np.zeros(3000, bool)
     gone[rng.permutation(3000)[:1700]] = True
     gone[1024:2048] = True  # a whole block of the sweep
     gone[labels] = False
     z[:, gone] = -np.inf
-    loss, lse, grad, products = run(level, 2, dtype, z, u, labels, weights, OPTIONS[0])
+    loss, lse, grad, products = run(target, 2, dtype, z, u, labels, weights, OPTIONS[0])
     assert (products[..., gone] == 0).all()
     assert (grad[:, gone] == 0).all()
     want = expected(z[:, ~gone], u[..., ~gone], labels * 0, weights, *OPTIONS[0])
@@ -180,41 +180,41 @@ def test_minus_infinity_is_exactly_absent(level, dtype, rng):
     assert np.isfinite(loss).all()
 
 
-def test_ignored_rows_and_zero_weights_are_exact_zeros(level, rng):
+def test_ignored_rows_and_zero_weights_are_exact_zeros(target, rng):
     z, u, labels, weights = make(rng, "float32", 4, 700, 2)
     labels[0] = -100
     weights[2] = 0
     z[0, 5] = np.nan
     z[2, 5] = np.inf
-    products = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0], full=False)[3]
+    products = run(target, 1, "float32", z, u, labels, weights, OPTIONS[0], full=False)[3]
     assert (products[:, [0, 2]] == 0).all()
     assert np.isfinite(products).all() and (products[:, 1] != 0).any()
-    loss, lse, grad, products = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0])
+    loss, lse, grad, products = run(target, 1, "float32", z, u, labels, weights, OPTIONS[0])
     assert loss[0] == lse[0] == 0 and (grad[0] == 0).all() and (products[:, 0] == 0).all()
 
 
-def test_label_outside_the_vocabulary_poisons_its_row(level, rng):
+def test_label_outside_the_vocabulary_poisons_its_row(target, rng):
     z, u, labels, weights = make(rng, "float32", 3, 50, 1)
     labels[:] = [4, 50, -1]
-    loss, _, grad, products = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0])
+    loss, _, grad, products = run(target, 1, "float32", z, u, labels, weights, OPTIONS[0])
     assert np.isnan(loss[1:]).all() and np.isfinite(loss[0])
     assert np.isnan(products[0, 1:]).all() and np.isfinite(products[0, 0]).all()
     assert np.isnan(grad[1:]).all()
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])
-def test_huge_logits_do_not_overflow(level, size, rng):
+def test_huge_logits_do_not_overflow(target, size, rng):
     z, u, labels, weights = make(rng, "float32", 3, 999, 1, size)
-    got = run(level, 1, "float32", z, u, labels, weights, OPTIONS[0])
+    got = run(target, 1, "float32", z, u, labels, weights, OPTIONS[0])
     check(got, expected(z, u, labels, weights, *OPTIONS[0]), "float32", scale_of=1.0 * size)
     assert all(np.isfinite(x).all() for x in got)
 
 
 @pytest.mark.parametrize("rows,vocab,tangents", [(0, 7, 2), (0, 7, 0), (3, 7, 0), (0, 0, 0)])
-def test_zero_extents(level, rows, vocab, tangents, rng):
+def test_zero_extents(target, rows, vocab, tangents, rng):
     z, u = np.ones((rows, vocab), np.float32), np.ones((tangents, rows, vocab), np.float32)
     labels, weights = np.zeros(rows, np.int32), np.ones(rows, np.float32)
-    loss, lse, gradient, products = run(level, 2, "float32", z, u, labels, weights, OPTIONS[0])
+    loss, lse, gradient, products = run(target, 2, "float32", z, u, labels, weights, OPTIONS[0])
     assert products.shape == u.shape
     if rows:
         np.testing.assert_allclose(loss, np.log(vocab), rtol=1e-6)

@@ -20,7 +20,7 @@ def compiled(tmp_path_factory):
     folder = pathlib.Path(__file__).with_name("fake_cuda")
     kernels = ROOT / "kernels"
     flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    flags += ["-DCURVAX_LEVEL=cuda", f"-I{folder}", f"-I{kernels}", f"-I{kernels / 'include'}"]
+    flags += ["-DCURVAX_TARGET=cuda", f"-I{folder}", f"-I{kernels}", f"-I{kernels / 'include'}"]
     path = tmp_path_factory.mktemp("launcher") / "launcher.so"
     subprocess.run([COMPILER, *flags, str(folder / "launcher.cc"), "-o", str(path)], check=True)
     return path

@@ -110,9 +110,9 @@ class TestSums:
             (lambda a: 1j * a, TypeError, "multiplied by a real number"),
             (lambda a: a * True, TypeError, "multiplied by a real number"),
             (lambda a: a * float("nan"), ValueError, "that is finite in float32, got nan"),
-            (lambda a: cx.identity(0), ValueError, "at least one element"),
-            (lambda a: cx.identity(None), TypeError, "like must be an operator, a pytree"),
-            (lambda a: cx.identity({"a": 1}), TypeError, "like must be an operator, a pytree"),
+            (lambda a: cx.identity(0), ValueError, "an integer n of at least 1, got 0"),
+            (lambda a: cx.identity(None), TypeError, "like must be an operator, an integer"),
+            (lambda a: cx.identity({"a": 1}), TypeError, "like must be an operator, an integer"),
             (lambda a: cx.identity(jnp.ones(3, int)), TypeError, "real floating dtype"),
         ],
     )
@@ -201,7 +201,7 @@ class TestProjection:
             (jnp.full((1, N), jnp.inf), "finite and not zero"),
             (jnp.ones((2, N)), "linearly independent"),
             (jnp.eye(N), f"fewer than n = {N}"),
-            (jnp.ones(4), "vector must have shape"),
+            (jnp.ones(4), "vectors must have shape"),
         ],
     )
     def test_bad_input(self, pair, vectors, message):

@@ -97,7 +97,12 @@ def test_bad_matrices(a, error, message):
         (lambda v: v, 10**19, ValueError, f"at most {2**48} numbers, got n = {10**19}"),
         (lambda v: v, {}, ValueError, "like must have at least one element"),
         (lambda v: v, np.zeros((0, 2), np.float32), ValueError, "at least one element"),
-        (lambda v: v, True, TypeError, "like must be an integer n, an array.*, got True"),
+        (
+            lambda v: v,
+            True,
+            TypeError,
+            "like must be an operator, an integer n, an array.*, got True",
+        ),
         (lambda v: v, 3.0, TypeError, "like must be .*, got 3.0"),
         (lambda v: v, "3", TypeError, "like must be .*, got '3'"),
         (lambda v: v, (3, 4), TypeError, r"like must be .*ShapeDtypeStruct.*, got 3 in leaf '0'"),

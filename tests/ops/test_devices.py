@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import curvax as cx
-from curvax import cli, models
+from curvax import cli
 from curvax import program as program_module
 from curvax._native import devices, loading
+from curvax.models import gpt
 
 GB = 10**9
 FITTING = {
@@ -201,7 +202,7 @@ CALLS = {
     "lanczos_tridiagonal": lambda: cx.lanczos_tridiagonal(EYE, 2),
     "power_iteration": lambda: cx.power_iteration(EYE),
     "solve": lambda: cx.solve(EYE, ONES),
-    "models": models.load,
+    "models": gpt.load,
 }
 
 

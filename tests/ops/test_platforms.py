@@ -18,9 +18,9 @@ from curvax._native import loading
 from curvax.ops.block_ortho import api
 from curvax.ops.fence import fence
 from curvax.ops.matmul_sum import matmul_sum
-from curvax.ops.softmax_ce import softmax_ce_hvp, softmax_ce_triple
+from curvax.ops.softmax_ce import softmax_ce_derivatives, softmax_ce_hvp
 
-KERNELS = ["softmax_ce_hvp", "softmax_ce_triple", "block_ortho", "rotate_basis"]
+KERNELS = ["softmax_ce_hvp", "softmax_ce_derivatives", "block_ortho", "rotate_basis"]
 # Sizes that the module would ask for, each its own number, to be found in the program.
 FAKE_CUDA = types.SimpleNamespace(
     build_info=lambda: {
@@ -69,8 +69,8 @@ def test_platforms_have_one_name_and_their_own_workspace(on_cuda):
     text = lowered(softmax_ce_hvp, *softmax_arguments())
     assert "@curvax.softmax_ce_hvp" in text and "tensor<3301xui8>" in text
     assert "operand_index = 1" in text  # the products lie over the tangents
-    text = lowered(softmax_ce_triple, *softmax_arguments(jnp.bfloat16))
-    assert "@curvax.softmax_ce_triple" in text and "tensor<3301xui8>" in text
+    text = lowered(softmax_ce_derivatives, *softmax_arguments(jnp.bfloat16))
+    assert "@curvax.softmax_ce_derivatives" in text and "tensor<3301xui8>" in text
     basis, block = np.zeros((9, 500), np.float32), np.zeros((4, 500), np.float32)
     with jax.enable_x64(True):
         used = np.int32(2)

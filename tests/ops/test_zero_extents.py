@@ -13,11 +13,11 @@ import pytest
 import curvax as cx
 from curvax import _native
 from curvax.ops.block_ortho import ffi as block_ortho
+from curvax.ops.block_ortho.arguments import Arguments
+from curvax.ops.softmax_ce import Options, reference
 from curvax.ops.softmax_ce import ffi as softmax_ce
-from curvax.ops.softmax_ce import reference
-from curvax.ops.softmax_ce.options import Options
 
-OPTIONS = Options(softcap=0.0, z_loss=0.1, label_smoothing=0.1, ignore_index=-100)
+OPTIONS = Options(z_loss=0.1, label_smoothing=0.1)
 
 
 def softmax_arguments(rows, vocab, tangents):
@@ -37,8 +37,8 @@ def handlers(native_kernels):
 @pytest.mark.parametrize("rows", [0, 3])
 def test_softmax_ce_without_rows_or_tangents(rows, tangents):
     arguments = softmax_arguments(rows, 5, tangents)
-    got = (softmax_ce.hvp(*arguments), *softmax_ce.triple(*arguments))
-    want = (reference.hvp(*arguments), *reference.triple(*arguments))
+    got = (softmax_ce.hvp(*arguments), *softmax_ce.derivatives(*arguments))
+    want = (reference.hvp(*arguments), *reference.derivatives(*arguments))
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -48,7 +48,7 @@ def test_softmax_ce_without_rows_or_tangents(rows, tangents):
 def test_softmax_ce_without_classes_is_refused():
     """There would be losses, of no class."""
     with pytest.raises(Exception, match=r"must have a class, got shape \(3,0,\)"):
-        jax.block_until_ready(softmax_ce.triple(*softmax_arguments(3, 0, 2)))
+        jax.block_until_ready(softmax_ce.derivatives(*softmax_arguments(3, 0, 2)))
 
 
 @pytest.mark.usefixtures("handlers")
@@ -62,7 +62,7 @@ def test_a_basis_without_elements_is_refused(shape):
         with pytest.raises(Exception, match=expected):
             jax.block_until_ready(
                 block_ortho.orthonormalize_block(
-                    basis, block, zero, jnp.zeros(2, jnp.uint32), 1.0, 0.0
+                    Arguments(basis, block, zero, jnp.zeros(2, jnp.uint32), 1.0, 0.0)
                 )
             )
         # XLA does not call what has no results with elements.

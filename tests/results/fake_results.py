@@ -9,7 +9,6 @@ from curvax.results import (
     DiagonalResult,
     EigenResult,
     LanczosTridiagonal,
-    Matvecs,
     Progress,
     SolveResult,
     SpectralDensity,
@@ -48,14 +47,14 @@ def fake_result(values=GPT_LIKE, residuals=None, *, tol=1e-3, **changes):
         eigenvalues=values,
         eigenvectors=None,
         residuals=residuals,
-        bounds=residuals,
         estimated_errors=residuals**2,
         converged=residuals <= tol * scale,
         complete=None,
         orthogonality=2e-7,
         noise=3e-6,
         tol_effective=np.full(len(values), tol),
-        num_matvecs=Matvecs(60, len(values)),
+        num_matvecs=60,
+        num_verification=len(values),
         num_restarts=1,
         block_size=1,
         seed=0,
@@ -154,7 +153,8 @@ def fake_lanczos(m=30, *, last_beta=0.1, basis=None):
     """A `LanczosTridiagonal` with random coefficients."""
     rng = np.random.default_rng(m)
     betas = rng.uniform(0.5, 1.0, m - 1)
-    return LanczosTridiagonal(rng.normal(size=m), betas, last_beta, basis, m, None)
+    seconds = {"recurrence": 1.0, "total": 1.5}
+    return LanczosTridiagonal(rng.normal(size=m), betas, last_beta, basis, m, None, seconds)
 
 
 def fake_solution(x=(1.0, 2.0), **changes):
@@ -166,8 +166,9 @@ def fake_solution(x=(1.0, 2.0), **changes):
         tol=1e-5,
         damping=0.0,
         method="cg",
-        num_matvecs=12,
-        seconds=1.5,
+        num_matvecs=11,
+        num_verification=1,
+        seconds={"products": 1.0, "total": 1.5},
     )
     return SolveResult(**(fields | changes))
 

@@ -62,12 +62,12 @@ def test_a_plan_and_a_verification_show_what_they_print():
 
 def test_a_solution_is_told_in_whole_sentences():
     assert str(fake_solution()) == (
-        "CG solved A x = b with 12 products.\n"
+        "CG solved A x = b with 11 products, and 1 to verify.\n"
         "The measured relative residual is 1.23e-06, within the tolerance of 1e-05."
     )
     failed = dict(converged=False, relative_residual=0.5, method="minres", damping=0.25)
     assert str(fake_solution(num_matvecs=12345, **failed)) == (
-        "MINRES did not solve (A + 0.25 I) x = b with 12,345 products.\n"
+        "MINRES did not solve (A + 0.25 I) x = b with 12,345 products, and 1 to verify.\n"
         "The measured relative residual is 5.00e-01, above the tolerance of 1e-05."
     )
     interrupted = str(fake_solution(**failed, interrupted=True))
@@ -197,7 +197,7 @@ def test_blocks_are_an_immutable_mapping():
     blocks = BlockResults(results, {"a": 3, "b": 4})
     results.clear()
     assert list(blocks) == ["a", "b"] and len(blocks) == 2 and blocks["b"].eigenvalues == 2.0
-    assert blocks.num_matvecs == 2 * 61 and not blocks.all_converged
+    assert (blocks.num_matvecs, blocks.num_verification) == (120, 2) and not blocks.all_converged
     assert fake_blocks("ab", lambda i: fake_result([1.0])).all_converged
     with pytest.raises(dataclasses.FrozenInstanceError):
         blocks.results = {}

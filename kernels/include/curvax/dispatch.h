@@ -1,4 +1,5 @@
-// Picks the instruction level at run time.
+// Picks the target, the instructions that the CPU's kernels may use, at run time: base for every
+// machine, v3 and v4 for those levels of the x86-64 architecture.
 #ifndef CURVAX_DISPATCH_H_
 #define CURVAX_DISPATCH_H_
 
@@ -8,9 +9,9 @@
 
 namespace curvax {
 
-// The entry points of one instruction level.
+// The entry points of one target.
 struct KernelTable {
-  const char* level;
+  const char* target;
 
   // Bytes of SoftmaxCeArgs::workspace for a pool of `max_workers`.
   int64_t (*softmax_ce_workspace_bytes)(const SoftmaxCeArgs& args, int64_t max_workers);
@@ -33,17 +34,17 @@ struct KernelTable {
   void (*rotate_basis)(const RotateBasisArgs& args, const ParallelFor& pool);
 };
 
-constexpr int kMaxLevels = 3;
+constexpr int kMaxTargets = 3;
 
-// Names of the compiled levels, lowest first; null after the last.
-extern const char* const kCompiledLevels[kMaxLevels + 1];
+// Names of the compiled targets, lowest first; null after the last.
+extern const char* const kCompiledTargets[kMaxTargets + 1];
 
-// The table of a level by name, or null if the level was not compiled or this machine lacks it.
-const KernelTable* TableForLevel(const char* level);
+// The table of a target by name, or null if it was not compiled or this machine lacks it.
+const KernelTable* TableForTarget(const char* name);
 
-// The best level of this machine, or the one named by the environment variable CURVAX_ISA.
-// Null, with a message in *error, if that variable names a level that cannot be had.
-const KernelTable* ActiveTable(const char** error);
+// The best target of this machine, or the one named by the environment variable CURVAX_ISA; null if
+// that cannot be had.
+const KernelTable* ActiveTable();
 
 }  // namespace curvax
 

@@ -1,7 +1,7 @@
 // Types that the kernels share with their callers: storage types and the view of a thread pool.
 //
-// Only plain data and declarations belong here: this header is included by every instruction level,
-// and an inline function would be merged across levels by the linker.
+// Only plain data and declarations belong here: this header is included by every target,
+// and an inline function would be merged across targets by the linker.
 #ifndef CURVAX_TYPES_H_
 #define CURVAX_TYPES_H_
 

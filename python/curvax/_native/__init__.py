@@ -36,7 +36,7 @@ def available(kernel: str | None = None) -> bool:
 
     Raises:
         ImportError: they are installed but cannot be loaded.
-        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
+        ValueError: ``CURVAX_ISA`` names a target that cannot be had.
     """
     loading.load_present()
     module = loading.load(platform())
@@ -54,7 +54,7 @@ def use_native(kernel: str) -> bool:
     Raises:
         ImportError: the kernels are installed but cannot be loaded.
         ValueError: ``CURVAX_IMPL`` is set to anything but ``reference``, ``auto`` or nothing, or
-            ``CURVAX_ISA`` names a level that cannot be had.
+            ``CURVAX_ISA`` names a target that cannot be had.
     """
     wanted = os.environ.get("CURVAX_IMPL", "auto") or "auto"
     if wanted not in ("auto", "reference"):
@@ -112,13 +112,14 @@ def build_info(platform: str = "cpu") -> dict[str, Any]:
     """Facts about the compiled kernels of a platform.
 
     Returns:
-        ``ffi_api_minor`` and ``kernels``; for ``"cpu"`` also ``compiled_levels``, ``active_level``
-        and ``compiler``, for ``"cuda"`` also ``architectures`` and ``runtime``, the version of CUDA
+        ``ffi_api_minor`` and ``kernels``; for ``"cpu"`` also ``compiled_targets``,
+        ``supported_targets`` (of these, what this machine has), ``active_target`` and ``compiler``,
+        for ``"cuda"`` also ``architectures`` and ``runtime``, the version of CUDA
         as 1000 times its major plus 10 times its minor. An empty dict where they are not installed.
 
     Raises:
         ImportError: they are installed but cannot be loaded.
-        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
+        ValueError: ``CURVAX_ISA`` names a target that cannot be had.
     """
     module = loading.load(platform)
     return {} if module is None else loading.facts(module)

@@ -64,7 +64,7 @@ def load(platform: str) -> Any | None:
     Raises:
         ImportError: it is installed but cannot be loaded, this jaxlib would refuse it, or a device
             that is present cannot run it.
-        ValueError: ``CURVAX_ISA`` names a level that cannot be had.
+        ValueError: ``CURVAX_ISA`` names a target that cannot be had.
     """
     if not installed(platform):
         return None
@@ -85,18 +85,11 @@ def load(platform: str) -> Any | None:
 
 def facts(module: Any) -> dict[str, Any]:
     """What a module says about its build; a ValueError if ``CURVAX_ISA`` cannot be had."""
-    try:
-        return dict(module.build_info())
-    except ValueError:
-        asked = os.environ["CURVAX_ISA"]
-    del os.environ["CURVAX_ISA"]
-    try:
-        best = module.build_info()
-    finally:
-        os.environ["CURVAX_ISA"] = asked
-    # The levels rise, so a machine has every one up to its best.
-    levels = best["compiled_levels"][: best["compiled_levels"].index(best["active_level"]) + 1]
-    raise ValueError(
-        f"CURVAX_ISA must be one of {', '.join(levels)}, which this build and this machine have, "
-        f"got {asked!r}; unset it to use {levels[-1]}"
-    )
+    build = dict(module.build_info())
+    if build.get("active_target", "") is None:
+        targets = build["supported_targets"]
+        raise ValueError(
+            f"CURVAX_ISA must be one of {', '.join(targets)}, which this build and this machine "
+            f"have, got {os.environ['CURVAX_ISA']!r}; unset it to use {targets[-1]}"
+        )
+    return build

@@ -1,23 +1,38 @@
 """Models of other frameworks, and parameter files, as a `curvax.Model`.
 
 `torch`, `huggingface`, `keras`, `flax`, `equinox` and `files`. Each imports its framework, and each
-adapter is imported, at its first use.
+adapter is imported, at its first use. What they make is an `AdaptedModel`; its `verify` returns a
+`Verification`, or raises a `VerificationError`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from curvax import lazy
+
+# For type checkers, which read no tables; a test compares the two.
 if TYPE_CHECKING:
-    from curvax.adapters import equinox, files, flax, huggingface, keras, torch
+    from curvax.adapters import equinox as equinox
+    from curvax.adapters import files as files
+    from curvax.adapters import flax as flax
+    from curvax.adapters import huggingface as huggingface
+    from curvax.adapters import keras as keras
+    from curvax.adapters import torch as torch
+    from curvax.adapters.adapted import AdaptedModel as AdaptedModel
+    from curvax.adapters.verification import Verification as Verification
+    from curvax.adapters.verification import VerificationError as VerificationError
 
-__all__ = ["equinox", "files", "flax", "huggingface", "keras", "torch"]
+_HOMES = {
+    "AdaptedModel": "curvax.adapters.adapted",
+    "Verification": "curvax.adapters.verification",
+    "VerificationError": "curvax.adapters.verification",
+    "equinox": "curvax.adapters.equinox",
+    "files": "curvax.adapters.files",
+    "flax": "curvax.adapters.flax",
+    "huggingface": "curvax.adapters.huggingface",
+    "keras": "curvax.adapters.keras",
+    "torch": "curvax.adapters.torch",
+}
 
+__all__ = sorted(_HOMES)
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return importlib.import_module(f"curvax.adapters.{name}")
-    raise AttributeError(f"module 'curvax.adapters' has no attribute {name!r}")
+__getattr__, __dir__ = lazy.attach(__name__, _HOMES)

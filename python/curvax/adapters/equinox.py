@@ -9,10 +9,12 @@ from curvax.adapters.adapted import AdaptedModel
 from curvax.adapters.batches import first
 from curvax.adapters.frameworks import import_framework
 from curvax.adapters.jax_libraries import JaxSource, adapt, mean_of, value_and_gradient
+from curvax.options import takes_options
 
 eqx = import_framework("equinox", "equinox")
 
 
+@takes_options()
 def from_module(
     module: Any,
     *,

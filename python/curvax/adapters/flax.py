@@ -18,11 +18,13 @@ from curvax.adapters.jax_libraries import (
     value_and_gradient,
 )
 from curvax.filters import leaf_names
+from curvax.options import takes_options
 
 linen = import_framework("flax.linen", "flax")
 nnx = import_framework("flax.nnx", "flax")
 
 
+@takes_options()
 def from_nnx(
     module: Any,
     *,
@@ -106,6 +108,7 @@ def _numbers(module: Any) -> dict[str, Any]:
     return {n: np.asarray(x) for n, x in named if not jnp.issubdtype(x.dtype, keys)}
 
 
+@takes_options()
 def from_linen(
     module: Any,
     variables: Mapping[str, Any],

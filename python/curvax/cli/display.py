@@ -145,7 +145,7 @@ def show_counts(
     printed = -math.inf
 
     def text(progress: Any) -> str:
-        return f"{progress.matvecs}/{progress.max_matvecs} products  {describe(progress)}"
+        return f"{progress.matvecs}/{progress.max_matvecs} products  {describe(progress)}".rstrip()
 
     def line(progress: Any) -> None:
         nonlocal printed

@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from curvax.cli.app import (
-    BAD_INPUT,
-    INPUT_ERRORS,
-    INTERRUPTED,
-    NOT_CONVERGED,
-    Out,
-    Quiet,
-    app,
-    describe,
-    fail,
-    make_directory,
-)
-from curvax.cli.display import open_stdout, print_facts, show_counts, show_progress
-from curvax.cli.files import write_config, write_result
-from curvax.cli.problem import (
-    NAMES,
-    Kind,
-    Microbatch,
-    OperatorName,
-    Target,
-    Where,
-    make_operator,
-    problem_facts,
-)
-from curvax.interrupt import InterruptFlag
+from curvax.cli.display import show_counts
+from curvax.cli.exits import Status
+from curvax.cli.session import Session, command
+from curvax.warnings import InterruptWarning
 
 EstimateSeed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random vectors.")]
 Products = Annotated[
-    int, typer.Option("--num-matvecs", min=1, metavar="N", help="Products with the operator.")
+    int,
+    typer.Option("--num-matvecs", min=1, metavar="N", help="How many products with the operator."),
 ]
 
 
-@app.command()
+@command()
 def trace(
-    context: typer.Context,
-    target: Target,
-    operator: OperatorName = "hessian",
-    kind: Kind = None,
-    where: Where = None,
-    microbatch_size: Microbatch = None,
+    session: Session,
     method: Annotated[
         Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"],
         typer.Option(help="The estimator; auto chooses by the operator and the products."),
@@ -63,10 +36,8 @@ def trace(
         typer.Option(min=1, metavar="N", help="With --until: stop after this many products."),
     ] = None,
     seed: EstimateSeed = 0,
-    out: Out = Path("curvax-trace"),
-    quiet: Quiet = False,
-) -> None:
-    """Estimate the trace, with its standard error.
+) -> Status:
+    """Estimate the trace of a problem, with its standard error.
 
     Writes trace.npz, .json, .txt and .png, and config.json, into DIR. The exit status is 0, or 3 if
     the standard error stayed above --until, 2 for bad input and 130 after Ctrl-C.
@@ -83,50 +54,36 @@ def trace(
     def standing(progress: Any) -> str:
         return f"{progress.estimate:.5g} ± {progress.stderr:.1e}"
 
-    operands = (target, operator, kind, where, microbatch_size)
-    _run(context, "trace", operands, options, standing, reached, out, quiet)
+    return _estimate(session, options, standing, reached)
 
 
-@app.command()
+@command()
 def diagonal(
-    context: typer.Context,
-    target: Target,
-    operator: OperatorName = "hessian",
-    kind: Kind = None,
-    where: Where = None,
-    microbatch_size: Microbatch = None,
+    session: Session,
     method: Annotated[
         Literal["auto", "hutchinson", "xdiag", "exact"],
         typer.Option(help="The estimator; auto is exact where the products suffice."),
     ] = "auto",
     num_matvecs: Products = 100,
     seed: EstimateSeed = 0,
-    out: Out = Path("curvax-diagonal"),
-    quiet: Quiet = False,
-) -> None:
-    """Find or estimate the diagonal, and its standard errors.
+) -> Status:
+    """Find or estimate the diagonal of a problem.
 
-    Writes diagonal.npz, .json, .txt and .png, and config.json, into DIR. The exit status is 0, 2
-    for bad input and 130 after Ctrl-C.
+    An estimated one comes with its standard errors. Writes diagonal.npz, .json, .txt and .png, and
+    config.json, into DIR. The exit status is 0, 2 for bad input and 130 after Ctrl-C.
     """
     options = {"method": method, "num_matvecs": num_matvecs, "seed": seed}
-    operands = (target, operator, kind, where, microbatch_size)
-    _run(context, "diagonal", operands, options, lambda _: "", lambda _: True, out, quiet)
+    return _estimate(session, options)
 
 
-@app.command()
+@command()
 def density(
-    context: typer.Context,
-    target: Target,
-    operator: OperatorName = "hessian",
-    kind: Kind = None,
-    where: Where = None,
-    microbatch_size: Microbatch = None,
+    session: Session,
     num_runs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Random starting vectors.")
+        int, typer.Option(min=1, metavar="N", help="How many random starting vectors.")
     ] = 10,
     num_steps: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Lanczos steps, so products, of each.")
+        int, typer.Option(min=2, metavar="N", help="How many Lanczos steps, so products, of each.")
     ] = 80,
     width: Annotated[
         float | None,
@@ -135,77 +92,52 @@ def density(
         ),
     ] = None,
     seed: EstimateSeed = 0,
-    out: Out = Path("curvax-density"),
-    quiet: Quiet = False,
-) -> None:
-    """Estimate the density of all eigenvalues, with a band of 95 %.
+) -> Status:
+    """Estimate the density of all eigenvalues of a problem.
 
-    Writes density.npz, .json, .txt and .png, and config.json, into DIR. The exit status is 0, 2 for
-    bad input and 130 after Ctrl-C.
+    It comes with a band of 95 %. Writes density.npz, .json, .txt and .png, and config.json, into
+    DIR. The exit status is 0, 2 for bad input and 130 after Ctrl-C.
     """
-    options = {"num_runs": num_runs, "num_steps": num_steps, "width": width, "seed": seed}
-    operands = (target, operator, kind, where, microbatch_size)
 
     def standing(progress: Any) -> str:
         return f"{progress.runs}/{progress.num_runs} runs"
 
-    _run(context, "density", operands, options, standing, lambda _: True, out, quiet)
+    options = {"num_runs": num_runs, "num_steps": num_steps, "width": width, "seed": seed}
+    return _estimate(session, options, standing)
 
 
-def _run(
-    context: typer.Context,
-    name: str,
-    operands: tuple[Any, ...],
+def _estimate(
+    session: Session,
     options: dict[str, Any],
-    standing: Callable[[Any], str],
-    reached: Callable[[Any], bool],
-    out: Path,
-    quiet: bool,
-) -> None:
-    """Make the operator, estimate, print and write.
+    standing: Callable[[Any], str] = lambda _: "",
+    reached: Callable[[Any], bool] = lambda _: True,
+) -> Status:
+    """Estimate, print and write.
 
     Args:
-        context: of the command.
-        name: of the command, and of its files.
-        operands: the arguments of `make_operator`.
-        options: those of the estimator.
+        session: the command's.
+        options: of the estimator that the command is called after.
         standing: what to say of a progress, besides its products.
         reached: whether a result is what was asked for.
-        out: the directory.
-        quiet: print nothing but errors.
     """
-    make_directory(out)
-    console = open_stdout(quiet)
-    target, operator = operands[:2]
-    try:
-        with show_progress(quiet, "loading JAX and the model; compiling its loss"):
-            op = make_operator(*operands)
-        import curvax as cx
+    op = session.load()
+    import curvax as cx
 
-        known: dict[str, Any] = {
-            "density": cx.spectral_density,
-            "trace": cx.trace,
-            "diagonal": cx.diagonal,
-        }
-        print_facts(console, problem_facts(target, op, operator))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", DeprecationWarning)
-            with show_counts(quiet, "compiling the matrix-vector product", standing) as callback:
-                result = known[name](op, callback=callback, **options)
-        with InterruptFlag(warns=False) as late:
-            console.print(str(result))
-            # The table says whether it was interrupted.
-            notes = [w.message for w in caught if w.category is not cx.InterruptWarning]
-            for note in dict.fromkeys(map(str, notes)):
-                console.print(f"note: {note}", style="yellow")
-            title = f"{name} of the {NAMES[operator]} of {target}"
-            write_result(console, result, out / name, title[0].upper() + title[1:])
-            write_config(console, context, op, out)
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
-    except INPUT_ERRORS as error:
-        fail(describe(error), BAD_INPUT)
-    if result.interrupted or late:
-        raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(0 if reached(result) else NOT_CONVERGED)
+    estimators: dict[str, Callable[..., Any]] = {
+        "trace": cx.trace,
+        "diagonal": cx.diagonal,
+        "density": cx.spectral_density,
+    }
+    with (
+        # The table says whether it was interrupted.
+        session.notes(known=InterruptWarning),
+        show_counts(session.quiet, "compiling the matrix-vector product", standing) as callback,
+    ):
+        result = estimators[session.command](op, callback=callback, **options)
+    name, problem = session.command, session.problem
+    title = f"{name.capitalize()} of the {problem.matrix} of {problem.target}"
+
+    def show() -> None:
+        session.console.print(str(result))
+
+    return session.finish(op, result, name, title, show, reached(result))

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from curvax.cli.machine import device, kernels
@@ -30,15 +29,14 @@ def write_result(console: Console, result: Any, path: Path, title: str) -> None:
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-def write_config(console: Console, context: typer.Context, op: Any, out: Path) -> None:
+def write_config(
+    console: Console, command: str, options: dict[str, Any], op: Any, out: Path
+) -> None:
     """Write `config.json`: everything that a run depends on, defaults too."""
     facts = {
         "command": ["curvax", *sys.argv[1:]],
-        "subcommand": context.info_name,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in context.params.items()
-        },
+        "subcommand": command,
+        "options": options,
         "operator": {
             "class": type(op).__name__,
             "parameters": op.shape[0],
@@ -57,5 +55,5 @@ def write_config(console: Console, context: typer.Context, op: Any, out: Path) -
         "kernels": kernels(),
     }
     path = out / "config.json"
-    path.write_text(json.dumps(facts, indent=2) + "\n")
+    path.write_text(json.dumps(facts, indent=2, default=str) + "\n")
     console.print(f"wrote {path}", soft_wrap=True)

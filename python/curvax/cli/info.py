@@ -8,18 +8,17 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from curvax.cli.app import BAD_INPUT, app, fail
+from curvax.cli.app import Command, app
 from curvax.cli.display import open_stdout, print_facts
+from curvax.cli.exits import failures
 from curvax.cli.machine import cuda_devices, cuda_module, kernels, start_jax
 
 
-@app.command()
+@app.command(cls=Command)
 def info() -> None:
     """Show versions, devices and the compiled kernels."""
-    try:
+    with failures():
         print_facts(open_stdout(), dict(_info()))
-    except (ValueError, ImportError) as error:
-        fail(str(error), BAD_INPUT)
 
 
 def _info() -> Iterable[tuple[str, str]]:
@@ -37,7 +36,7 @@ def _info() -> Iterable[tuple[str, str]]:
     yield "kernels", kernels()
     if build:
         yield "FFI API", f"0.{build['ffi_api_minor']}"
-        yield "levels", f"{', '.join(build['compiled_levels'])}; in use: {build['active_level']}"
+        yield "targets", f"{', '.join(build['compiled_targets'])}; in use: {build['active_target']}"
         # GCC gives its number alone, other compilers their name too.
         name = "GCC " if build["compiler"][0].isdigit() else ""
         yield "compiler", name + build["compiler"]

@@ -33,8 +33,8 @@ def kernels() -> str:
     listed = ", ".join(names)
     if not _native.use_native(names[0]):
         return f"switched off by CURVAX_IMPL ({listed})"
-    level = f", level {build['active_level']}" if "active_level" in build else " for CUDA"
-    return f"compiled{level} ({listed})"
+    target = f", target {build['active_target']}" if "active_target" in build else " for CUDA"
+    return f"compiled{target} ({listed})"
 
 
 def cuda_module() -> str:

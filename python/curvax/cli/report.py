@@ -1,19 +1,14 @@
-"""How a result is printed and written."""
+"""How eigenpairs are printed."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from curvax.cli.app import INTERRUPTED, NOT_CONVERGED
 from curvax.cli.display import print_facts
-from curvax.cli.files import write_config, write_result
-from curvax.interrupt import InterruptFlag
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -24,39 +19,6 @@ _COMPLETE = {
     True: "searched: none was left to find",
     False: "searched until the products ran out: some may be missing",
 }
-
-
-def report(
-    console: Console,
-    context: typer.Context,
-    op: Any,
-    result: EigenResult,
-    wanted: int,
-    out: Path,
-    title: str,
-) -> typer.Exit:
-    """Print and write a result, which an interrupt does not cut short.
-
-    Args:
-        console: where to print.
-        context: of the command, whose options are written too.
-        op: the operator.
-        result: what `eigsh` returned.
-        wanted: how many eigenpairs were asked for.
-        out: where `spectrum.npz`, `.json`, `.txt` and, with matplotlib, `.png` go, and
-            `config.json`.
-        title: of the picture.
-
-    Returns:
-        The end of the command, to be raised.
-    """
-    with InterruptFlag(warns=False) as late:
-        print_result(console, result, wanted)
-        write_result(console, result, out / "spectrum", title)
-        write_config(console, context, op, out)
-    if result.interrupted or late:
-        return typer.Exit(INTERRUPTED)
-    return typer.Exit(0 if result.all_converged else NOT_CONVERGED)
 
 
 def print_result(console: Console, result: EigenResult, wanted: int) -> None:
@@ -92,7 +54,7 @@ def _value_format(result: EigenResult) -> str:
 
 
 def _facts(result: EigenResult) -> dict[str, str]:
-    products, seconds = result.num_matvecs, dict(result.seconds)
+    seconds = dict(result.seconds)
     total = seconds.pop("total")
     parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
     return {
@@ -100,7 +62,7 @@ def _facts(result: EigenResult) -> dict[str, str]:
         "noise": f"{result.noise:.1e} of max |eigenvalue|",
         "orthogonality": f"{result.orthogonality:.1e}",
         "complete": _COMPLETE[result.complete],
-        "products": f"{products.solve} solve + {products.verification} verification",
+        "products": f"{result.num_matvecs} solve + {result.num_verification} verification",
         "restarts": str(result.num_restarts),
         "seconds": f"{total:.2f} in all: {parts}",
     }
@@ -121,6 +83,6 @@ def _verdict(result: EigenResult, wanted: int) -> str:
     if result.all_converged:
         return f"all {k} eigenpairs converged"
     return (
-        f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs.solve} products; "
+        f"not converged: {k - done} of {k} eigenpairs, after {result.num_matvecs} products; "
         "raise --max-matvecs or --tol"
     )

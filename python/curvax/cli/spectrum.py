@@ -1,143 +1,168 @@
-"""`curvax spectrum`."""
+"""`curvax spectrum`, and `curvax demo`, which is one of the shipped GPT."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from curvax.cli.app import (
-    BAD_INPUT,
-    INPUT_ERRORS,
-    INTERRUPTED,
+from curvax.cli.display import show_progress
+from curvax.cli.exits import Status
+from curvax.cli.options import (
     Certify,
     Count,
     Limit,
     MaxMatvecs,
-    OptionalTol,
-    Out,
-    Quiet,
     RelativeTo,
     Seed,
+    Tol,
     Which,
-    app,
-    check_matvecs,
-    describe,
-    fail,
-    limit_bytes,
-    make_directory,
 )
-from curvax.cli.display import open_stdout, print_facts, show_progress
-from curvax.cli.problem import (
-    NAMES,
-    Kind,
-    Microbatch,
-    OperatorName,
-    OptionalTarget,
-    Where,
-    make_operator,
-    problem_facts,
-)
-from curvax.cli.report import report
-from curvax.cli.smollm2 import (
-    ModelName,
-    Text,
-    Tokens,
-    check_source,
-    smollm2_facts,
-    smollm2_operator,
-)
-from curvax.cli.solve import solve
+from curvax.cli.problem import Problem
+from curvax.cli.report import print_result
+from curvax.cli.session import Session, command
+from curvax.warnings import ConvergenceWarning
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
 
 
-@app.command()
+@dataclasses.dataclass(frozen=True)
+class SpectrumOptions:
+    """The eigenvalues that are asked for, and what they may cost.
+
+    Attributes:
+        k: how many, or how many from the high and from the low end.
+        which: see `eigsh`.
+        tol: see `eigsh`.
+        certify: see `eigsh`.
+        relative_to: see `eigsh`.
+        max_matvecs: see `eigsh`.
+        seed: see `eigsh`.
+        limit: bytes that the solve may add.
+        remedy: what lowers the memory.
+    """
+
+    k: int | tuple[int, int]
+    which: Which
+    tol: float
+    certify: Certify
+    relative_to: RelativeTo = None
+    max_matvecs: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    remedy: str = "raise --limit or lower -k"
+
+    def __post_init__(self) -> None:
+        if self.max_matvecs is not None and self.max_matvecs < self.total:
+            raise typer.BadParameter(
+                f"{self.total} eigenvalues need at least as many products, got {self.max_matvecs}; "
+                "raise it or ask for fewer",
+                param_hint="--max-matvecs",
+            )
+
+    @property
+    def total(self) -> int:
+        """How many in all."""
+        return self.k if isinstance(self.k, int) else sum(self.k)
+
+    def __str__(self) -> str:
+        if isinstance(self.k, int):
+            return f"{self.k} eigenvalues ({self.which}), tol {self.tol:g}"
+        return f"{self.k[0]} highest and {self.k[1]} lowest eigenvalues, tol {self.tol:g}"
+
+
+@command()
 def spectrum(
-    context: typer.Context,
-    target: OptionalTarget = None,
-    model: ModelName = None,
+    session: Session,
     count: Count = 5,
-    operator: OperatorName = "hessian",
-    kind: Kind = None,
-    where: Where = None,
-    microbatch_size: Microbatch = None,
     which: Which = "LM",
-    tol: OptionalTol = None,
-    tokens: Tokens = 128,
+    tol: Tol = 1e-3,
     relative_to: RelativeTo = None,
-    text: Text = None,
     limit: Limit = None,
     max_matvecs: MaxMatvecs = None,
     seed: Seed = 0,
     certify: Certify = "residuals",
-    out: Out = Path("curvax-spectrum"),
-    quiet: Quiet = False,
-) -> None:
-    """Analyse a model of one's own: outermost eigenvalues of its loss.
+) -> Status:
+    """Find outermost eigenvalues of a problem, each with its residual.
 
-    MODULE:FUNCTION names a function that returns (model, batches). The eigenvalues are those of the
-    Hessian, the Gauss-Newton or the Fisher matrix. Forecasts the memory first, and chooses the size
-    and the storage of the basis to fit. Writes spectrum.npz, .json, .txt and .png, and config.json
-    with all options, into DIR. The default of --tol is 1e-3, and 1e-2 with --model. The exit status
+    Forecasts the memory first, and chooses the size and the storage of the basis to fit. Writes
+    spectrum.npz, .json, .txt and .png, and config.json with all options, into DIR. The exit status
     is 0 if every eigenpair converged, 3 if not, 2 for bad input (also if the solve would not fit)
     and 130 after Ctrl-C, which keeps what the solve knows.
     """
-    check_matvecs(max_matvecs, count, "-k")
-    bound = limit_bytes(limit)
-    check_source(target, model)
-    make_directory(out)
-    console = open_stdout(quiet)
-    context.params["tol"] = tol = tol or (1e-3 if model is None else 1e-2)
-    options = {"which": which, "tol": tol, "certify": certify}
-    try:
-        with show_progress(quiet, "loading JAX and the model; compiling its loss"):
-            options_of_operator = (operator, kind, where, microbatch_size)
-            if target is None:
-                op = smollm2_operator(tokens, text, *options_of_operator)
-            else:
-                op = make_operator(target, *options_of_operator)
-        name = "SmolLM2-135M" if target is None else target
-        wanted = f"{count} eigenvalues ({which}) of the {NAMES[operator]}, tol {tol:g}"
-        print_facts(
-            console,
-            (smollm2_facts(op, tokens) if target is None else problem_facts(target, op, operator))
-            | {"wanted": wanted},
-        )
-        own = {"seed": seed, "relative_to": relative_to}
-        result = _solve(console, op, count, bound, options, quiet, max_matvecs, own)
-        title = f"{NAMES[operator]} of {name}: outermost eigenvalues"
-        end = report(console, context, op, result, count, out, title)
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
-    except INPUT_ERRORS as error:
-        fail(describe(error), BAD_INPUT)
-    raise end
+    wanted = SpectrumOptions(count, which, tol, certify, relative_to, max_matvecs, seed, limit)
+    return analyse(session, wanted)
 
 
-def _solve(
-    console: Console,
-    op: Any,
-    count: int,
-    limit: int | None,
-    options: dict[str, Any],
-    quiet: bool,
-    max_matvecs: int | None,
-    own: dict[str, Any],
-) -> EigenResult:
+@command(Problem("curvax.models.gpt:make_problem"))
+def demo(
+    session: Session,
+    high: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Eigenvalues from the high end.")
+    ] = 10,
+    low: Annotated[int, typer.Option(min=0, metavar="N", help="Eigenvalues from the low end.")] = 5,
+    tol: Tol = 1e-3,
+    max_matvecs: MaxMatvecs = None,
+    seed: Seed = 0,
+    certify: Certify = "residuals",
+) -> Status:
+    """Find outermost eigenvalues of a small GPT that ships with it.
+
+    The same as `curvax spectrum curvax.models.gpt:make_problem --which BE`, with a number for each
+    end. The exit status is 0 if every eigenpair converged, 3 if not, 2 for bad input and 130 after
+    Ctrl-C, which keeps what the solve knows.
+    """
+    if not high + low:
+        raise typer.BadParameter("ask for at least one eigenvalue", param_hint="--high, --low")
+    remedy = "lower --high, --low"
+    wanted = SpectrumOptions(
+        (high, low), "BE", tol, certify, None, max_matvecs, seed, remedy=remedy
+    )
+    return analyse(session, wanted)
+
+
+def analyse(session: Session, wanted: SpectrumOptions) -> Status:
+    """Find, print and write the eigenvalues wanted."""
+    op = session.load(wanted=str(wanted))
+    result = _solve(session, op, wanted)
+
+    def show() -> None:
+        print_result(session.console, result, wanted.total)
+
+    title = f"{session.problem.matrix} of {session.problem.target}: outermost eigenvalues"
+    return session.finish(op, result, "spectrum", title, show, result.all_converged)
+
+
+def _solve(session: Session, op: Any, wanted: SpectrumOptions) -> EigenResult:
     import curvax as cx
 
-    with show_progress(quiet, "compiling the matrix-vector product; forecasting its memory"):
-        plan = cx.plan(op, count, **options, limit=limit)
-    console.print(str(plan))
-    if not plan.fits:
-        raise MemoryError(f"this would not fit in memory: raise --limit or lower -k\n{plan}")
-    chosen = {
-        "block_size": plan.block_size,
-        "max_basis": plan.max_basis,
-        "basis_dtype": plan.basis_dtype,
+    options: dict[str, Any] = {
+        "which": wanted.which,
+        "tol": wanted.tol,
+        "certify": wanted.certify,
     }
-    return solve(console, op, count, quiet, max_matvecs, {**options, **chosen, **own})
+    with show_progress(session.quiet, "compiling the matrix-vector product"):
+        plan = cx.plan(op, wanted.k, limit=wanted.limit, **options)
+    session.console.print(str(plan))
+    if not plan.fits:
+        raise MemoryError(f"this would not fit in memory: {wanted.remedy}\n{plan}")
+    budgeted = wanted.max_matvecs is not None
+    with (
+        session.notes(known=ConvergenceWarning),
+        show_progress(session.quiet, "compiling the solver", budgeted) as display,
+    ):
+        result: EigenResult = cx.eigsh(
+            op,
+            wanted.k,
+            relative_to=wanted.relative_to,
+            max_matvecs=wanted.max_matvecs,
+            seed=wanted.seed,
+            block_size=plan.block_size,
+            max_basis=plan.max_basis,
+            basis_dtype=plan.basis_dtype,
+            callback=display.update,
+            **options,
+        )
+    return result

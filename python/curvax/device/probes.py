@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from curvax.checks import seed_word
 from curvax.columns import over_columns, random_columns, row_sums
 from curvax.operators.base import Operator
 from curvax.program import Clock, Program
@@ -36,7 +37,7 @@ def draw(
         device, of as many as a step of `over_columns` takes) are all that is allocated.
     """
     block = _Block(like.shape[0], op.shape[0], op.dtype)
-    return _PROGRAMS[distribution](clock, block, word(seed), np.uint32(first))
+    return _PROGRAMS[distribution](clock, block, seed_word(seed), np.uint32(first))
 
 
 @jax.tree_util.register_static
@@ -47,11 +48,6 @@ class _Block:
     count: int
     n: int
     dtype: np.dtype[Any]
-
-
-def word(seed: int) -> np.uint32:
-    """The part of a seed that counts."""
-    return np.uint32(seed & 0xFFFFFFFF)
 
 
 def columns(

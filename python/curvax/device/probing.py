@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from curvax.arrays import scale_of
 from curvax.columns import matmul, over_columns, row_sums
 from curvax.device import probes
 from curvax.operators.base import Operator, RestrictedOperator
@@ -161,10 +162,8 @@ def store(rows: Array, block: Array, first: Array) -> Array:
 
 
 def _norms(rows: Array) -> Array:
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    largest = jnp.max(jnp.abs(rows), axis=1)
-    scale = jnp.where(largest == 0, jnp.ones_like(largest), largest)
-    return scale * jnp.linalg.norm(rows / scale[:, None], axis=1)
+    scale = scale_of(rows, axis=1)
+    return scale[:, 0] * jnp.linalg.norm(rows / scale, axis=1)
 
 
 @program()

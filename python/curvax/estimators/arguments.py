@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from scipy.special import stdtrit
 
-from curvax.checks import check_count, check_number, shown
-from curvax.ops.block_ortho import MAX_BLOCK
+from curvax.checks import check_number
+from curvax.krylov.sizes import check_block_size
 
 # With fewer samples no interval is given. Those of ±1 can all be equal though the operator is far
 # from diagonal: of one pair of entries beside the diagonal, in 2 of 2^s runs.
@@ -41,18 +41,11 @@ def check_block(asked: Any, n: int) -> int:
     By default 1 on a CPU, where a larger block takes memory and saves little or no time, else 4.
 
     Raises:
-        TypeError: neither an integer nor `"auto"`.
-        ValueError: not positive, or too large.
+        TypeError: neither an integer nor a string.
+        ValueError: another string than `"auto"`, not positive, or too large.
     """
-    if isinstance(asked, str) and asked == "auto":
-        return min(n, 1 if jax.default_backend() == "cpu" else 4)
-    if asked is None or isinstance(asked, str):
-        raise TypeError(f"block_size must be 'auto' or an integer, got {shown(asked)}")
-    block = check_count("block_size", asked, low=1)
-    if block > min(MAX_BLOCK, n):
-        why = "n = " if n < MAX_BLOCK else ""
-        raise ValueError(f"block_size must be at most {why}{min(MAX_BLOCK, n)}, got {block}")
-    return block
+    block = check_block_size(asked, n, "auto")
+    return min(n, 1 if jax.default_backend() == "cpu" else 4) if isinstance(block, str) else block
 
 
 def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """`spectral_density`: the density of an operator's eigenvalues, with a confidence band."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +21,9 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.options import takes_options
 from curvax.program import Clock
-from curvax.results import EigenResult, SpectralDensity
+from curvax.results import DensityProgress, EigenResult, SpectralDensity
 from curvax.results.smoothing import smoothed_density
 from curvax.results.units import times
 from curvax.warnings import warn
@@ -31,16 +32,7 @@ from curvax.warnings import warn
 _NARROWEST = 1e-13
 
 
-class DensityProgress(NamedTuple):
-    """The state of `spectral_density` after a step; what `callback` receives."""
-
-    matvecs: int
-    max_matvecs: int
-    runs: int
-    num_runs: int
-    seconds: float
-
-
+@takes_options()
 def spectral_density(
     A: Any,
     *,
@@ -141,11 +133,11 @@ def _estimate(
         **values,
         num_parameters=op.shape[0],
         num_steps=request.num_steps,
-        num_deflated=request.known.count,
-        num_matvecs=made + request.known.matvecs,
+        num_deflated=request.deflation.count,
+        num_matvecs=made + request.deflation.matvecs,
         block_size=request.block_size,
         seed=request.seed,
-        seconds={**clock.seconds, "total": clock.total()},
+        seconds=clock.parts(),
         interrupted=bool(interrupted),
     )
 

@@ -1,15 +1,16 @@
 """`diagonal`: the diagonal of a symmetric operator, or of its blocks, with standard errors."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from curvax.arrays import reject_tracers
-from curvax.checks import check_callback, check_choice, check_count, check_seed
+from curvax.checks import check_callback, check_choice, check_count, check_seed, seed_word
 from curvax.device import probes, probing
 from curvax.estimators import arguments, leave_one_out
 from curvax.estimators.arguments import (
@@ -19,7 +20,7 @@ from curvax.estimators.arguments import (
     too_few_samples,
 )
 from curvax.estimators.exact import chunk_size, exact_diagonal
-from curvax.estimators.run import Known, Run, Settings
+from curvax.estimators.sampling import Sampling, Settings
 from curvax.estimators.sketch import Sketch
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
@@ -28,6 +29,7 @@ from curvax.memory import available_bytes, readable
 from curvax.operators.base import Blocks, Operator, RestrictedOperator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.evidence import check_form
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import BlockResults, DiagonalResult, TraceProgress
 
@@ -38,34 +40,29 @@ METHODS = ("auto", "hutchinson", "xdiag", "exact")
 _FEWEST = {"hutchinson": 2, "xdiag": 2 * FEWEST_SAMPLES, "exact": 1}
 
 
-@overload
-def diagonal(A: Blocks, **options: Any) -> BlockResults[DiagonalResult]: ...
+class DiagonalOptions(TypedDict, total=False):
+    """Options of `diagonal`, which says what they mean, with their defaults."""
+
+    method: Annotated[Literal["auto", "hutchinson", "xdiag", "exact"], "auto"]
+    num_matvecs: Annotated[int, 100]
+    distribution: Annotated[Literal["rademacher", "gaussian", "sphere"], "rademacher"]
+    seed: Annotated[int | None, None]
+    block_size: Annotated[int | Literal["auto"], "auto"]
+    callback: Annotated[Callable[[TraceProgress], Any] | None, None]
 
 
 @overload
+def diagonal(A: Blocks, **options: Unpack[DiagonalOptions]) -> BlockResults[DiagonalResult]: ...
+
+
+@overload
+def diagonal(A: Any, **options: Unpack[DiagonalOptions]) -> DiagonalResult: ...
+
+
+@takes_options(DiagonalOptions)
 def diagonal(
-    A: Any,
-    *,
-    method: Literal["auto", "hutchinson", "xdiag", "exact"] = "auto",
-    num_matvecs: int = 100,
-    distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
-    seed: int | None = None,
-    block_size: int | Literal["auto"] = "auto",
-    callback: Callable[[TraceProgress], Any] | None = None,
-) -> DiagonalResult: ...
-
-
-# The first overload stands for the same keywords.
-def diagonal(  # type: ignore[misc]
-    A: Any,
-    *,
-    method: Literal["auto", "hutchinson", "xdiag", "exact"] = "auto",
-    num_matvecs: int = 100,
-    distribution: Literal["rademacher", "gaussian", "sphere"] = "rademacher",
-    seed: int | None = None,
-    block_size: int | Literal["auto"] = "auto",
-    callback: Callable[[TraceProgress], Any] | None = None,
-) -> Any:
+    A: Any, **options: Unpack[DiagonalOptions]
+) -> DiagonalResult | BlockResults[DiagonalResult]:
     """Find or estimate the diagonal of a symmetric operator.
 
     Args:
@@ -111,10 +108,28 @@ def diagonal(  # type: ignore[misc]
     whole = A.whole if isinstance(A, Blocks) else A
     reject_tracers("diagonal", whole)
     op = as_operator(whole)
+    clock = Clock("products", "host")
+    method, settings = _settle(op, options, clock)
+    smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
+    explained = Explained(op, smaller, settings.block)
+    with InterruptFlag() as interrupted, explained, original_errors(op):
+
+        def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
+            callback = scaled_callback(scaled, settings.callback)
+            own = dataclasses.replace(settings, callback=callback)
+            sampling = Sampling(scaled, own, interrupted, clock)
+            found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](sampling)
+            return _deliver(A if isinstance(A, Blocks) else op, sampling, method, *found)
+
+        return in_range(op, attempt)
+
+
+def _settle(op: Operator, options: DiagonalOptions, clock: Clock) -> tuple[str, Settings]:
+    """Check the arguments of `diagonal`, and decide what is left open."""
     n = op.shape[0]
-    check_choice("method", method, METHODS)
-    check_choice("distribution", distribution, probes.DISTRIBUTIONS)
-    count = check_count("num_matvecs", num_matvecs, low=1)
+    method = check_choice("method", options["method"], METHODS)
+    distribution = check_choice("distribution", options["distribution"], probes.DISTRIBUTIONS)
+    count = check_count("num_matvecs", options["num_matvecs"], low=1)
     if count >= n and method in ("auto", "xdiag"):
         method = "exact"
     elif method == "auto":
@@ -125,68 +140,68 @@ def diagonal(  # type: ignore[misc]
             "method='xdiag' divides by the squares of the probes: distribution must be "
             f"'rademacher', got {distribution!r}"
         )
-    drawn, block = check_seed(seed), arguments.check_block(block_size, n)
-    check_callback(callback)
-    clock = Clock("products", "host")
+    block = arguments.check_block(options["block_size"], n)
     if method == "exact":
         count = n
-        block = chunk_size(op, clock) if block_size == "auto" else block
-    smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
-    explained = Explained(op, smaller, block)
-    with InterruptFlag() as interrupted, explained, original_errors(op):
-
-        def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
-            own = scaled_callback(scaled, callback)
-            settings = Settings(count, count, distribution, None, drawn, block, own)
-            run = Run(scaled, settings, interrupted, clock, Known())
-            found = {"hutchinson": _hutchinson, "xdiag": _xdiag, "exact": _exact}[method](run)
-            return _deliver(A if isinstance(A, Blocks) else op, run, method, *found)
-
-        return in_range(op, attempt)
+        block = chunk_size(op, clock) if options["block_size"] == "auto" else block
+    settings = Settings(
+        planned=count,
+        limit=count,
+        distribution=distribution,
+        until=None,
+        seed=check_seed(options["seed"]),
+        block=block,
+        callback=check_callback(options["callback"]),
+    )
+    return method, settings
 
 
-def _exact(run: Run) -> tuple[Array, Array, int]:
+def _exact(sampling: Sampling) -> tuple[Array, Array, int]:
     """The diagonal, zeros (NaN where it was not reached), and the number of samples."""
 
     def note(count: int, total: float) -> None:
-        run.matvecs = count
-        run.note(total, 0.0 if count == run.op.shape[0] else math.inf)
+        sampling.matvecs = count
+        sampling.note(total, 0.0 if count == sampling.op.shape[0] else math.inf)
 
-    rows = run.settings.block
-    found, _ = exact_diagonal(run.op, rows, run.clock, run.interrupted, note)
+    rows = sampling.settings.block
+    found, _ = exact_diagonal(sampling.op, rows, sampling.clock, sampling.interrupted, note)
     entries = jnp.asarray(found)
-    return entries, jnp.where(jnp.isnan(entries), jnp.nan, jnp.zeros_like(entries)), run.matvecs
+    return (
+        entries,
+        jnp.where(jnp.isnan(entries), jnp.nan, jnp.zeros_like(entries)),
+        sampling.matvecs,
+    )
 
 
-def _hutchinson(run: Run) -> tuple[Array, Array, int]:
+def _hutchinson(sampling: Sampling) -> tuple[Array, Array, int]:
     """The least-squares fit of `A z ≈ d ∘ z`, entry by entry, which for ±1 is a mean of `z ∘ A z`.
 
     Given the other entries of z, what is left of entry i is independent of `z_i`, so that a linear
     regression's standard error is right (exactly so for Gaussian probes).
     """
-    state = jnp.zeros((3, run.op.shape[0]), run.op.dtype)
+    state = jnp.zeros((3, sampling.op.shape[0]), sampling.op.dtype)
     traces: list[float] = []
-    while run.left > 0 and not (run.interrupted and traces):
-        block = run.probes(len(traces), min(run.settings.block, run.left), None)
-        products = run.multiply(block)
-        zw, _, _ = run.forms(block, products)
-        state = probing.regress(run.clock, state, block, products)
+    while sampling.left > 0 and not (sampling.interrupted and traces):
+        block = sampling.probes(len(traces), min(sampling.settings.block, sampling.left), None)
+        products = sampling.multiply(block)
+        zw, _, _ = sampling.forms(block, products)
+        state = probing.regress(sampling.clock, state, block, products)
         traces += list(zw)
-        run.note(*mean_stderr(traces))
+        sampling.note(*mean_stderr(traces))
     stderr = probing.regression_stderr(
-        run.clock, state, np.float64(len(traces)), np.float64(run.eps)
+        sampling.clock, state, np.float64(len(traces)), np.float64(sampling.eps)
     )
     return state[0], stderr, len(traces)
 
 
-def _xdiag(run: Run) -> tuple[Array, Array, int]:
+def _xdiag(sampling: Sampling) -> tuple[Array, Array, int]:
     """The mean of the leave-one-out estimates of a sketch."""
-    op, size = run.op, min(run.settings.limit // 2, run.dimension)
-    need = (2 * size + 3 * run.settings.block) * op.shape[0] * op.dtype.itemsize
+    op, size = sampling.op, min(sampling.settings.limit // 2, sampling.dimension)
+    need = (2 * size + 3 * sampling.settings.block) * op.shape[0] * op.dtype.itemsize
     if need > available_bytes():
         raise MemoryError(
-            f"method='xdiag' with num_matvecs={run.settings.limit} needs {readable(need)}, but "
-            f"{readable(available_bytes())} are free: lower num_matvecs, or use "
+            f"method='xdiag' with num_matvecs={sampling.settings.limit} needs {readable(need)}, "
+            f"but {readable(available_bytes())} are free: lower num_matvecs, or use "
             "method='hutchinson'"
         )
     kept = jnp.zeros((size, op.shape[0]), op.dtype)
@@ -194,16 +209,16 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
     def keep(products: Array) -> None:
         nonlocal kept
         first = np.int32(sketch.size - len(products))
-        kept = probing.store(run.clock, kept, products, first)
+        kept = probing.store(sampling.clock, kept, products, first)
 
-    sketch = Sketch(run, size, project=True, keep=keep)
-    while sketch.size < size and not (run.interrupted and sketch.size):
-        sketch.extend(min(run.settings.block, size - sketch.size))
-        run.note(*mean_stderr(sketch.hutchinson))
+    sketch = Sketch(sampling, size, project=True, keep=keep)
+    while sketch.size < size and not (sampling.interrupted and sketch.size):
+        sketch.extend(min(sampling.settings.block, size - sketch.size))
+        sampling.note(*mean_stderr(sketch.hutchinson))
     basis, k = sketch.basis, sketch.size
     if k < size:
         basis, kept = basis[:k], kept[:k]
-    check_form(np.asarray(probing.inner(run.clock, basis, kept)), sketch.frobenius)
+    check_form(np.asarray(probing.inner(sampling.clock, basis, kept)), sketch.frobenius)
     taken = leave_one_out.directions(sketch.factor)
     small = (
         taken.vectors,
@@ -212,13 +227,18 @@ def _xdiag(run: Run) -> tuple[Array, Array, int]:
         taken.inverse_sines2,
     )
     estimate, stderr = probing.leave_one_out_diagonal(
-        run.clock, basis, kept, probes.word(run.settings.seed), small
+        sampling.clock, basis, kept, seed_word(sampling.seed), small
     )
     return estimate, stderr, k
 
 
 def _deliver(
-    A: Operator | Blocks, run: Run, method: str, estimate: Array, stderr: Array, samples: int
+    A: Operator | Blocks,
+    sampling: Sampling,
+    method: str,
+    estimate: Array,
+    stderr: Array,
+    samples: int,
 ) -> DiagonalResult | BlockResults[DiagonalResult]:
     reason = ""
     if method != "exact" and samples < FEWEST_FOR_INTERVAL:
@@ -232,11 +252,11 @@ def _deliver(
             stderr=op.unravel(vectors[1]),
             num_samples=samples,
             method=method,
-            num_matvecs=run.matvecs,
-            block_size=run.settings.block,
-            seed=None if method == "exact" else run.settings.seed,
-            seconds={**run.clock.seconds, "total": run.clock.total()},
-            interrupted=bool(run.interrupted),
+            num_matvecs=sampling.matvecs,
+            block_size=sampling.settings.block,
+            seed=None if method == "exact" else sampling.settings.seed,
+            seconds=sampling.clock.parts(),
+            interrupted=bool(sampling.interrupted),
             no_stderr=reason,
         )
 

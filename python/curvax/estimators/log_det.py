@@ -24,6 +24,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
@@ -34,6 +35,7 @@ from curvax.warnings import warn
 _ROUNDING = 10.0
 
 
+@takes_options()
 def log_det(
     A: Any,
     *,
@@ -139,12 +141,12 @@ def _estimate(
         samples=runs.samples(),
         method="lanczos",
         distribution="sphere",
-        num_matvecs=made + request.known.matvecs,
-        num_deflated=request.known.count,
+        num_matvecs=made + request.deflation.matvecs,
+        num_deflated=request.deflation.count,
         block_size=request.block_size,
         seed=request.seed,
         history=tuple(history),
-        seconds={**clock.seconds, "total": clock.total()},
+        seconds=clock.parts(),
         interrupted=bool(interrupted),
     )
 
@@ -163,7 +165,7 @@ class _Runs:
                 f"{self._unit:.2g}, that the determinant is that of damping·I"
             )
         self._eps = float(jnp.finfo(op.dtype).eps)
-        self._known = request.known
+        self._known = request.deflation
         self._atoms = request.atoms + damping
         self._dimension = op.shape[0] - len(request.atoms)
         self._coefficients: list[tuple[Float64Array, Float64Array]] = []

@@ -24,7 +24,7 @@ from curvax.checks import check_count, check_seed
 from curvax.device.probes import draw
 from curvax.device.probing import project_off
 from curvax.estimators import arguments
-from curvax.estimators.run import Known
+from curvax.estimators.deflation import Deflation
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.recurrence import Recurrence, normalize
 from curvax.operators.base import Operator
@@ -81,7 +81,7 @@ class Request:
         num_steps: products for each, no more than the space has dimensions.
         block_size: runs side by side.
         seed: start i depends on the seed and on i alone.
-        known: the eigenpairs left out.
+        deflation: the eigenpairs left out.
         atoms: `(k,)` float64, their eigenvalues.
         coupling: `‖A X − X Θ‖` of their vectors X and values Θ, or more.
     """
@@ -90,7 +90,7 @@ class Request:
     num_steps: int
     block_size: int
     seed: int
-    known: Known
+    deflation: Deflation
     atoms: Float64Array
     coupling: float
 
@@ -114,15 +114,15 @@ def check_request(
     steps = check_count("num_steps", num_steps, low=1)
     block = min(arguments.check_block(block_size, op.shape[0]), runs)
     seed = check_seed(seed)
-    known = Known.of(op, deflate, block, clock)
+    deflation = Deflation.of(op, deflate, block, clock)
     if deflate is not None and not deflate.all_converged:
         raise ValueError(
             f"deflate must hold converged pairs, but {int(np.sum(~deflate.converged))} of "
-            f"{known.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
+            f"{deflation.count} are not: solve with a larger tol or max_matvecs, or for fewer pairs"
         )
-    steps = min(steps, op.shape[0] - known.count)
-    coupling = float(np.linalg.norm(known.leaks))
-    return Request(runs, steps, block, seed, known, known.atoms, coupling)
+    steps = min(steps, op.shape[0] - deflation.count)
+    coupling = float(np.linalg.norm(deflation.leaks))
+    return Request(runs, steps, block, seed, deflation, deflation.atoms, coupling)
 
 
 def lanczos_runs(
@@ -148,7 +148,7 @@ def lanczos_runs(
     while runs < request.num_runs and not (interrupted and runs):
         like = np.zeros(min(request.block_size, request.num_runs - runs), np.int32)
         start = _starts(clock, op, like, request, runs)
-        recurrence = Recurrence(op, start, clock, request.known.vectors)
+        recurrence = Recurrence(op, start, clock, request.deflation.vectors)
         del start  # the recurrence needs it for one step
         while True:
             recurrence.step()
@@ -167,8 +167,8 @@ def lanczos_runs(
 def _starts(clock: Clock, op: Operator, like: Any, request: Request, first: int) -> Array:
     """Unit vectors, uniform on the sphere of the space that is not left out."""
     block = draw(clock, op, like, request.seed, first, "gaussian")
-    if request.known.vectors is not None:
-        block = project_off(clock, request.known.vectors, block)
+    if request.deflation.vectors is not None:
+        block = project_off(clock, request.deflation.vectors, block)
     return normalize(clock, block)
 
 

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.device import probes, probing, programs
+from curvax.checks import seed_word
+from curvax.device import probing, programs
 from curvax.estimators import leave_one_out
 from curvax.estimators.leave_one_out import LeaveOneOut
-from curvax.estimators.run import Run
+from curvax.estimators.products import Products
 from curvax.operators.evidence import check_form, report_nonfinite
 from curvax.typing import Float64Array
 
@@ -48,28 +49,32 @@ class Sketch:
     """
 
     def __init__(
-        self, run: Run, capacity: int, project: bool, keep: Callable[[Array], None] | None = None
+        self,
+        source: Products,
+        capacity: int,
+        project: bool,
+        keep: Callable[[Array], None] | None = None,
     ) -> None:
         """Make an empty sketch.
 
         Args:
-            run: makes the products and counts them.
+            source: makes the products and counts them.
             capacity: vectors that there is memory for.
             project: whether to multiply the basis too, for H.
             keep: called with the products of every new block of Q.
         """
-        self.run = run
+        self.source = source
         self.size = 0
         self.hutchinson: list[float] = []
         self._project = project
         self._keep = keep
-        self._known = run.known.count
+        self._known = source.deflation.count
         self._replacements = 0
-        n = run.op.shape[0]
-        self.basis = jnp.zeros((self._known + capacity, n), run.op.dtype)
-        if run.known.vectors is not None:
+        n = source.op.shape[0]
+        self.basis = jnp.zeros((self._known + capacity, n), source.op.dtype)
+        if source.deflation.vectors is not None:
             first = np.int32(0)
-            self.basis = probing.store(run.clock, self.basis, run.known.vectors, first)
+            self.basis = probing.store(source.clock, self.basis, source.deflation.vectors, first)
         self._factor = np.zeros((capacity, capacity))
         self._projected = np.zeros((capacity, capacity))
 
@@ -102,23 +107,23 @@ class Sketch:
 
     def extend(self, count: int) -> None:
         """Multiply the next probes, and add their products to the basis."""
-        run, old = self.run, self.size
-        known = run.known.vectors
-        block = run.probes(old, count, known)
-        programs.check_products(run.clock, run.op, block)
-        products = run.multiply(block)
-        zw, zz, _ = run.forms(block, products)
-        scale = run.dimension / zz if run.settings.distribution == "sphere" else 1.0
+        source, old = self.source, self.size
+        known = source.deflation.vectors
+        block = source.probes(old, count, known)
+        programs.check_products(source.clock, source.op, block)
+        products = source.multiply(block)
+        zw, zz, _ = source.forms(block, products)
+        scale = source.dimension / zz if source.distribution == "sphere" else 1.0
         self.hutchinson += list(zw * scale)
         del block
         rows = self._append(products)
         new = self.size = old + count
         if not self._project:
             return
-        products = run.multiply(rows, keep=False)
-        column = np.asarray(probing.inner(run.clock, self.basis, products))[self._known :]
+        products = source.multiply(rows, keep=False)
+        column = np.asarray(probing.inner(source.clock, self.basis, products))[self._known :]
         if not np.isfinite(column).all():
-            report_nonfinite(run.op, products, run.matvecs)
+            report_nonfinite(source.op, products, source.matvecs)
         self._projected[:old, old:new] = column[:old]
         self._projected[old:new, :old] = column[:old].T
         self._projected[old:new, old:new] = (column[old:new] + column[old:new].T) / 2
@@ -127,12 +132,12 @@ class Sketch:
 
     def _append(self, products: Array) -> Array:
         """Orthonormalise products into the basis; the new rows, which may be consumed."""
-        run, old, count = self.run, self.size, len(products)
+        source, old, count = self.source, self.size, len(products)
         self._replacements += 1
-        seed = np.asarray([probes.word(run.settings.seed), self._replacements], np.uint32)
+        seed = np.asarray([seed_word(source.seed), self._replacements], np.uint32)
         used = np.int32(self._known + old)
         self.basis, rows, numbers = programs.orthonormalize(
-            run.clock, self.basis, products, used, seed
+            source.clock, self.basis, products, used, seed
         )
         coefficients, own, _ = programs.unpack(np.asarray(numbers)[0], count)
         new = old + count
@@ -142,25 +147,25 @@ class Sketch:
 
     def overlaps(self) -> Overlaps:
         """The inner products of the probes, less their components along the deflated vectors."""
-        run, k, d = self.run, self.size, self._known
+        source, k, d = self.source, self.size, self._known
         like = jnp.zeros(self.capacity, jnp.int32)
-        compute: Any = probing.overlaps[run.settings.distribution]
-        small = compute(run.clock, self.basis, like, probes.word(run.settings.seed))
+        compute: Any = probing.overlaps[source.distribution]
+        small = compute(source.clock, self.basis, like, seed_word(source.seed))
         rows, gram = np.asarray(small[0])[: d + k, :k], np.asarray(small[1])[:k, :k]
-        if run.settings.distribution == "sphere":
-            scale = np.sqrt(run.op.shape[0] / np.diag(gram))
+        if source.distribution == "sphere":
+            scale = np.sqrt(source.op.shape[0] / np.diag(gram))
             rows, gram = rows * scale, gram * np.outer(scale, scale)
         return Overlaps(rows[d:], gram - rows[:d].T @ rows[:d])
 
     def estimates(self) -> LeaveOneOut:
         """The leave-one-out estimates of the trace of P A P: XTrace, or, without H, XNysTrace."""
-        with self.run.clock.part("host"):
+        with self.source.clock.part("host"):
             overlaps = self.overlaps()
-            form, n = overlaps.basis.T @ self.factor, self.run.dimension
+            form, n = overlaps.basis.T @ self.factor, self.source.dimension
             check_form(form, self.frobenius)
-            invariant = self.run.settings.distribution != "rademacher"
+            invariant = self.source.distribution != "rademacher"
             if not self._project:
-                eps = self.run.eps
+                eps = self.source.eps
                 return leave_one_out.xnystrace(form, self.factor, overlaps.gram, n, invariant, eps)
             return leave_one_out.xtrace(
                 self.projected, self.factor, overlaps.basis, overlaps.gram, n, invariant

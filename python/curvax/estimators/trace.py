@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -10,14 +10,17 @@ from curvax.arrays import reject_tracers
 from curvax.checks import check_callback, check_choice, check_count, check_integer, check_seed
 from curvax.device.probes import DISTRIBUTIONS
 from curvax.estimators import arguments, trace_methods
+from curvax.estimators.deflation import Deflation
 from curvax.estimators.exact import chunk_size
-from curvax.estimators.run import SKETCH_PART, Known, Run, Settings
+from curvax.estimators.sampling import Estimate, Sampling, Settings
+from curvax.estimators.trace_methods import SKETCH_PART
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
 from curvax.memory import SHARE, available_bytes, readable
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import BlockResults, EigenResult, TraceProgress, TraceResult
 from curvax.results.units import times
@@ -34,40 +37,30 @@ _FEWEST = {"auto": 4, "hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2
 _PATIENCE = 10
 
 
-@overload
-def trace(A: Blocks, **options: Any) -> BlockResults[TraceResult]: ...
+class TraceOptions(TypedDict, total=False):
+    """Options of `trace`, which says what they mean, with their defaults."""
+
+    method: Annotated[Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"], "auto"]
+    num_matvecs: Annotated[int, 100]
+    distribution: Annotated[Literal["auto", "rademacher", "gaussian", "sphere"], "auto"]
+    until: Annotated[float | None, None]
+    max_matvecs: Annotated[int | None, None]
+    deflate: Annotated[EigenResult | None, None]
+    seed: Annotated[int | None, None]
+    block_size: Annotated[int | Literal["auto"], "auto"]
+    callback: Annotated[Callable[[TraceProgress], Any] | None, None]
 
 
 @overload
-def trace(
-    A: Any,
-    *,
-    method: Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"] = "auto",
-    num_matvecs: int = 100,
-    distribution: Literal["auto", "rademacher", "gaussian", "sphere"] = "auto",
-    until: float | None = None,
-    max_matvecs: int | None = None,
-    deflate: EigenResult | None = None,
-    seed: int | None = None,
-    block_size: int | Literal["auto"] = "auto",
-    callback: Callable[[TraceProgress], Any] | None = None,
-) -> TraceResult: ...
+def trace(A: Blocks, **options: Unpack[TraceOptions]) -> BlockResults[TraceResult]: ...
 
 
-# The first overload stands for the same keywords.
-def trace(  # type: ignore[misc]
-    A: Any,
-    *,
-    method: Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"] = "auto",
-    num_matvecs: int = 100,
-    distribution: Literal["auto", "rademacher", "gaussian", "sphere"] = "auto",
-    until: float | None = None,
-    max_matvecs: int | None = None,
-    deflate: EigenResult | None = None,
-    seed: int | None = None,
-    block_size: int | Literal["auto"] = "auto",
-    callback: Callable[[TraceProgress], Any] | None = None,
-) -> Any:
+@overload
+def trace(A: Any, **options: Unpack[TraceOptions]) -> TraceResult: ...
+
+
+@takes_options(TraceOptions)
+def trace(A: Any, **options: Unpack[TraceOptions]) -> TraceResult | BlockResults[TraceResult]:
     """Estimate the trace of a symmetric operator.
 
     Every estimate is unbiased if `num_matvecs` was fixed beforehand. Its interval, which allows for
@@ -131,26 +124,15 @@ def trace(  # type: ignore[misc]
         correlation of their samples, see `curvax.estimators.leave_one_out`.
     """
     whole = A.whole if isinstance(A, Blocks) else A
-    reject_tracers("trace", whole, deflate)
+    reject_tracers("trace", whole, options["deflate"])
     op = as_operator(whole)
-    request = _Request(
-        method=check_choice("method", method, METHODS),
-        num_matvecs=check_count("num_matvecs", num_matvecs, low=1),
-        distribution=check_choice("distribution", distribution, ("auto", *DISTRIBUTIONS)),
-        until=arguments.check_until(until),
-        max_matvecs=check_integer("max_matvecs", max_matvecs, low=1),
-        seed=check_seed(seed),
-        block=arguments.check_block(block_size, op.shape[0]),
-        callback=check_callback(callback),
-    )
-    if request.until is None and request.max_matvecs is not None:
-        raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
+    request = _Request.of(op, **options)
     smaller = [] if request.method == "hutchinson" else _SMALLER
     explained = Explained(op, smaller, request.block)
     with InterruptFlag() as interrupted, explained, original_errors(op):
         if not isinstance(A, Blocks):
-            return _in_range(op, request, deflate, interrupted)
-        if deflate is not None:
+            return _in_range(op, request, interrupted)
+        if request.deflate is not None:
             raise ValueError(
                 "deflate belongs to one operator: call trace(block, deflate=...) for each block, "
                 "with its own pairs"
@@ -167,11 +149,32 @@ class _Request:
     distribution: str
     until: float | None
     max_matvecs: int | None
+    deflate: EigenResult | None
     seed: int
     block: int
     callback: Callable[[TraceProgress], Any] | None
 
-    def of(self, scaled: Operator) -> "_Request":
+    @classmethod
+    def of(cls, op: Operator, **options: Unpack[TraceOptions]) -> "_Request":
+        """Check the arguments of `trace`; see there for what they mean and what is raised."""
+        until = arguments.check_until(options["until"])
+        most = check_integer("max_matvecs", options["max_matvecs"], low=1)
+        if until is None and most is not None:
+            raise ValueError("max_matvecs is the limit for until=: without that, give num_matvecs")
+        distributions = ("auto", *DISTRIBUTIONS)
+        return cls(
+            method=check_choice("method", options["method"], METHODS),
+            num_matvecs=check_count("num_matvecs", options["num_matvecs"], low=1),
+            distribution=check_choice("distribution", options["distribution"], distributions),
+            until=until,
+            max_matvecs=most,
+            deflate=options["deflate"],
+            seed=check_seed(options["seed"]),
+            block=arguments.check_block(options["block_size"], op.shape[0]),
+            callback=check_callback(options["callback"]),
+        )
+
+    def scaled_to(self, scaled: Operator) -> "_Request":
         """The same in the units of a multiple of the operator."""
         until = None if self.until is None else times(self.until, exponent_of(scaled))
         callback = scaled_callback(scaled, self.callback)
@@ -202,15 +205,11 @@ class _Request:
         )
 
 
-def _in_range(
-    op: Operator, request: _Request, deflate: EigenResult | None, interrupted: InterruptFlag
-) -> TraceResult:
-    return in_range(op, lambda scaled: _trace(scaled, request.of(scaled), deflate, interrupted))
+def _in_range(op: Operator, request: _Request, interrupted: InterruptFlag) -> TraceResult:
+    return in_range(op, lambda scaled: _trace(scaled, request.scaled_to(scaled), interrupted))
 
 
-def _trace(
-    op: Operator, request: _Request, deflate: EigenResult | None, interrupted: InterruptFlag
-) -> TraceResult:
+def _trace(op: Operator, request: _Request, interrupted: InterruptFlag) -> TraceResult:
     n, clock = op.shape[0], Clock("products", "host")
     if n <= request.num_matvecs and request.method != "hutchinson":
         settings = Settings(
@@ -222,29 +221,63 @@ def _trace(
             block=chunk_size(op, clock),
             callback=request.callback,
         )
-        return trace_methods.exact(Run(op, settings, interrupted, clock, Known()))
-    known = Known.of(op, deflate, request.block, clock)
+        sampling = Sampling(op, settings, interrupted, clock)
+        return _result(sampling, trace_methods.exact(sampling))
+    deflation = Deflation.of(op, request.deflate, request.block, clock)
     vectors = {
-        name: request.num_matvecs // part + known.count for name, part in SKETCH_PART.items()
+        name: request.num_matvecs // part + deflation.count for name, part in SKETCH_PART.items()
     }
     method = request.method
     if method == "auto":
         fits = vectors["xtrace"] * n * op.dtype.itemsize <= SHARE * available_bytes()
         method = "xtrace" if fits else "hutchinson"
-    run = Run(op, request.settle(method, n), interrupted, clock, known)
+    sampling = Sampling(op, request.settle(method, n), interrupted, clock, deflation)
     if method == "hutchinson":
-        return trace_methods.hutchinson(run)
-    need = (vectors[method] + 3 * run.settings.block) * n * op.dtype.itemsize
+        found = trace_methods.hutchinson(sampling)
+    else:
+        _check_memory(sampling, request, method, vectors[method])
+        if method == "hutch++":
+            found = trace_methods.hutch_plus_plus(sampling)
+        else:
+            found = trace_methods.exchangeable(sampling, method)
+    return _result(sampling, found)
+
+
+def _check_memory(sampling: Sampling, request: _Request, method: str, vectors: int) -> None:
+    n, itemsize = sampling.op.shape[0], sampling.op.dtype.itemsize
+    need = (vectors + 3 * sampling.settings.block) * n * itemsize
     if need > available_bytes():
         raise MemoryError(
             f"method={method!r} with num_matvecs={request.num_matvecs} keeps "
-            f"{vectors[method]} vectors, {readable(need)} with those in work, but "
+            f"{vectors} vectors, {readable(need)} with those in work, but "
             f"{readable(available_bytes())} are free: lower num_matvecs, or use "
             "method='hutchinson'"
         )
-    if method == "hutch++":
-        return trace_methods.hutch_plus_plus(run)
-    return trace_methods.exchangeable(run, method)
+
+
+def _result(sampling: Sampling, found: Estimate) -> TraceResult:
+    s, total = sampling.settings, sampling.deflation.value + found.value
+    own = arguments.ROUNDINGS * sampling.eps * found.size
+    count, stopped = len(found.samples), s.until is not None
+    shared = found.method in ("xtrace", "xnystrace")
+    rounding = sampling.deflation.rounding + own + found.noise
+    ends = arguments.interval(total, found.stderr, count, shared, rounding, stopped)
+    return TraceResult(
+        estimate=total,
+        stderr=found.stderr,
+        interval=ends,
+        samples=np.asarray(found.samples, np.float64),
+        method=found.method,
+        distribution=s.distribution,
+        num_matvecs=sampling.matvecs + sampling.deflation.matvecs,
+        num_deflated=sampling.deflation.count,
+        block_size=s.block,
+        seed=s.seed,
+        history=tuple(sampling.history),
+        seconds=sampling.clock.parts(),
+        interrupted=bool(sampling.interrupted),
+        no_interval=arguments.missing_interval(ends, count, SKETCH_PART.get(found.method, 1)),
+    )
 
 
 def _trace_blocks(
@@ -256,9 +289,12 @@ def _trace_blocks(
     if request.method == "hutchinson" or (request.method == "auto" and not exact):
 
         def attempt(scaled: Operator) -> BlockResults[TraceResult]:
-            settings = request.of(scaled).settle("hutchinson", whole.shape[0])
-            run = Run(scaled, settings, interrupted, Clock("products", "host"), Known())
-            return BlockResults(trace_methods.hutchinson_of_blocks(run, blocks), sizes)
+            settings = request.scaled_to(scaled).settle("hutchinson", whole.shape[0])
+            sampling = Sampling(scaled, settings, interrupted, Clock("products", "host"))
+            found = trace_methods.hutchinson_of_blocks(sampling, blocks)
+            return BlockResults(
+                {name: _result(sampling, own) for name, own in found.items()}, sizes
+            )
 
         return in_range(whole, attempt)
     # Independent of each other, so that the errors of a sum add up as squares.
@@ -267,7 +303,7 @@ def _trace_blocks(
     results: dict[str, TraceResult] = {}
     for name, op in blocks.alike():
         own = dataclasses.replace(request, seed=int(seeds[name]))
-        results[name] = _in_range(op, own, None, interrupted)
+        results[name] = _in_range(op, own, interrupted)
         if interrupted:
             break
     results = blocks.ordered(results)

@@ -3,21 +3,21 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from curvax.device import programs
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.certificates import estimate_errors
+from curvax.krylov.plan import Plan
+from curvax.krylov.request import Request
 from curvax.krylov.scaling import check_range
-from curvax.krylov.settings import Settings
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
-from curvax.operators.evidence import ASYMMETRY_LIMIT
+from curvax.operators.evidence import ASYMMETRY_LIMIT, report_nonfinite
 from curvax.operators.precision import more_accurate
 from curvax.program import Clock
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.results import EigenResult, Progress
 from curvax.typing import Float64Array
 from curvax.warnings import warn_unconverged
 
@@ -30,10 +30,16 @@ class DenseSolve:
     """
 
     def __init__(
-        self, op: Operator, settings: Settings, interrupted: InterruptFlag, clock: Clock
+        self,
+        op: Operator,
+        request: Request,
+        plan: Plan,
+        interrupted: InterruptFlag,
+        clock: Clock,
     ) -> None:
         self.op = op
-        self.settings = settings
+        self.request = request
+        self.plan = plan
         self.interrupted = interrupted
         self.clock = clock
         self.history: list[Progress] = []
@@ -43,7 +49,7 @@ class DenseSolve:
         self._quotients = self._residuals = np.zeros(0)
         self._failed = False
         self.tolerance = Tolerance(
-            settings.wanted, settings.tol, settings.relative_to, op.dtype, op.dtype
+            request.wanted, request.tol, request.relative_to, op.dtype, op.dtype
         )
 
     def run(self) -> EigenResult:
@@ -75,7 +81,7 @@ class DenseSolve:
             return None
 
     def _report(self) -> EigenResult:
-        wanted, n, m = self.settings.wanted, self.op.shape[0], self._known
+        wanted, n, m = self.request.wanted, self.op.shape[0], self._known
         rows = self._rows[:m]
         # By the largest entry first: squares of float64 leave its range, too.
         largest = float(np.abs(rows).max())
@@ -108,32 +114,30 @@ class DenseSolve:
         converged = measured & (known <= parts * scale)
         if not stopped:
             self._warn(converged)
-        order = np.argsort(-values, kind="stable")
-        wide = x[order].astype(np.float64)
-        keep = self.settings.return_eigenvectors
-        return EigenResult(
-            eigenvalues=values[order],
-            eigenvectors=self.op.unravel(jnp.asarray(x[order])) if keep else None,
-            residuals=residuals[order],
-            bounds=residuals[order].copy(),
-            estimated_errors=errors[order],
-            converged=converged[order],
+        wide, keep = x.astype(np.float64), self.request.return_eigenvectors
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self.op.unravel(jnp.asarray(x[down])) if keep else None,
+            estimated_errors=errors,
+            converged=converged,
             complete=None if stopped else True,
             orthogonality=float(np.abs(wide @ wide.T - np.eye(len(x))).max()),
             noise=noise,
-            tol_effective=parts[order],
-            num_matvecs=Matvecs(m, made),
+            tol_effective=parts,
+            num_matvecs=m,
+            num_verification=made,
             num_restarts=0,
-            block_size=self.settings.block,
-            seed=self.settings.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            block_size=self.plan.block_size,
+            seed=self.request.seed,
+            history=self.history,
+            clock=self.clock,
             interrupted=stopped,
         )
 
     def _products(self, x: Any) -> Iterator[tuple[int, Float64Array]]:
         """The products of the rows of x, in float64, block by block: the first row, and they."""
-        block = self.settings.block
+        block = self.plan.block_size
         for first in range(0, len(x), block):
             # The last block reaches back over rows already done: one program serves all.
             start = max(0, min(first, len(x) - block))
@@ -144,21 +148,21 @@ class DenseSolve:
             yield first, products[first - start :]
 
     def _note(self) -> None:
-        n, k, done = self.op.shape[0], self.settings.wanted.k, self._known
+        n, k, done = self.op.shape[0], self.request.wanted.k, self._known
         progress = Progress(
             matvecs=done,
             converged=k if done == n else 0,
             k=k,
             residual=0.0 if done == n else float("inf"),
-            tol=self.settings.tol,
-            max_matvecs=self.settings.max_matvecs,
+            tol=self.request.tol,
+            max_matvecs=self.plan.max_matvecs,
             restarts=0,
             largest=float(np.abs(np.diagonal(self._rows[:done, :done])).max()),
             seconds=self.clock.total(),
         )
         self.history.append(progress)
-        if self.settings.callback is not None:
-            self.settings.callback(progress)
+        if self.request.callback is not None:
+            self.request.callback(progress)
 
     def _measure(self, x: Float64Array) -> None:
         """Rayleigh quotients and residual norms, from fresh products."""
@@ -174,16 +178,7 @@ class DenseSolve:
         if np.isfinite(products).all():
             return
         row = int(np.flatnonzero(~np.isfinite(products).all(axis=1))[0])
-        leaves = jax.tree.leaves(self.op.unravel(products[row]))
-        bad = [
-            name or "the vector"
-            for name, leaf in zip(self.op.space.names, leaves, strict=True)
-            if not np.isfinite(leaf).all()
-        ]
-        raise FloatingPointError(
-            f"product {first + row + 1} of the operator is not finite; NaN or infinite entries in: "
-            f"{', '.join(bad)}"
-        )
+        report_nonfinite(self.op, jnp.asarray(products[row : row + 1]), first + row + 1)
 
     def _warn(self, converged: Any) -> None:
         self.tolerance.warn_if_raised(self.op)

@@ -1,69 +1,42 @@
 """`eigsh`: extreme eigenpairs of a symmetric operator, with certificates."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 
+from curvax.arrays import reject_tracers
 from curvax.device.programs import solve_clock
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.failures import Explained
+from curvax.krylov.plan import choose_to_fit
+from curvax.krylov.request import EigshOptions, Request
 from curvax.krylov.scaling import in_range, scaled_callback
 from curvax.krylov.selection import Wanted
-from curvax.krylov.settings import settle
 from curvax.krylov.start import starting_block
 from curvax.krylov.thick_restart import Solve
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import as_operator, original_errors
-from curvax.program import traced
-from curvax.results import BlockResults, EigenResult, Progress, numbered
+from curvax.options import takes_options
+from curvax.results import BlockResults, EigenResult, numbered
 from curvax.typing import FloatArray, IntArray
 
 
 @overload
-def eigsh(A: Blocks, k: int | tuple[int, int], **options: Any) -> BlockResults[EigenResult]: ...
+def eigsh(
+    A: Blocks, k: int | tuple[int, int], **options: Unpack[EigshOptions]
+) -> BlockResults[EigenResult]: ...
 
 
 @overload
+def eigsh(A: Any, k: int | tuple[int, int], **options: Unpack[EigshOptions]) -> EigenResult: ...
+
+
+@takes_options(EigshOptions)
 def eigsh(
-    A: Any,
-    k: int | tuple[int, int],
-    *,
-    which: Literal["LM", "LA", "SA", "BE"] = "LM",
-    tol: float = 1e-3,
-    relative_to: Literal["largest", "end", "each"] | None = None,
-    v0: Any = None,
-    seed: int | None = None,
-    block_size: int | Literal["auto", "tune"] = "auto",
-    max_basis: int | None = None,
-    max_matvecs: int | None = None,
-    basis_dtype: Any = None,
-    certify: Literal["residuals", "sampled", "complete"] = "residuals",
-    callback: Callable[[Progress], Any] | None = None,
-    return_eigenvectors: bool = True,
-) -> EigenResult: ...
-
-
-# The first overload stands for the same keywords.
-def eigsh(  # type: ignore[misc]
-    A: Any,
-    k: int | tuple[int, int],
-    *,
-    which: Literal["LM", "LA", "SA", "BE"] = "LM",
-    tol: float = 1e-3,
-    relative_to: Literal["largest", "end", "each"] | None = None,
-    v0: Any = None,
-    seed: int | None = None,
-    block_size: int | Literal["auto", "tune"] = "auto",
-    max_basis: int | None = None,
-    max_matvecs: int | None = None,
-    basis_dtype: Any = None,
-    certify: Literal["residuals", "sampled", "complete"] = "residuals",
-    callback: Callable[[Progress], Any] | None = None,
-    return_eigenvectors: bool = True,
-) -> Any:
+    A: Any, k: int | tuple[int, int], **options: Unpack[EigshOptions]
+) -> EigenResult | BlockResults[EigenResult]:
     """Find k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos.
 
     The names are those of `scipy.sparse.linalg.eigsh`. The Krylov basis stays on the device; the
@@ -79,9 +52,9 @@ def eigsh(  # type: ignore[misc]
             symmetric array, or anything with `shape`, `dtype` and `matvec`, such as SciPy's
             `LinearOperator`.
         k: how many pairs, from 1 to n. With `which="BE"` also a pair `(high, low)`.
-        which: `"LM"` largest magnitude, `"LA"` largest, `"SA"` smallest, `"BE"` both ends (half,
-            rounded up, from the high end).
-        tol: allowed residual, relative; 0 asks for what the dtypes allow.
+        which: `"LM"` largest magnitude (the default), `"LA"` largest, `"SA"` smallest, `"BE"` both
+            ends (half, rounded up, from the high end).
+        tol: allowed residual, relative; by default 1e-3, and 0 asks for what the dtypes allow.
         relative_to: what `tol` is relative to: `"largest"`, the largest absolute eigenvalue (by
             default for LM and LA); `"end"`, the outermost eigenvalue of the pair's end of the
             spectrum (by default for SA and BE, whose low end is often a hundredth of the high one);
@@ -90,16 +63,16 @@ def eigsh(  # type: ignore[misc]
             and whose outermost value is zero within its residual, as the low end of a semidefinite
             matrix, is taken relative to the largest: it is known to be zero within its bounds,
             which may hide a negative end smaller than they are. `"each"` goes on until it shows.
-        v0: where to start: a vector, a block of vectors (a leading axis), or an earlier
-            `EigenResult`. Random if None. A tenth of a random vector is mixed into a start of one's
-            own, and the solve goes on until an eigenvalue that exceeds a wanted one by 3 % of
-            |λ|max (or three tolerances) would have shown from that: a start in an invariant
-            subspace is left.
+        v0: where to start: a vector, a block of vectors (a leading axis), either of them flat, or
+            an earlier `EigenResult`. Random if None. A tenth of a random vector is mixed into a
+            start of one's own, and the solve goes on until an eigenvalue that exceeds a wanted one
+            by 3 % of |λ|max (or three tolerances) would have shown from that: a start in an
+            invariant subspace is left.
         seed: seed of all random numbers; the same seed gives the same bits. Drawn if None, and
             recorded in the result.
-        block_size: vectors per product, up to 32. `"auto"` takes a fixed table (1 on a CPU);
-            `"tune"` measures. A larger block needs more products but finds up to that many copies
-            of a multiple eigenvalue.
+        block_size: vectors per product, up to 32. `"auto"`, the default, takes a fixed table (1 on
+            a CPU); `"tune"` measures. A larger block needs more products but finds up to that many
+            copies of a multiple eigenvalue.
         max_basis: the most vectors that the basis may hold, at least `k + 4·block_size`. By
             default `max(3k, k + 64) + 2·block_size`, or what fits in the part of the free memory
             that `plan` gives to it.
@@ -111,15 +84,15 @@ def eigsh(  # type: ignore[misc]
             lost but what they show: `tol` is at least 3.1e-4 in float16 and 2.5e-3 in bfloat16.
             Eigenvalues, being Rayleigh quotients, move by the square of a rounding: 1e-7 and 5e-6
             of |λ|max, times the number of restarts if it is large. `"auto"` chooses as `plan` does.
-        certify: `"residuals"` measures every pair's residual. `"sampled"` checks three random
-            signed sums of the pairs, instead of k products; the values are then those of the
-            projection, which a 16-bit basis moves by up to its roundoff (2e-4 of |λ|max in
+        certify: `"residuals"`, the default, measures every pair's residual. `"sampled"` checks
+            three random signed sums of the pairs, instead of k products; the values are then those
+            of the projection, which a 16-bit basis moves by up to its roundoff (2e-4 of |λ|max in
             float16), or that over √n for eigenvectors spread over all entries. `"complete"` also
             searches, from random blocks orthogonal to the found pairs, for eigenvalues that were
             missed, and adds them. Each search goes on until one further out than the tolerance
             would have shown, whatever its multiplicity, but for one start in a thousand.
         callback: called with a `Progress` after each block.
-        return_eigenvectors: whether to return the vectors.
+        return_eigenvectors: whether to return the vectors, as by default.
 
     Returns:
         For `Blocks`, a mapping of results, block after block; of a smaller block all pairs. Else
@@ -134,9 +107,10 @@ def eigsh(  # type: ignore[misc]
             one whose products come in shards.
         FloatingPointError: a product is not finite, or A holds numbers so small that they are read
             as zero.
-        MemoryError: the solve would not fit in the free memory, or memory ran out on the way; the
-            message holds the forecast. What was known by then is the error's attribute `result`.
-        RuntimeError: a compiled kernel could not be run; likewise with `result`.
+        MemoryError: the solve would not fit in the free memory; the message holds the forecast.
+        OutOfMemory: memory ran out on the way, a `MemoryError` too. What was known by then is the
+            error's attribute `result`.
+        KernelFailure: a compiled kernel could not be run, a `RuntimeError`; likewise with `result`.
 
     References:
         K. Wu and H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
@@ -146,26 +120,11 @@ def eigsh(  # type: ignore[misc]
         probabilistic bounds for extreme eigenvalues of symmetric matrices with the Lanczos method",
         SIAM J. Matrix Anal. Appl. 22 (2000); see `curvax.krylov.exclusion`.
     """
-    options = {
-        "tol": tol,
-        "relative_to": relative_to,
-        "seed": seed,
-        "block_size": block_size,
-        "max_basis": max_basis,
-        "max_matvecs": max_matvecs,
-        "basis_dtype": basis_dtype,
-        "certify": certify,
-        "callback": callback,
-        "return_eigenvectors": return_eigenvectors,
-    }
-    if isinstance(A, Blocks):
-        return _over_blocks(A, k, which, v0, options)
-    return solve_pairs(A, k, which, v0, options)
+    return _over_blocks(A, k, options) if isinstance(A, Blocks) else _solve(A, k, options)
 
 
-def _over_blocks(
-    blocks: Blocks, k: Any, which: str, v0: Any, options: dict[str, Any]
-) -> BlockResults[EigenResult]:
+def _over_blocks(blocks: Blocks, k: Any, options: EigshOptions) -> BlockResults[EigenResult]:
+    v0 = options["v0"]
     if v0 is not None and not isinstance(v0, BlockResults):
         raise TypeError(
             "v0, for the blocks of an operator, must be the BlockResults of an earlier call or "
@@ -176,7 +135,7 @@ def _over_blocks(
         for name, op in blocks.alike():
             start = None if v0 is None else v0.get(name)
             try:
-                results[name] = solve_pairs(op, *_fitted(op.shape[0], k, which, start, options))
+                results[name] = _solve(op, *_fitted(op.shape[0], k, start, options))
             except Exception as error:
                 error.add_note(f"in the block {name!r}")
                 raise
@@ -186,46 +145,40 @@ def _over_blocks(
     return BlockResults(results, {name: blocks[name].shape[0] for name in results})
 
 
-def _fitted(n: int, k: Any, which: str, start: Any, options: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of `solve_pairs` for a block of n parameters: of a small one, all pairs."""
+def _fitted(n: int, k: Any, start: Any, options: EigshOptions) -> tuple[Any, EigshOptions]:
+    """The arguments of `_solve` for a block of n parameters: of a small one, all pairs."""
+    fitted: EigshOptions = {**options, "v0": start}
     if isinstance(k, (int, np.integer)):
         k = min(int(k), n)
     elif isinstance(k, tuple) and all(isinstance(x, (int, np.integer)) for x in k) and sum(k) > n:
-        k, which = n, "LM"
+        k, fitted["which"] = n, "LM"
     block = options["block_size"]
     if isinstance(block, (int, np.integer)) and block > n:
-        options = {**options, "block_size": n}
-    return k, which, start, options
+        fitted["block_size"] = n
+    return k, fitted
 
 
-def solve_pairs(
-    A: Any,
-    k: Any,
-    which: Any,
-    v0: Any,
-    options: dict[str, Any],
-) -> EigenResult:
-    """The solve behind `eigsh`; `options` are the other arguments of that, all of them."""
-    if traced(A, v0):
-        raise TypeError("eigsh runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
+def _solve(A: Any, k: Any, options: EigshOptions) -> EigenResult:
+    reject_tracers("eigsh", A, options["v0"])
     op, clock = as_operator(A), solve_clock()
     with Explained(op) as explained, original_errors(op):
-        settings = settle(op, k, which, options, clock)
-        explained.plan = settings.plan
+        request = Request.of(op, k, **options)
+        explained.plan = plan = choose_to_fit(op, request, clock)
         with InterruptFlag() as interrupted:
 
             def attempt(scaled: Operator) -> EigenResult:
-                callback = scaled_callback(scaled, settings.callback)
-                own = dataclasses.replace(settings, callback=callback)
-                start = starting_block(scaled, v0, own)
-                if own.dense:
-                    with explained.follows(DenseSolve(scaled, own, interrupted, clock)) as dense:
+                callback = scaled_callback(scaled, request.callback)
+                own = dataclasses.replace(request, callback=callback)
+                start = starting_block(scaled, own, plan.block_size)
+                if plan.dense:
+                    dense = DenseSolve(scaled, own, plan, interrupted, clock)
+                    with explained.follows(dense):
                         return dense.run()
-                with explained.follows(Solve(scaled, own, interrupted, clock)) as solve:
-                    return solve.run(start, warm=v0 is not None)
+                with explained.follows(Solve(scaled, own, plan, interrupted, clock)) as solve:
+                    return solve.run(start)
 
             result = in_range(op, attempt)
-        indices = _places(settings.wanted, result.eigenvalues)
+        indices = _places(request.wanted, result.eigenvalues)
         return dataclasses.replace(result, indices=indices)
 
 

@@ -25,7 +25,6 @@ from curvax.krylov.sizes import block_penalty
 from curvax.memory import on_device
 from curvax.operators.base import Operator
 from curvax.program import Clock
-from curvax.results import Matvecs
 
 # Square float64 matrices alive on the host while one of them is decomposed: the projection, or the
 # operator itself, its symmetric part, the eigenvectors before and after, and LAPACK's copy and
@@ -113,8 +112,10 @@ def forecast_dense_bytes(op: Operator, k: int, block: int, keep: bool, clock: Cl
     )
 
 
-def forecast_matvecs(k: int, block: int, rows: int, certify: str) -> Matvecs:
-    """Products for spectra like a network's: a few outliers, a bulk at zero, a negative tail.
+def forecast_matvecs(k: int, block: int, rows: int, certify: str) -> tuple[int, int]:
+    """Products of a solve and of its verification, for spectra like a network's.
+
+    That is a few outliers, a bulk at zero, and a negative tail.
 
     At a tolerance of 1e-3 such spectra took between 2k + 4 and 2k + 20 products with block 1, by
     the gaps between their outliers; this is the middle. A tenth of the tolerance costs 10 % more,
@@ -131,9 +132,9 @@ def forecast_matvecs(k: int, block: int, rows: int, certify: str) -> Matvecs:
     needed = (2 * k + 12) * block_penalty(block) * (1 + 0.5 * lacking**2)
     solve, pairs = (-(-math.ceil(count) // block) * block for count in (needed, k))
     if certify == "sampled":
-        return Matvecs(solve, SAMPLES)
-    complete = Matvecs(solve + solve // 2, 2 * pairs)
-    return complete if certify == "complete" else Matvecs(solve, pairs)
+        return solve, SAMPLES
+    complete = (solve + solve // 2, 2 * pairs)
+    return complete if certify == "complete" else (solve, pairs)
 
 
 def _product_bytes(op: Operator, vectors: jax.ShapeDtypeStruct, clock: Clock) -> int:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.checks import seed_word
 from curvax.device import programs, storage
 from curvax.krylov.exclusion import Cycle, log_growth
 from curvax.krylov.scaling import check_range
@@ -148,7 +149,7 @@ class Lanczos:
     def random_block(self) -> Array:
         """A block of standard normal vectors, the next of the seed's sequence."""
         self._draws += 1
-        seed, draw = np.uint32(self._seed & 0xFFFFFFFF), np.uint32(self._draws)
+        seed, draw = seed_word(self._seed), np.uint32(self._draws)
         return programs.random_block(self.clock, self.op, self._like, seed, draw)
 
     @property
@@ -233,7 +234,7 @@ class Lanczos:
         """The seed of the next orthonormalisation, and of `count` in all."""
         first = self._draws + 1
         self._draws += count
-        return np.asarray([self._seed & 0xFFFFFFFF, first], np.uint32)
+        return np.asarray([seed_word(self._seed), first], np.uint32)
 
     def _check_info(self, info: Float64Array, multiplied: int) -> None:
         if not np.isfinite(info).all():

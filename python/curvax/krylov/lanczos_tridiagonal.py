@@ -21,11 +21,14 @@ from curvax.memory import available_bytes, readable
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.evidence import check_symmetry, report_nonfinite
+from curvax.operators.vectors import read_vector
+from curvax.options import takes_options
 from curvax.program import Clock
 from curvax.results import LanczosTridiagonal
 from curvax.typing import Float64Array
 
 
+@takes_options()
 def lanczos_tridiagonal(
     A: Any,
     num_steps: int,
@@ -92,6 +95,8 @@ def lanczos_tridiagonal(
                 basis=basis,
                 num_matvecs=len(alphas),
                 seed=drawn if v0 is None else None,
+                seconds=clock.parts(),
+                interrupted=bool(interrupted),
             )
 
         return in_range(op, attempt)
@@ -172,9 +177,7 @@ def _start(op: Operator, v0: Any, seed: int, clock: Clock) -> Array:
     if v0 is None:
         vectors = draw(clock, op, jnp.zeros(1, jnp.int32), seed, 0, "gaussian")
     else:
-        vectors = unit_vectors(op, v0)
-        if len(vectors) != 1:
-            raise ValueError(f"v0 must be one vector, got a block of {len(vectors)}")
+        vectors = unit_vectors(op, read_vector(op.space, v0, "v0"))
     return normalize(clock, vectors)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from typing import Any, Literal
 
 import jax
@@ -12,17 +11,19 @@ from jax import Array
 from scipy.linalg import eigvalsh_tridiagonal, norm
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
-from curvax.arrays import reject_tracers, to_array
+from curvax.arrays import reject_tracers, scale_of
 from curvax.checks import check_choice, check_integer, check_number
+from curvax.device.programs import multiply
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
 from curvax.krylov.scaling import check_range, exponent_of, in_range, is_safe
 from curvax.operators.base import Operator
-from curvax.operators.checked_product import compiled_product
 from curvax.operators.conversion import as_operator, identity, original_errors
 from curvax.operators.evidence import report_nonfinite
-from curvax.operators.space import is_array
+from curvax.operators.vectors import read_vector
+from curvax.options import takes_options
+from curvax.program import Clock
 from curvax.results import SolveResult
 from curvax.results.units import times
 from curvax.warnings import warn
@@ -33,6 +34,7 @@ _SOLVERS = {"cg": cg, "minres": minres}
 _CHECKED = 30
 
 
+@takes_options()
 def solve(
     A: Any,
     b: Any,
@@ -49,7 +51,7 @@ def solve(
 
     Args:
         A: see `eigsh`.
-        b: the right-hand side, as a vector of the operator or flat `(n,)`, such as a gradient.
+        b: the right-hand side, a vector as of the operator or flat `(n,)`, such as a gradient.
         damping: added to every eigenvalue; not negative.
         method: `"cg"` for positive definite `A + damping·I`, as a damped GGN or Fisher;
             `"minres"` for any, as a Hessian with negative eigenvalues (Paige and Saunders 1975).
@@ -72,7 +74,7 @@ def solve(
         RuntimeError: a compiled kernel could not be run.
     """
     reject_tracers("solve", A, b)
-    op, begun = as_operator(A), time.perf_counter()
+    op, clock = as_operator(A), Clock("products", "host", "verification")
     check_choice("method", method, tuple(_SOLVERS))
     damping, tol = check_number("damping", damping), check_number("tol", tol)
     limit = check_integer("max_matvecs", max_matvecs, low=1) or min(10 * op.shape[0], 1000)
@@ -80,15 +82,18 @@ def solve(
     damped = op + damping * identity(op)
 
     def attempt(scaled: Operator) -> SolveResult:
-        x, made = _iterate(_SOLVERS[method], scaled, rhs, tol, limit, interrupted)
-        residual = float(_relative_residual(rhs, compiled_product(scaled, x[None])[0]))
-        made += 1
+        with clock.part("host"):
+            x, made = _iterate(_SOLVERS[method], scaled, rhs, tol, limit, interrupted, clock)
+        with clock.part("verification"):
+            product = multiply(clock, scaled, jnp.copy(x)[None])[0]
+            residual, verifying = float(_relative_residual(rhs, product)), 1
         if not np.isfinite(residual):
             raise FloatingPointError(
                 "the solution is not finite, the products of A are: raise damping"
             )
         if residual > tol and not interrupted:
-            made += _check_operator(damped, rhs, damping, method, made)
+            with clock.part("verification"):
+                verifying += _check_operator(damped, rhs, damping, method, made)
             warn(
                 f"the relative residual is {residual:.2g} after {made} products, above "
                 f"tol={tol:g}: raise max_matvecs or damping"
@@ -101,7 +106,8 @@ def solve(
             damping=damping,
             method=method,
             num_matvecs=made,
-            seconds=time.perf_counter() - begun,
+            num_verification=verifying,
+            seconds=clock.parts(),
             interrupted=bool(interrupted),
         )
 
@@ -137,9 +143,7 @@ def _delivered(x: Array, exponent: int) -> Array:
 
 
 def _flat(op: Operator, b: Any) -> Array:
-    is_flat = is_array(b) and np.shape(b) == (op.shape[0],)
-    flat = b if is_flat else op.space.ravel(b, what="b")
-    flat = to_array(flat, "b", op.dtype)
+    flat = read_vector(op.space, b, "b")
     host = np.asarray(flat)  # where the smallest numbers are not read as zero
     if not np.isfinite(host).all() or not host.any():
         raise ValueError("b must be finite and not zero")
@@ -151,18 +155,25 @@ class _Stop(Exception):
 
 
 def _iterate(
-    solver: Any, op: Operator, b: Array, tol: float, limit: int, interrupted: InterruptFlag
+    solver: Any,
+    op: Operator,
+    b: Array,
+    tol: float,
+    limit: int,
+    interrupted: InterruptFlag,
+    clock: Clock,
 ) -> tuple[Array, int]:
     """The solution and the products made. The vectors are float64, the products of the operator."""
     made, longest = 0, 0.0
-    scipy_operator = op.to_scipy()
 
     def product(v: Any) -> Any:
         nonlocal made, longest
         if interrupted:
             raise _Stop
         made += 1
-        result = scipy_operator.matvec(v)
+        with clock.part("products"):
+            # A copy: what `multiply` consumes must not share the memory of SciPy's vector.
+            result = np.asarray(multiply(clock, op, jnp.array(v, op.dtype)[None])[0])
         if not np.isfinite(result).all():
             report_nonfinite(op, jnp.asarray(result)[None], made)
         if v.any():
@@ -193,8 +204,7 @@ def _iterate(
 
 @jax.jit
 def _relative_residual(b: Array, product: Array) -> Array:
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    largest = jnp.max(jnp.abs(b))
+    largest = scale_of(b)
     rest = (b - product) / largest
     return jnp.linalg.norm(rest) / jnp.linalg.norm(b / largest)
 

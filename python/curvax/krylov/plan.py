@@ -3,21 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
+from curvax.arrays import reject_tracers
 from curvax.checks import check_integer
 from curvax.device import storage
 from curvax.device.programs import check_products, solve_clock
-from curvax.krylov.arguments import Request, check_arguments
 from curvax.krylov.forecast import (
     Bytes,
     forecast_bytes,
     forecast_dense_bytes,
     forecast_matvecs,
 )
+from curvax.krylov.request import PlanOptions, Request
 from curvax.krylov.sizes import (
     comfortable_rows,
     default_block,
@@ -26,13 +27,13 @@ from curvax.krylov.sizes import (
     fewest_rows,
     matvec_limit,
 )
-from curvax.memory import Memory, memory_of, readable
+from curvax.memory import Memory, host_bytes, memory_of, on_device, readable
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.failures import alternatives
-from curvax.program import Clock, traced
-from curvax.results import Matvecs
+from curvax.options import takes_options
+from curvax.program import Clock
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,7 +47,9 @@ class Plan:
         max_basis: rows of the basis.
         basis_dtype: how they are stored.
         dense: whether the whole matrix is formed instead, which n products do.
-        matvecs: forecast products, of the solve and of its verification.
+        num_matvecs: forecast products of the solve.
+        num_verification: forecast products of its verification.
+        max_matvecs: the most products of the solve.
         bytes: forecast memory, and its parts.
         limit: bytes by which the memory may grow.
     """
@@ -57,7 +60,9 @@ class Plan:
     max_basis: int
     basis_dtype: np.dtype[Any]
     dense: bool
-    matvecs: Matvecs
+    num_matvecs: int
+    num_verification: int
+    max_matvecs: int
     bytes: Bytes
     limit: int
 
@@ -75,7 +80,7 @@ class Plan:
         how = f"a basis of {self.max_basis} vectors in {self.basis_dtype.name}"
         if self.dense:
             how = "the whole matrix"
-        solve, verification = self.matvecs
+        products = f"{self.num_matvecs} + {self.num_verification}"
         parts = [
             ("basis", size.basis),
             ("product, work space", size.product),
@@ -90,24 +95,20 @@ class Plan:
             [
                 f"{self.k} eigenpairs of {self.n:,} parameters from {how}, block size "
                 f"{self.block_size}: {'fits' if self.fits else 'DOES NOT FIT'}",
-                f"  {'products, to solve and to verify':<38} {f'{solve} + {verification}':>12}",
+                f"  {'products, to solve and to verify':<38} {products:>12}",
                 *(f"  {name:<38} {readable(count):>12}" for name, count in parts),
             ]
         )
 
 
+@takes_options(PlanOptions)
 def plan(
     A: Any,
     k: int | tuple[int, int],
     *,
-    which: Literal["LM", "LA", "SA", "BE"] = "LM",
-    tol: float = 1e-3,
-    block_size: int | Literal["auto", "tune"] = "auto",
-    max_basis: int | None = None,
     basis_dtype: Any = "auto",
-    certify: Literal["residuals", "sampled", "complete"] = "residuals",
-    return_eigenvectors: bool = True,
     limit: int | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Forecast the memory and the products of `eigsh`, and choose what is left open to fit.
 
@@ -118,18 +119,14 @@ def plan(
     Args:
         A: see `eigsh`.
         k: see `eigsh`.
-        which: see `eigsh`.
-        tol: see `eigsh`.
-        block_size: see `eigsh`.
-        max_basis: see `eigsh`.
         basis_dtype: see `eigsh`, but chosen if left out: the operator's dtype if
             `k + 10·block_size` rows of it fit, else float16 if `tol` allows it.
-        certify: see `eigsh`.
-        return_eigenvectors: see `eigsh`.
         limit: bytes by which the memory of the process, or of a GPU, may grow. By default what is
             free; for more than the smallest basis, though, 95 % of that on a GPU, which the product
             and the basis share by what each needs, and 40 % on a CPU, which serves other programs
             too.
+        **options: `which`, `tol`, `block_size`, `max_basis`, `certify` and `return_eigenvectors`,
+            with the meanings and defaults that they have in `eigsh`.
 
     Returns:
         The plan, whether it fits or not.
@@ -139,23 +136,10 @@ def plan(
         ValueError: an argument out of range, or products that come in shards.
         RuntimeError: a GPU whose free memory is not known; the message names the remedy.
     """
-    if traced(A):
-        raise TypeError("plan runs on the host: call it outside jax.jit, jax.vmap and jax.grad")
+    reject_tracers("plan", A)
     op = as_operator(A)
-    options = {
-        "tol": tol,
-        "seed": None,
-        "block_size": block_size,
-        "max_basis": max_basis,
-        "max_matvecs": None,
-        "basis_dtype": basis_dtype,
-        "relative_to": None,
-        "certify": certify,
-        "callback": None,
-        "return_eigenvectors": return_eigenvectors,
-    }
     with original_errors(op):
-        request = check_arguments(op, k, which, options)
+        request = Request.of(op, k, basis_dtype=basis_dtype, **options)
         return choose(op, request, solve_clock(), check_integer("limit", limit, low=0))
 
 
@@ -184,6 +168,28 @@ def choose(op: Operator, request: Request, clock: Clock, limit: int | None = Non
             if found.bytes.peak <= budget:
                 return found
     return found
+
+
+def choose_to_fit(op: Operator, request: Request, clock: Clock) -> Plan:
+    """As `choose`, for a solve that begins now.
+
+    Raises:
+        MemoryError: it would not fit in what is free.
+    """
+    plan = choose(op, request, clock)
+    if not plan.fits:
+        raise MemoryError(
+            f"the solve needs {readable(plan.bytes.peak)}, but {readable(plan.limit)} are free: "
+            f"{remedy(op, plan, memory_of(op))}. The forecast:\n{plan}"
+        )
+    # Beside a device the forecast's limit does not count them.
+    if on_device(op) and plan.bytes.host > host_bytes():
+        raise MemoryError(
+            f"the small matrices of the solve need {readable(plan.bytes.host)} on the host, but "
+            f"{readable(host_bytes())} are free there: lower max_basis ({plan.max_basis}). The "
+            f"forecast:\n{plan}"
+        )
+    return plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,12 +265,15 @@ class _Chooser:
                 f"a basis of {rows} vectors of {n} numbers is beyond what can be addressed: lower "
                 "max_basis or k"
             )
-        dense = n <= min(rows, matvec_limit(request.max_matvecs, k, block, n))
+        most = matvec_limit(request.max_matvecs, k, block, n)
+        dense = n <= min(rows, most)
         if dense:
+            made, verifying = n, k
             bytes_ = forecast_dense_bytes(self.op, k, block, keep, self.clock)
         else:
             vectors = jax.ShapeDtypeStruct((block, n), self.op.dtype)
             check_products(self.clock, self.op, vectors)
+            made, verifying = forecast_matvecs(k, block, rows, request.certify)
             bytes_ = forecast_bytes(self.op, k, block, rows, dtype, keep, self.clock)
         return Plan(
             n=n,
@@ -273,7 +282,9 @@ class _Chooser:
             max_basis=rows,
             basis_dtype=self.op.dtype if dense else dtype,
             dense=dense,
-            matvecs=Matvecs(n, k) if dense else forecast_matvecs(k, block, rows, request.certify),
+            num_matvecs=made,
+            num_verification=verifying,
+            max_matvecs=most,
             bytes=bytes_,
             limit=self.free,
         )

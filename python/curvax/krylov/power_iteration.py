@@ -11,7 +11,6 @@ Rayleigh quotient, without the momentum. `eigsh` needs far fewer products.
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.arrays import reject_tracers
-from curvax.checks import check_callback, check_count, check_integer, check_number
+from curvax.arrays import reject_tracers, scale_of
+from curvax.checks import (
+    check_callback,
+    check_count,
+    check_integer,
+    check_number,
+    check_seed,
+    seed_word,
+)
 from curvax.device import programs
 from curvax.device.programs import solve_clock
 from curvax.interrupt import InterruptFlag
@@ -32,11 +38,13 @@ from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
 from curvax.operators.curvature import Curvature
 from curvax.operators.evidence import check_symmetry, report_nonfinite
+from curvax.options import takes_options
 from curvax.program import program
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.results import EigenResult, Progress
 from curvax.warnings import warn_unconverged
 
 
+@takes_options()
 def power_iteration(
     A: Any,
     k: int = 1,
@@ -86,8 +94,7 @@ def power_iteration(
     if resample:
         _check_resampled(op)
     tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
-    drawn = check_integer("seed", seed, low=0)
-    seed = secrets.randbits(32) if drawn is None else drawn
+    seed = check_seed(seed)
     explained = Explained(op, ["lower k"] if k > 1 else [])
     with InterruptFlag() as interrupted, explained, original_errors(op):
         check_callback(callback)
@@ -152,9 +159,7 @@ class _Power:
 
     def _pair(self, i: int, share: int, interrupted: InterruptFlag) -> None:
         like, number = jnp.zeros(1, jnp.int32), np.uint32(i + 1)
-        start = programs.random_block(
-            self.clock, self.op, like, np.uint32(self.seed & 0xFFFFFFFF), number
-        )
+        start = programs.random_block(self.clock, self.op, like, seed_word(self.seed), number)
         v, before = start_pair(self.clock, self.found, start)
         quotients = []
         expected: tuple[float, float] | None = None
@@ -235,35 +240,32 @@ class _Power:
         if not (self.resample or interrupted or converged.all()):
             remedy = f"raise max_matvecs ({self.limit}), or use eigsh"
             warn_unconverged(int(converged.sum()), len(values), self.matvecs, remedy)
-        down = np.argsort(-values, kind="stable")
-        vectors = self.found[: len(values)][down]
+        vectors = self.found[: len(values)]
         wide = np.asarray(programs.gram(self.clock, vectors, np.zeros(len(values), np.int32)))
-        return EigenResult(
-            eigenvalues=values[down],
-            eigenvectors=self.op.unravel(vectors),
-            residuals=residuals[down],
-            bounds=residuals[down],
-            estimated_errors=residuals[down],  # nothing is known of further eigenvalues
-            converged=converged[down],
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self.op.unravel(vectors[down]),
+            estimated_errors=residuals,  # nothing is known of further eigenvalues
+            converged=converged,
             complete=None,
             orthogonality=float(np.abs(wide - np.eye(len(values))).max()),
             noise=0.0,
             tol_effective=np.full(len(values), self.tol),
-            num_matvecs=Matvecs(self.matvecs, 0),
+            num_matvecs=self.matvecs,
+            num_verification=0,
             num_restarts=0,
             block_size=1,
             seed=self.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            history=self.history,
+            clock=self.clock,
             interrupted=interrupted,
             certified=not self.resample,
         )
 
 
 def _norm(x: Array) -> Array:
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    largest = jnp.max(jnp.abs(x))
-    safe = jnp.where(largest > 0, largest, 1)
+    safe = scale_of(x)
     return safe * jnp.sqrt(jnp.sum((x / safe).astype(jnp.float64) ** 2)).astype(x.dtype)
 
 

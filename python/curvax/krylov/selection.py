@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curvax.checks import shown
+from curvax.checks import is_integer, shown
 from curvax.typing import Float64Array
 
 WHICH = ("LM", "LA", "SA", "BE")
@@ -171,14 +171,14 @@ def parse_wanted(k: Any, which: Any, n: int) -> Wanted:
     if isinstance(k, (tuple, list)):
         if which != "BE":
             raise TypeError(f"k as a pair (high, low) needs which='BE', got which={shown(which)}")
-        if len(k) != 2 or not all(_is_integer(part) for part in k):
+        if len(k) != 2 or not all(is_integer(part) for part in k):
             raise TypeError(
                 f"k must be an integer or a pair of integers (high, low), got {shown(k)}"
             )
         high, low = int(k[0]), int(k[1])
         if min(high, low) < 0:
             raise ValueError(f"k=(high, low) must not be negative, got {shown(k)}")
-    elif _is_integer(k):
+    elif is_integer(k):
         high, low = {"SA": (0, int(k)), "BE": (int(k) - int(k) // 2, int(k) // 2)}.get(
             which, (int(k), 0)
         )
@@ -187,7 +187,3 @@ def parse_wanted(k: Any, which: Any, n: int) -> Wanted:
     if not 1 <= high + low <= n:
         raise ValueError(f"k must be between 1 and n = {n}, got {shown(k)}")
     return Wanted(which, high, low)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

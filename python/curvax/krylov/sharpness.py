@@ -11,18 +11,20 @@ from jax import Array
 from curvax.arrays import reject_tracers
 from curvax.device import programs
 from curvax.device.programs import solve_clock
-from curvax.krylov.eigsh import solve_pairs
+from curvax.krylov.eigsh import eigsh
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
 from curvax.operators.base import Operator
 from curvax.operators.conversion import as_operator, original_errors
-from curvax.results import EigenResult, Matvecs, Progress
+from curvax.options import takes_options
+from curvax.results import EigenResult, Progress
 
 # So many steps in a row rest on one product each: then a solve looks for what has overtaken.
 _MOST_CHECKS = 8
 
 
+@takes_options()
 def sharpness(
     A: Any, previous: EigenResult | None = None, *, tol: float = 1e-2, seed: int = 0
 ) -> EigenResult:
@@ -42,7 +44,7 @@ def sharpness(
     Returns:
         One pair, its residual measured. That no larger eigenvalue was missed is not proved, less
         so by one product: an eigenvalue that overtakes the one followed, also in parameters that
-        this has no part of, is seen when that moves, or after eight steps. `num_matvecs.solve` is 0
+        this has no part of, is seen when that moves, or after eight steps. `num_matvecs` is 0
         where one product was all.
 
     Raises:
@@ -58,20 +60,12 @@ def sharpness(
     """
     reject_tracers("sharpness", A, previous)
     op = as_operator(A)
-    options = {
-        "tol": tol,
-        "relative_to": None,
-        "seed": seed,
-        "block_size": 1,
-        "max_basis": None,
-        "max_matvecs": None,
-        "basis_dtype": None,
-        "certify": "residuals",
-        "callback": None,
-        "return_eigenvectors": True,
-    }
+
+    def solve(v0: Array | None) -> EigenResult:
+        return eigsh(op, 1, which="LA", tol=tol, v0=v0, seed=seed, block_size=1)
+
     if previous is None:
-        return solve_pairs(op, 1, "LA", None, options)
+        return solve(None)
     if not isinstance(previous, EigenResult) or previous.eigenvectors is None:
         raise TypeError("previous must be an EigenResult with its eigenvector, or None")
     start = unit_vectors(op, previous)[:1]
@@ -82,14 +76,13 @@ def sharpness(
             good = in_range(op, lambda scaled: _still_good(scaled, start, tol, seed))
         if good is not None:
             return dataclasses.replace(good, history=(*checks, *good.history))
-    result = solve_pairs(op, 1, "LA", start, options)
-    made = result.num_matvecs
-    return dataclasses.replace(result, num_matvecs=Matvecs(made.solve, made.verification + checked))
+    result = solve(start)
+    return dataclasses.replace(result, num_verification=result.num_verification + checked)
 
 
 def _checks(result: EigenResult) -> tuple[Progress, ...]:
     """The checks by one product since the last solve."""
-    return () if result.num_matvecs.solve else result.history
+    return () if result.num_matvecs else result.history
 
 
 def _may_hold(checks: tuple[Progress, ...], tol: float) -> bool:
@@ -125,21 +118,21 @@ def _still_good(op: Operator, vector: Array, tol: float, seed: int) -> EigenResu
         largest=float(values[0]),
         seconds=clock.total(),
     )
-    return EigenResult(
-        eigenvalues=values,
-        eigenvectors=op.unravel(vector),
-        residuals=residuals,
-        bounds=residuals,
+    return EigenResult.measured(
+        values,
+        residuals,
+        lambda order: op.unravel(vector),
         estimated_errors=residuals,
         converged=np.ones(1, bool),
         complete=None,
         orthogonality=float(jnp.abs(jnp.vdot(vector, vector, precision="highest") - 1)),
         noise=0.0,
         tol_effective=np.full(1, tol),
-        num_matvecs=Matvecs(0, 1),
+        num_matvecs=0,
+        num_verification=1,
         num_restarts=0,
         block_size=1,
         seed=seed,
-        history=(check,),
-        seconds={**clock.seconds, "total": clock.total()},
+        history=[check],
+        clock=clock,
     )

@@ -1,15 +1,37 @@
 """How many vectors a block, a basis and a solve may have."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from curvax import _native
-from curvax.checks import check_integer
+from curvax.checks import check_count, check_integer, is_integer, shown
 from curvax.device import programs
 from curvax.operators.base import Operator
+from curvax.ops.block_ortho import MAX_BLOCK
 from curvax.program import Clock
+
+
+def check_block_size(asked: Any, n: int, *words: str) -> int | str:
+    """Vectors per product: one of the words, or an integer up to 32 and n.
+
+    Raises:
+        TypeError: neither a string nor an integer.
+        ValueError: another string, or an integer out of range.
+    """
+    if isinstance(asked, str) and asked in words:
+        return asked
+    if not is_integer(asked):
+        wrong = ValueError if isinstance(asked, str) else TypeError
+        named = ", ".join(map(repr, words))
+        raise wrong(f"block_size must be {named} or an integer, got {shown(asked)}")
+    block = check_count("block_size", asked, low=1)
+    if block > min(MAX_BLOCK, n):
+        why = "n = " if n < MAX_BLOCK else ""
+        raise ValueError(f"block_size must be at most {why}{min(MAX_BLOCK, n)}, got {block}")
+    return block
 
 
 def block_penalty(block: int) -> float:

@@ -22,14 +22,15 @@ from curvax.krylov.certificates import (
 )
 from curvax.krylov.exclusion import needed_growth
 from curvax.krylov.lanczos import Lanczos, Ritz
+from curvax.krylov.plan import Plan
+from curvax.krylov.request import Request
 from curvax.krylov.selection import SETTLED, Indices
-from curvax.krylov.settings import Settings
 from curvax.krylov.start import COLD, WARM, Start
 from curvax.krylov.tolerance import Tolerance
 from curvax.operators.base import Operator
 from curvax.program import Clock
-from curvax.results import EigenResult, Matvecs, Progress
-from curvax.typing import Float64Array
+from curvax.results import EigenResult, Progress
+from curvax.typing import Float64Array, IntArray
 from curvax.warnings import warn_unconverged
 
 # Products after the Krylov space has closed: a random direction shows an eigenvalue that stands out
@@ -45,14 +46,20 @@ class Solve:
     """The driver of a `Lanczos` state."""
 
     def __init__(
-        self, op: Operator, settings: Settings, interrupted: InterruptFlag, clock: Clock
+        self,
+        op: Operator,
+        request: Request,
+        plan: Plan,
+        interrupted: InterruptFlag,
+        clock: Clock,
     ) -> None:
         self.op = op
-        self.settings = settings
+        self.request = request
+        self.plan = plan
         self.interrupted = interrupted
         self.clock = clock
         self.tolerance = Tolerance(
-            settings.wanted, settings.tol, settings.relative_to, op.dtype, settings.basis_dtype
+            request.wanted, request.tol, request.relative_to, op.dtype, plan.basis_dtype
         )
         self.noise = 0.0
         self.verification = 0
@@ -65,15 +72,15 @@ class Solve:
         self._found: tuple[Pairs, Certificate] | None = None
         self._lost = self._failed = False
         self.state = Lanczos(
-            op, settings.rows, settings.block, settings.basis_dtype, settings.seed, self.clock
+            op, plan.max_basis, plan.block_size, plan.basis_dtype, request.seed, self.clock
         )
 
-    def run(self, start: Array | None, warm: bool) -> EigenResult:
+    def run(self, start: Array | None) -> EigenResult:
         """Solve from a starting block (random if None) and report."""
         self.state.start(self.state.random_block() if start is None else start)
-        pairs, certificate = self._converge(warm)
+        pairs, certificate = self._converge(COLD if start is None else WARM)
         complete = None
-        if self.settings.certify == "complete" and not self.interrupted:
+        if self.request.certify == "complete" and not self.interrupted:
             pairs, certificate, complete = self._search(pairs, certificate)
         return self._report(pairs, certificate, complete)
 
@@ -87,7 +94,7 @@ class Solve:
         self._failed = True
         self.state.forget_unread()
         ritz = self.state.ritz()
-        order = self.settings.wanted.order(ritz.values)
+        order = self.request.wanted.order(ritz.values)
         try:
             if self._found is None:
                 self._settle(ritz, order, 0.0)
@@ -111,7 +118,7 @@ class Solve:
     def _steps_left(self) -> int:
         """Steps that may still be begun."""
         done = self.solve_matvecs + self.state.unread
-        return (self.settings.max_matvecs - done) // self.settings.block
+        return (self.plan.max_matvecs - done) // self.plan.block_size
 
     @property
     def _exhausted(self) -> bool:
@@ -120,14 +127,14 @@ class Solve:
     @property
     def _beyond(self) -> int:
         """Products that random directions get to show an eigenvalue that stands out."""
-        return max(_BEYOND_CLOSURE, 4 * self.settings.block)
+        return max(_BEYOND_CLOSURE, 4 * self.plan.block_size)
 
-    def _converge(self, warm: bool) -> tuple[Pairs, Certificate]:
+    def _converge(self, start: Start) -> tuple[Pairs, Certificate]:
         """Iterate and certify until the measured residuals are within the tolerance."""
         # The recurrence sees neither the rounding of stored vectors nor the noise of products.
-        fraction, unseen = 1.0, storage.noise(self.settings.basis_dtype)
+        fraction, unseen = 1.0, storage.noise(self.plan.basis_dtype)
         while True:
-            hidden = functools.partial(self._overtaking, WARM if warm else COLD)
+            hidden = functools.partial(self._overtaking, start)
             ritz, order = self._iterate(fraction, unseen, hidden)
             pairs = self._settle(ritz, order, 0.0)
             pairs.doubtful |= self._cut_short
@@ -151,7 +158,7 @@ class Solve:
 
     def _allowed(self, ritz: Ritz, order: Indices) -> Float64Array:
         """The residual allowed of each wanted pair that there is."""
-        chosen = order[: self.settings.wanted.k]
+        chosen = order[: self.request.wanted.k]
         return self.tolerance.allowed(ritz.values[chosen], ritz.residuals[chosen], ritz.scale)
 
     def _certified(self, certificate: Certificate, scale: float) -> Float64Array:
@@ -170,7 +177,7 @@ class Solve:
                 |λ|max.
             hidden: where eigenvalues that belong among the wanted may not have shown yet.
         """
-        state, wanted = self.state, self.settings.wanted
+        state, wanted = self.state, self.request.wanted
         ritz, closed, ended = state.ritz() if state.used else None, None, False
         if not self._searching:
             self._found = None
@@ -207,15 +214,15 @@ class Solve:
 
     def _overtaking(self, start: Start, ritz: Ritz, order: Indices) -> Float64Array:
         """Where an eigenvalue may hide of which a start may have held next to nothing."""
-        values = ritz.values[order[: self.settings.wanted.k]]
+        values = ritz.values[order[: self.request.wanted.k]]
         margin = max(SETTLED * self.tolerance.of_largest, start.overtaking) * ritz.scale
-        places = self.settings.wanted.hiding_places(values, np.full(len(values), margin))
+        places = self.request.wanted.hiding_places(values, np.full(len(values), margin))
         return self._not_excluded(places, ritz, start.weight, start.odds)
 
     def _missed(self, ritz: Ritz, order: Indices) -> Float64Array:
         """Where an eigenvalue may hide from a search, further out than the tolerance."""
-        values = ritz.values[order[: self.settings.wanted.k]]
-        places = self.settings.wanted.edges(values, self._allowed(ritz, order))
+        values = ritz.values[order[: self.request.wanted.k]]
+        places = self.request.wanted.edges(values, self._allowed(ritz, order))
         return self._not_excluded(places, ritz, 1.0, _RARE)
 
     def _not_excluded(
@@ -226,7 +233,7 @@ class Solve:
         return places[grown < needed]
 
     def _note(self, ritz: Ritz, residuals: Float64Array, allowed: Float64Array) -> None:
-        k, tol = self.settings.wanted.k, self.tolerance.of_largest
+        k, tol = self.request.wanted.k, self.tolerance.of_largest
         enough = len(residuals) == k
         # In units of the tolerance, so that the solve ends where all are within theirs.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -237,14 +244,14 @@ class Solve:
             k=k,
             residual=tol * float(parts.max()) if enough else float("inf"),
             tol=tol,
-            max_matvecs=self.settings.max_matvecs,
+            max_matvecs=self.plan.max_matvecs,
             restarts=self.state.restarts,
             largest=ritz.scale,
             seconds=self.clock.total(),
         )
         self.history.append(progress)
-        if self.settings.callback is not None:
-            self.settings.callback(progress)
+        if self.request.callback is not None:
+            self.request.callback(progress)
 
     def _kept(self, ritz: Ritz, order: Indices) -> Indices:
         """Which Ritz pairs survive a restart: the wanted, and 40 % of the room beyond them.
@@ -253,8 +260,8 @@ class Solve:
         would start anew at every restart if settled pairs held its place. Of blocks of several
         vectors a search keeps two, or they take turns.
         """
-        k, m, b = self.settings.wanted.k, len(order), self.settings.block
-        room = self.settings.rows - 2 * b
+        k, m, b = self.request.wanted.k, len(order), self.plan.block_size
+        room = self.plan.max_basis - 2 * b
         extra = max(int(0.4 * (m - k)), 2 * b if b > 1 and self._searching else 0)
         count = max(min(k + extra, room, m), min(k, m))
         kept, dropped = order[:count], order[count:]
@@ -273,7 +280,7 @@ class Solve:
         return pairs
 
     def _pairs(self, ritz: Ritz, order: Indices, unknown: float) -> Pairs:
-        wanted = self.settings.wanted
+        wanted = self.request.wanted
         chosen, allowed = order[: wanted.k], self._allowed(ritz, order)
         return Pairs(
             ritz.values[chosen],
@@ -294,7 +301,7 @@ class Solve:
         _, certificate = self._found = unmeasured(pairs)
         try:
             with self.clock.part("verification"):
-                if self.settings.certify == "sampled" and measured.all():
+                if self.request.certify == "sampled" and measured.all():
                     certificate = measure_sampled(
                         self.state, pairs.values, pairs.predicted, pairs.scale
                     )
@@ -312,7 +319,7 @@ class Solve:
         to the found pairs has one, whatever the multiplicity; it goes on until an eigenvalue
         further out than the wanted ones would have shown.
         """
-        k = self.settings.wanted.k
+        k = self.request.wanted.k
         self._searching = True
         while not (self._exhausted or self.interrupted):
             restarts = self.state.restarts
@@ -323,7 +330,7 @@ class Solve:
             ritz, order = self._iterate(0.5, 0.0, self._missed)
             values = ritz.values[order[:k]]
             allowed = self._allowed(ritz, order)
-            doubtful = self.settings.wanted.doubtful(ritz.values, ritz.residuals, order, allowed)
+            doubtful = self.request.wanted.doubtful(ritz.values, ritz.residuals, order, allowed)
             finished = not (doubtful | self._cut_short).any()
             change = np.abs(np.sort(values) - np.sort(pairs.values))
             unchanged = bool(np.all(change <= 0.1 * np.sort(allowed)[0]))
@@ -337,7 +344,7 @@ class Solve:
         return pairs, certificate, False
 
     def _report(self, pairs: Pairs, certificate: Certificate, complete: bool | None) -> EigenResult:
-        settings, state = self.settings, self.state
+        state = self.state
         values, residuals = certificate.values, certificate.residuals
         allowed = self._certified(certificate, pairs.scale)
         converged = (residuals <= allowed) & ~pairs.doubtful
@@ -347,30 +354,28 @@ class Solve:
             loss = math.nan if self._lost else orthogonality(state, len(values))
         state.share_out_seconds(self.solve_matvecs)
         self._warn(converged)
-        down = np.argsort(-values, kind="stable")
-        wanted = settings.return_eigenvectors and not self._lost
-        vectors = self._vectors(down) if wanted else None
-        return EigenResult(
-            eigenvalues=values[down],
-            eigenvectors=vectors,
-            residuals=residuals[down],
-            bounds=residuals[down],
-            estimated_errors=errors[down],
-            converged=converged[down],
+        wanted = self.request.return_eigenvectors and not self._lost
+        return EigenResult.measured(
+            values,
+            residuals,
+            lambda down: self._vectors(down) if wanted else None,
+            estimated_errors=errors,
+            converged=converged,
             complete=complete,
             orthogonality=loss,
             noise=max(self.noise, state.asymmetry),
-            tol_effective=self.tolerance.parts(values, residuals, pairs.scale)[down],
-            num_matvecs=Matvecs(self.solve_matvecs, self.verification),
+            tol_effective=self.tolerance.parts(values, residuals, pairs.scale),
+            num_matvecs=self.solve_matvecs,
+            num_verification=self.verification,
             num_restarts=state.restarts,
-            block_size=settings.block,
-            seed=settings.seed,
-            history=tuple(self.history),
-            seconds={**self.clock.seconds, "total": self.clock.total()},
+            block_size=self.plan.block_size,
+            seed=self.request.seed,
+            history=self.history,
+            clock=self.clock,
             interrupted=bool(self.interrupted) or self._failed,
         )
 
-    def _vectors(self, order: Indices) -> Any:
+    def _vectors(self, order: IntArray) -> Any:
         """The rows `order` as vectors of the operator. The basis is gone before they are wide."""
         rows = programs.take(self.clock, self.state.basis, order.astype(np.int32))
         jax.block_until_ready(rows)
@@ -380,10 +385,9 @@ class Solve:
     def _warn(self, converged: Any) -> None:
         if self.interrupted or self._failed:
             return
-        settings = self.settings
         self.tolerance.warn_if_raised(self.op)
         if not converged.all():
             tol = self.tolerance.of_largest
-            remedy = f"raise max_matvecs ({settings.max_matvecs}) or tol ({tol:.3g})"
+            remedy = f"raise max_matvecs ({self.plan.max_matvecs}) or tol ({tol:.3g})"
             found = int(converged.sum())
-            warn_unconverged(found, settings.wanted.k, self.solve_matvecs, remedy)
+            warn_unconverged(found, self.request.wanted.k, self.solve_matvecs, remedy)

@@ -10,8 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from curvax.arrays import into_range, to_array
-from curvax.checks import shown
-from curvax.ops.softmax_ce.options import Options, check_range
+from curvax.checks import is_integer, shown
+from curvax.ops.softmax_ce import Options
 
 
 class Rows(NamedTuple):
@@ -66,7 +66,7 @@ def counted_rows(
         ValueError: other shapes; an option out of range; labels that are known and out of range, or
             all ignored; weights that are known and negative, infinite or NaN.
     """
-    check_range(options, dtype)
+    options.check_range(dtype)
     refuse_masked("labels", labels)
     # As they come: JAX would wrap wide labels around before they are checked.
     y, vocab = labels if isinstance(labels, Array) else np.asarray(labels), shape[-1]
@@ -190,7 +190,7 @@ def chunk_rows(chunk: Any) -> int | None:
         if chunk != "auto":
             raise ValueError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
         return None
-    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)):
+    if not is_integer(chunk):
         raise TypeError(f"chunk must be 'auto' or an integer, got {shown(chunk)}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")

@@ -16,9 +16,12 @@ from curvax.losses.checks import (
 )
 from curvax.losses.linear_ce import LinearSpec, linear_ce_total
 from curvax.losses.softmax_ce import Spec, softmax_ce_total
-from curvax.ops.softmax_ce.options import compute_dtype, options_of
+from curvax.ops.dtypes import compute_dtype
+from curvax.ops.softmax_ce import Options
+from curvax.options import takes_options
 
 
+@takes_options()
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -62,7 +65,7 @@ def softmax_cross_entropy(
             that is known and negative, infinite or NaN.
         NotImplementedError: on a third derivative.
     """
-    options = options_of(softcap, z_loss, label_smoothing, ignore_index)
+    options = Options(softcap, z_loss, label_smoothing, ignore_index)
     z = floating("logits", logits)
     if z.ndim == 0 or z.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V > 0, got {z.shape}")
@@ -75,6 +78,7 @@ def softmax_cross_entropy(
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -122,17 +126,18 @@ def linear_cross_entropy(
             `hidden`, `chunk` below 1 or a string other than `"auto"`.
         NotImplementedError: on a third derivative.
     """
-    options = options_of(softcap, z_loss, label_smoothing, ignore_index)
+    options = Options(softcap, z_loss, label_smoothing, ignore_index)
     slots = head_operands(hidden, head, bias)
     dtype = compute_dtype(jnp.result_type(*slots))
     shape = (*slots[0].shape[:-1], slots[1].shape[0])
     rows = counted_rows(shape, labels, weights, options, dtype, return_weight, "hidden")
     flat = slots[0].reshape(-1, slots[0].shape[-1])
-    spec = LinearSpec(Spec(options), chunk_rows(chunk))
+    spec = LinearSpec(options, chunk=chunk_rows(chunk))
     mean = mean_of(linear_ce_total(spec, (flat, *slots[1:]), (rows.labels, rows.shares)), rows)
     return (mean, rows.weight) if return_weight else mean
 
 
+@takes_options()
 def mse(
     outputs: ArrayLike,
     targets: ArrayLike,

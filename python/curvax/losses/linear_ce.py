@@ -32,9 +32,9 @@ from jax import Array, lax
 from jax.lax import PrecisionLike
 
 from curvax.losses.softmax_ce import Spec, draw_labels, hessian_products, weighted
+from curvax.ops import softmax_ce
 from curvax.ops.manual_axes import zeros_beside
 from curvax.ops.matmul_sum import matmul_sum
-from curvax.ops.softmax_ce.api import softmax_ce_triple
 from curvax.program import default_platform
 from curvax.second_order import ScalarLoss, TwiceDifferentiable
 
@@ -49,11 +49,10 @@ def _setting() -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearSpec:
-    """Static options.
+class LinearSpec(Spec):
+    """Static options, besides those of the row losses.
 
     Attributes:
-        rows: those of the row losses.
         chunk: rows per chunk; None chooses.
         samples: None, or the number of samples, groups of as many rows each: products are then
             those with the sum over samples of the outer product of the gradient with itself, in
@@ -62,8 +61,7 @@ class LinearSpec:
             made. None is JAX's default.
     """
 
-    rows: Spec
-    chunk: int | None
+    chunk: int | None = None
     samples: int | None = None
     precision: PrecisionLike = dataclasses.field(default_factory=_setting)
 
@@ -102,12 +100,12 @@ class _Problem:
 
     def losses(self, spec: LinearSpec, i: Array) -> tuple[Array, Array]:
         """Losses of the rows of chunk i, and the gradient of their weighted sum in the logits."""
-        losses, _, gradient, _ = softmax_ce_triple(
+        losses, _, gradient, _ = softmax_ce.derivatives(
             self.logits(i),
             self.zeros((0, self.chunk, self.head.shape[0])),
             self.rows(self.labels, i),
             self.rows(self.weights, i),
-            **spec.rows.options.arguments,
+            spec.options,
         )
         return losses, gradient
 
@@ -126,7 +124,7 @@ def _problem(spec: LinearSpec, slots: Any, data: Any, arrays: int) -> _Problem:
     chunks = max(-(-given // chunk), 1)
     chunk = max(-(-given // chunks), 1)
     padding = chunks * chunk - given
-    ignored = spec.rows.options.ignore_index
+    ignored = spec.options.ignore_index
     return _Problem(
         _pad(hidden.astype(dtype), padding),
         head.astype(dtype),
@@ -235,11 +233,10 @@ def _hessian_sweep(spec: LinearSpec, p: _Problem, t: _Tangents) -> list[Array]:
         z, zd = p.logits(i), _logit_tangents(p, t, i)
         labels, weights = p.rows(p.labels, i), p.rows(p.weights, i)
         g = None
-        if spec.rows.gauss_newton:
-            gd = hessian_products(z, zd, labels, weights, spec.rows)
+        if spec.gauss_newton:
+            gd = hessian_products(z, zd, labels, weights, spec)
         else:
-            arguments = spec.rows.options.arguments
-            _, _, g, gd = softmax_ce_triple(z, zd, labels, weights, **arguments)
+            _, _, g, gd = softmax_ce.derivatives(z, zd, labels, weights, spec.options)
         to_hidden, to_head = [(gd, p.head)], [(gd, p.rows(p.hidden, i))]
         if g is not None and t.head is not None:
             to_hidden.append((g, t.head))
@@ -297,7 +294,7 @@ def linear_ce_draw(spec: LinearSpec, slots: Any, data: Any, keys: Array) -> Arra
 
     def body(i: Array, labels: Array) -> Array:
         own = jax.random.wrap_key_data(p.rows(words, i), impl=impl)
-        drawn = draw_labels(p.logits(i), p.rows(labels, i), own, spec.rows.options)
+        drawn = draw_labels(p.logits(i), p.rows(labels, i), own, spec.options)
         return p.put(labels, drawn, i)
 
     return p.loop(body, p.labels)[: p.given]

@@ -21,7 +21,8 @@ from curvax.losses.checks import (
 from curvax.losses.functions import linear_cross_entropy, mse, softmax_cross_entropy
 from curvax.losses.linear_ce import LinearSpec, linear_ce_draw, linear_ce_total
 from curvax.losses.softmax_ce import Spec, draw_labels, softmax_ce_total
-from curvax.ops.softmax_ce.options import compute_dtype, options_of
+from curvax.ops.dtypes import compute_dtype
+from curvax.ops.softmax_ce import Options
 
 FisherKind: TypeAlias = Literal["empirical", "exact", "mc"]
 _FISHER_KINDS: tuple[FisherKind, ...] = get_args(FisherKind)
@@ -98,10 +99,10 @@ class _CrossEntropy:
             value = getattr(self, name)
             if not callable(value):
                 raise TypeError(
-                    f"{type(self).__name__}({name}=...) must be a function of the batch, got "
-                    f"{type(value).__name__}; for an array pass lambda batch: the_array"
+                    f"{name} must be a function of the batch, got {type(value).__name__}; for an "
+                    "array pass lambda batch: the_array"
                 )
-        self._spec()
+        self._options()
 
     def _arguments(self, batch: Any) -> dict[str, Any]:
         """Keyword arguments of the functions."""
@@ -119,15 +120,18 @@ class _CrossEntropy:
         """What is the negative log-likelihood of the labels."""
         return dataclasses.replace(self, label_smoothing=0.0, z_loss=0.0)
 
+    def _options(self) -> Options:
+        return Options(self.softcap, self.z_loss, self.label_smoothing, self.ignore_index)
+
     def _spec(self) -> Spec:
         """Over the capped logits: the loss is convex in those."""
-        options = options_of(self.softcap, self.z_loss, self.label_smoothing, self.ignore_index)
-        return Spec(options, gauss_newton=True)
+        return Spec(self._options(), gauss_newton=True)
 
     def _rows(self, shape: tuple[int, ...], batch: Any, dtype: Any, of: str) -> Rows:
-        options = self._spec().options
         labels, weights = self.labels(batch), self.weights(batch)
-        return counted_rows(shape, labels, weights, options, dtype, may_be_empty=True, of=of)
+        return counted_rows(
+            shape, labels, weights, self._options(), dtype, may_be_empty=True, of=of
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +246,8 @@ class LinearCrossEntropy(_CrossEntropy):
         return slots, (slots[0].reshape(-1, slots[0].shape[-1]), *slots[1:]), rows
 
     def _linear_spec(self, samples: int | None = None) -> LinearSpec:
-        return LinearSpec(self._spec(), chunk_rows(self.chunk), samples)
+        """As `_spec`, of products of the head."""
+        return LinearSpec(self._options(), True, chunk_rows(self.chunk), samples)
 
     def _product(
         self, outputs: Any, slots: Any, flat: Any, data: Any, u: Any, samples: int | None = None

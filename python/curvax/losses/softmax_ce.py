@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from curvax.columns import row_sums
+from curvax.ops import softmax_ce
+from curvax.ops.dtypes import compute_dtype
 from curvax.ops.manual_axes import zeros_beside
-from curvax.ops.softmax_ce import reference
-from curvax.ops.softmax_ce.api import softmax_ce_hvp, softmax_ce_triple
-from curvax.ops.softmax_ce.options import Options, compute_dtype
+from curvax.ops.softmax_ce import Options
 from curvax.second_order import ScalarLoss, TwiceDifferentiable
 
 
@@ -38,27 +38,24 @@ def hessian_products(
     logits: Array, tangents: Array, labels: Array, weights: Array, spec: Spec
 ) -> Array:
     """Products of tangents `(b, N, V)`; over the capped logits alone if `gauss_newton`."""
-    arguments = spec.options.arguments
-    cap = arguments["softcap"]
-    if cap is None or not spec.gauss_newton:
-        return softmax_ce_hvp(logits, tangents, labels, weights, **arguments)
-    capped = cap * jnp.tanh(logits / cap)
-    slope = (1 - (capped / cap) ** 2)[None]
-    arguments["softcap"] = None
-    return slope * softmax_ce_hvp(capped, slope * tangents, labels, weights, **arguments)
+    options = spec.options
+    capped, slope = softmax_ce.cap(logits, options.softcap)
+    if slope is None or not spec.gauss_newton:
+        return softmax_ce.hvp(logits, tangents, labels, weights, options)
+    uncapped = dataclasses.replace(options, softcap=None)
+    slope = slope[None]
+    return slope * softmax_ce.hvp(capped, slope * tangents, labels, weights, uncapped)
 
 
 def _value(spec: Spec, slots: Any, data: Any) -> Array:
     (logits,), (labels, weights) = slots, data
-    return weighted(reference.losses(logits, labels, weights, spec.options), weights)
+    return weighted(softmax_ce.losses(logits, labels, weights, spec.options), weights)
 
 
 def _gradient(spec: Spec, slots: Any, data: Any) -> tuple[Array, tuple[Array, ...]]:
     (logits,), (labels, weights) = slots, data
     none = zeros_beside(logits, (0, *logits.shape), logits.dtype)
-    losses, _, gradient, _ = softmax_ce_triple(
-        logits, none, labels, weights, **spec.options.arguments
-    )
+    losses, _, gradient, _ = softmax_ce.derivatives(logits, none, labels, weights, spec.options)
     return weighted(losses, weights), (gradient,)
 
 
@@ -87,9 +84,7 @@ def draw_labels(logits: Array, labels: Array, keys: Array, options: Options) -> 
         options: their softcap and `ignore_index` count.
     """
     dtype = compute_dtype(logits.dtype)
-    z = logits.astype(dtype)
-    if options.softcap > 0:
-        z = options.softcap * jnp.tanh(z / options.softcap)
+    z, _ = softmax_ce.cap(logits.astype(dtype), options.softcap)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, z.shape[1:], dtype))(keys)
     drawn = jnp.argmax(z + noise, axis=1).astype(labels.dtype)
     return jnp.where(labels == options.ignore_index, labels, drawn)

@@ -1,10 +1,20 @@
-"""A byte-level GPT in plain JAX: pre-norm, learned positions, causal attention, untied head."""
+"""A byte-level GPT in plain JAX: pre-norm, learned positions, causal attention, untied head.
 
+`gpt.npz` holds trained weights and a batch, `gpt.json` what they were made with;
+`examples/train_demo_gpt.py` makes both files.
+"""
+
+import importlib.resources
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from curvax.losses import SoftmaxCrossEntropy
+from curvax.operators.model import Model
+from curvax.program import present
 
 Params = dict[str, Any]
 
@@ -101,3 +111,41 @@ def loss(params: Params, batch: Array) -> Array:
     logits = forward(params, tokens[:, :-1])
     picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
+
+
+def load() -> tuple[Params, Array]:
+    """Load the trained parameters and the batch.
+
+    Returns:
+        The parameters, float32 in the structure of `init`, and the batch, uint8 `(16, 65)`.
+
+    Raises:
+        ValueError: JAX has no device of the platforms that it was told to use.
+    """
+    present()
+    file = importlib.resources.files(__package__).joinpath("gpt.npz")
+    with file.open("rb") as stream, np.load(stream) as stored:
+        flat, batch = stored["parameters"], stored["batch"]
+    # Traced, not run: the structure is wanted, not random numbers.
+    shapes, treedef = jax.tree.flatten(jax.eval_shape(lambda: init(jax.random.key(0))))
+    borders = np.cumsum([leaf.size for leaf in shapes])[:-1]
+    parts = np.split(flat, borders)
+    leaves = [
+        jnp.asarray(part.reshape(leaf.shape).astype(leaf.dtype))
+        for part, leaf in zip(parts, shapes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves), jnp.asarray(batch)
+
+
+def make_problem() -> tuple[Model, Array]:
+    """The trained byte-level GPT on 16 sequences of English, 1,024 predicted bytes; nats per byte.
+
+    Returns:
+        The model, whose outputs are logits, and its batch.
+    """
+    params, batch = load()
+
+    def outputs(params: Params, batch: Array) -> Array:
+        return forward(params, batch[:, :-1])
+
+    return Model(params, outputs, SoftmaxCrossEntropy(labels=lambda batch: batch[:, 1:])), batch

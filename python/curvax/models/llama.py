@@ -1,4 +1,7 @@
-"""A Llama decoder in plain JAX: RMSNorm, RoPE, grouped-query attention, SwiGLU, tied head."""
+"""A Llama decoder in plain JAX: RMSNorm, RoPE, grouped-query attention, SwiGLU, tied head.
+
+It comes without weights; `smollm2` has some.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.losses import linear_cross_entropy
+from curvax.losses import LinearCrossEntropy, linear_cross_entropy
+from curvax.operators.model import Model
 
 Params = dict[str, Any]
 
@@ -201,3 +205,46 @@ def loss(params: Params, tokens: Array, config: Config) -> Array:
     states, head = outputs(params, tokens[:, :-1], config)
     mean: Array = linear_cross_entropy(states, head, tokens[:, 1:])
     return mean
+
+
+def model(params: Params, config: Config) -> Model:
+    """The model and its mean next-token cross entropy (nats) of `tokens (B, T + 1)`.
+
+    Args:
+        params: as made by `init`.
+        config: the sizes.
+    """
+
+    def inputs(params: Params, tokens: Array) -> tuple[Array, Array]:
+        return outputs(params, tokens[:, :-1], config)
+
+    return Model(params, inputs, LinearCrossEntropy(labels=lambda tokens: tokens[:, 1:]))
+
+
+def make_problem(
+    layers: int = 2, width: int = 64, vocab: int = 1000, tokens: int = 64
+) -> tuple[Model, Array]:
+    """A Llama with random weights on random tokens; nats per token.
+
+    Args:
+        layers: number of blocks.
+        width: residual width, a multiple of 8; four heads share it, and two keys and values.
+        vocab: number of token ids.
+        tokens: length of the one sequence; each token but the first is predicted.
+
+    Returns:
+        The model and its batch, int32 `(1, tokens)`.
+    """
+    config = Config(
+        vocab=vocab,
+        width=width,
+        layers=layers,
+        heads=4,
+        kv_heads=2,
+        hidden=3 * width,
+        context=tokens,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+    )
+    weights, text = jax.random.split(jax.random.key(0))
+    return model(init(weights, config), config), jax.random.randint(text, (1, tokens), 0, vocab)

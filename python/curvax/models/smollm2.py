@@ -12,7 +12,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
+from curvax.models import llama
 from curvax.models.llama import Config, Params
+from curvax.operators.model import Model
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -211,3 +213,32 @@ def batch(length: int = 128) -> Array:
             "for a longer batch, encode a text of your own with tokenizer()"
         )
     return jnp.asarray([TOKENS[:length]], jnp.int32)
+
+
+def make_problem(tokens: int = 128, text: str | None = None) -> tuple[Model, Array]:
+    """SmolLM2-135M-Instruct, weights rounded to four bits, on a text; nats per token.
+
+    Args:
+        tokens: how many of the text, at least 2; each but the first is predicted.
+        text: a file to read it from; `PARAGRAPH` if there is none.
+
+    Returns:
+        The model and its batch, int32 `(1, tokens)`.
+
+    Raises:
+        ImportError: see `load` and `tokenizer`.
+        ValueError: `text` is no file or has fewer tokens, or `tokens` leaves none to predict.
+    """
+    if text is None:
+        made = batch(tokens)
+    elif not Path(text).is_file():
+        raise ValueError(f"text must name a file, got {text!r}; check the path")
+    else:
+        ids = tokenizer().encode(Path(text).read_text()).ids
+        if not 2 <= tokens <= len(ids):
+            raise ValueError(
+                f"tokens must be between 2 and {len(ids)}, those of the text, got {tokens}; give a "
+                "longer text, or lower tokens"
+            )
+        made = jnp.asarray([ids[:tokens]], jnp.int32)
+    return llama.model(*load()), made

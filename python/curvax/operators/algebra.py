@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.arrays import to_array
-from curvax.checks import shown
+from curvax.arrays import unit_rows
+from curvax.checks import is_number, shown
 from curvax.filters import difference
 from curvax.operators.space import VectorSpace, is_array
+from curvax.operators.vectors import check_lengths, read_rows, read_vector
+
+_unit_rows = jax.jit(unit_rows)
 
 
 def coefficient(factor: Any, dtype: np.dtype[Any]) -> Array:
@@ -20,8 +23,7 @@ def coefficient(factor: Any, dtype: np.dtype[Any]) -> Array:
         TypeError: `factor` is not a real number.
         ValueError: `factor` is an array, or not finite.
     """
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not (number or is_array(factor)) or jnp.iscomplexobj(factor):
+    if not (is_number(factor) or is_array(factor)) or jnp.iscomplexobj(factor):
         raise TypeError(f"an operator is multiplied by a real number, got {shown(factor)}")
     if np.shape(factor) != ():
         raise ValueError(
@@ -41,12 +43,10 @@ def diagonal_entries(space: VectorSpace, diagonal: Any) -> Array:
     """The entries of a diagonal matrix, `(n,)`; see `Operator.congruence`.
 
     Raises:
+        TypeError: not a vector of real numbers.
         ValueError: another structure or shape, or not finite.
     """
-    flat = diagonal
-    if not (is_array(diagonal) and np.shape(diagonal) == (space.n,)):
-        flat = space.ravel(diagonal, what="diagonal")
-    flat = to_array(flat, "diagonal", space.dtype)
+    flat = read_vector(space, diagonal, "diagonal")
     if not isinstance(flat, jax.core.Tracer) and not bool(jnp.isfinite(flat).all()):
         raise ValueError("diagonal must be finite, got NaN or infinite entries")
     return flat
@@ -56,16 +56,10 @@ def independent_rows(space: VectorSpace, vectors: Any) -> Array:
     """Orthonormal rows `(k, n)` that span what is projected off; see `Operator.project_off`.
 
     Raises:
-        TypeError: a result without eigenvectors.
+        TypeError: a result without eigenvectors, or not made of real numbers.
         ValueError: zero, not finite, linearly dependent, or as many as there are parameters.
     """
-    own = getattr(vectors, "eigenvectors", vectors)
-    if own is None:
-        raise TypeError("vectors is a result without eigenvectors (return_eigenvectors=False)")
-    if is_array(own) and np.shape(own)[-1:] == (space.n,) and np.ndim(own) in (1, 2):
-        block = jnp.atleast_2d(to_array(own, "vectors", space.dtype))
-    else:
-        block = jnp.atleast_2d(space.ravel(own, batch_axes=int(space.is_block(own))))
+    block = read_rows(space, vectors, "vectors")
     if block.shape[0] >= space.n:
         raise ValueError(f"vectors must be fewer than n = {space.n}, got {block.shape[0]}")
     return orthonormal_rows(block)
@@ -87,8 +81,7 @@ def orthonormal_rows(block: Array) -> Array:
         ValueError: a row that is zero or not finite, or rows that are dependent.
     """
     rows, norms = _unit_rows(block)
-    if not bool(jnp.isfinite(norms).all()) or not bool((norms > 0).all()):
-        raise ValueError("vectors must be finite and not zero")
+    check_lengths(norms, "vectors")
     for _ in range(2):
         gram = np.asarray(_gram(rows), np.float64)
         values, basis = np.linalg.eigh(gram)
@@ -100,15 +93,6 @@ def orthonormal_rows(block: Array) -> Array:
         mix = (basis / np.sqrt(values)) @ basis.T
         rows = jnp.matmul(jnp.asarray(mix, rows.dtype), rows, precision="highest")
     return rows
-
-
-@jax.jit
-def _unit_rows(block: Array) -> tuple[Array, Array]:
-    """The rows divided by their norms, and those."""
-    # Scaled first: the squares of small or large entries leave the range of float32.
-    scaled = block / jnp.max(jnp.abs(block), axis=1, keepdims=True)
-    norms = jnp.linalg.norm(scaled, axis=1)
-    return scaled / norms[:, None], norms
 
 
 @jax.jit

@@ -175,7 +175,7 @@ class Operator(abc.ABC):
         """`P A P`, with P the orthogonal projection off the span of `vectors`.
 
         Args:
-            vectors: a vector, a block of vectors, or an `EigenResult`.
+            vectors: a vector, a block of vectors, either of them flat, or an `EigenResult`.
 
         Raises:
             ValueError: zero, not finite, linearly dependent, or as many as there are parameters.

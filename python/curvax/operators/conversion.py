@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from curvax.arrays import to_array
 from curvax.checks import shown
-from curvax.filters import difference, leaf_names
+from curvax.filters import difference
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.checked_product import check_operator
 from curvax.operators.closure import Closed, close
@@ -23,7 +23,9 @@ from curvax.operators.failures import is_runtime_error
 from curvax.operators.foreign import adapter_of
 from curvax.operators.model import Model
 from curvax.operators.placement import check_not_typed_by_shards
-from curvax.operators.space import VectorSpace, check_float_dtype, is_array
+from curvax.operators.space import VectorSpace, check_float_dtype
+from curvax.operators.vectors import space_like
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -43,14 +45,15 @@ class FunctionOperator(Operator):
         return one(block[0])[None] if block.shape[0] == 1 else jax.vmap(one)(block)
 
 
+@takes_options()
 def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     """Wrap a symmetric matrix-vector product.
 
     Args:
         matvec: maps a vector to a vector of the same structure; linear, symmetric, traceable by
             JAX and usable under `vmap`. It is traced once, here.
-        like: an example vector (an array or a pytree of arrays or `ShapeDtypeStruct`s), or an
-            integer n for flat float32 vectors of length n.
+        like: an operator, an example vector (an array or a pytree of arrays or
+            `ShapeDtypeStruct`s), or an integer n for flat float32 vectors of length n.
 
     Returns:
         The operator; float64 if any leaf of `like` is, else float32.
@@ -63,25 +66,9 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> FunctionOperator:
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
-    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
-        if like < 1:
-            raise ValueError(f"like must be an integer n of at least 1, got {like}")
-        like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
-    leaves = jax.tree.leaves(like)
-    for leaf, name in zip(leaves, leaf_names(like), strict=True):
-        if not (is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
-            raise TypeError(
-                "like must be an integer n, an array, a jax.ShapeDtypeStruct(shape, dtype), or a "
-                f"pytree of these, got {shown(leaf)}{f' in leaf {name!r}' if name else ''}"
-            )
-    if sum(math.prod(leaf.shape) for leaf in leaves) == 0:
-        raise ValueError(f"like must have at least one element, got {shown(like)}")
-    dtype = max(
-        (check_float_dtype(leaf.dtype, "like") for leaf in leaves), key=lambda d: d.itemsize
-    )
-    space = VectorSpace.of(like, dtype)
+    space = space_like(like)
     example = jax.tree.unflatten(
-        space.treedef, [jax.ShapeDtypeStruct(shape, dtype) for shape in space.shapes]
+        space.treedef, [jax.ShapeDtypeStruct(shape, space.dtype) for shape in space.shapes]
     )
     try:
         function = close(matvec, example)
@@ -144,31 +131,19 @@ class IdentityOperator(Operator):
         return self
 
 
+@takes_options()
 def identity(like: Any) -> IdentityOperator:
     """Make an identity, to damp an operator with: `A + damping * cx.identity(A)`.
 
     Args:
-        like: an operator, a pytree of real floating arrays, or an integer n for flat float32
-            vectors.
+        like: an operator, an example vector (an array or a pytree of arrays or
+            `ShapeDtypeStruct`s), or an integer n for flat float32 vectors of length n.
 
     Raises:
-        TypeError: none of these.
-        ValueError: no element, or float64 with JAX's 64-bit mode off.
+        TypeError: none of these, or a leaf that is not real and floating.
+        ValueError: no element, an integer below 1, or float64 with JAX's 64-bit mode off.
     """
-    if isinstance(like, Operator):
-        return IdentityOperator(like.space)
-    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
-        like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
-    leaves = jax.tree.leaves(like)
-    if not leaves or not all(hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves):
-        raise TypeError(
-            f"like must be an operator, a pytree of arrays or an integer n, got {shown(like)}"
-        )
-    dtype = max((check_float_dtype(x.dtype, "like") for x in leaves), key=lambda d: d.itemsize)
-    space = VectorSpace.of(like, dtype)
-    if space.n < 1:
-        raise ValueError(f"like must have at least one element, got {shown(like)}")
-    return IdentityOperator(space)
+    return IdentityOperator(space_like(like))
 
 
 class HostProducts:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.arrays import scale_of
 from curvax.checks import check_number
 from curvax.operators.checked_product import compiled_product
 from curvax.operators.closure import Closed
@@ -142,10 +143,8 @@ def _step(params: Sequence[Array], tangents: Sequence[Array], relative: Array) -
     def total(terms: Sequence[Array]) -> Array:
         return jnp.stack([jnp.sum(term) for term in terms]).sum()
 
-    # Scaled first: the square of a long or a short vector leaves the range of float32.
     v = [t.astype(wide) for t in tangents]
-    longest = jnp.stack([jnp.max(jnp.abs(t), initial=0) for t in v]).max()
-    longest = jnp.where(longest > 0, longest, 1)
+    longest = scale_of(jnp.stack([jnp.max(jnp.abs(t), initial=0) for t in v]))
     v = [t / longest for t in v]
     theta = [p.astype(wide) for p in params]
     mean_square = total([p * p for p in theta]) / count

@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from curvax.checks import check_count, shown
+from curvax.checks import check_count, check_seed, seed_word, shown
 from curvax.filters import Filter, leaf_names
 from curvax.losses.objects import FisherKind, check_kind
 from curvax.operators.assembly import CurvatureOptions, assemble
@@ -21,6 +19,7 @@ from curvax.operators.curvature import Curvature
 from curvax.operators.jacobian import SandwichMap, check_callables, check_outputs
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.products import OuterProducts, Product
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +57,7 @@ def fisher(
     **options: Unpack[FisherOptions],
 ) -> Fisher: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
+@takes_options()
 def fisher(
     forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],
@@ -138,7 +138,7 @@ def fisher(
     check_kind(kind)
     draws, seed = _check_draws(kind, num_samples, seed)
     # An array: another seed is no other program.
-    word = None if seed is None else jnp.asarray(np.uint32(seed & 0xFFFFFFFF))
+    word = None if seed is None else jnp.asarray(seed_word(seed))
     make_map = functools.partial(
         FisherMap, forward=forward, loss=loss, kind=kind, draws=draws, seed=word
     )
@@ -168,7 +168,7 @@ def _check_draws(kind: str, num_samples: Any, seed: Any) -> tuple[int | None, in
             )
     if kind != "mc":
         return None, None
-    return int(num_samples), secrets.randbits(32) if seed is None else int(seed)
+    return int(num_samples), check_seed(seed)
 
 
 def _check_loss(loss: Any, kind: str) -> None:

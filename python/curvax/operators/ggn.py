@@ -17,6 +17,7 @@ from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.jacobian import SandwichMap, check_callables, check_outputs
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +43,7 @@ def ggn(
     **options: Unpack[GaussNewtonOptions],
 ) -> GaussNewton: ...
 @accepts_model(lambda model: (model.forward, model.loss, model.params))
+@takes_options()
 def ggn(
     forward: Callable[[Any, Any], Any] | Model,
     loss: Callable[[Any, Any], Any],

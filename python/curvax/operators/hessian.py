@@ -18,6 +18,7 @@ from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap,
 from curvax.operators.microbatch import LinearMap, LossMap
 from curvax.operators.model import Model, accepts_model
 from curvax.operators.precision import Precision, check_precision
+from curvax.options import takes_options
 
 
 @jax.tree_util.register_dataclass
@@ -77,6 +78,7 @@ def hessian(
     loss: Callable[[Any, Any], Any], params: Any, batches: Any, **options: Unpack[HessianOptions]
 ) -> Hessian | DifferenceHessian: ...
 @accepts_model(lambda model: (model.objective, model.params))
+@takes_options()
 def hessian(
     loss: Callable[[Any, Any], Any] | Model,
     params: Any,

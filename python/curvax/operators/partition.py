@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from curvax.checks import cut, shown
+from curvax.checks import cut, is_integer, shown
 from curvax.filters import Filter, matching, select
 from curvax.operators.space import VectorSpace
 
@@ -64,7 +64,8 @@ def partition(space: VectorSpace, by: By, stacked: str | Sequence[str]) -> dict[
     pieces = _pieces(space, containers)
     if isinstance(by, Mapping):
         groups = _by_filters(pieces, by)
-    elif callable(by) or (isinstance(by, int) and not isinstance(by, bool)):
+    elif callable(by) or is_integer(by):
+        by = by if callable(by) else int(by)
         groups = _by_names(pieces, by)
     else:
         raise TypeError(

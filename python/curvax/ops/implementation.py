@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from curvax import _native
+from curvax.checks import check_choice
 
 __all__ = ["resolve"]
 
 
-def resolve(op: str, impl: str, kernel: str) -> str:
-    """Returns ``"ffi"`` or ``"reference"`` for the ``impl`` argument of operation ``op``.
+def resolve(impl: str, kernel: str) -> str:
+    """Returns ``"ffi"`` or ``"reference"`` for the ``impl`` argument of an operation.
 
     ``"auto"`` takes `kernel` where it is installed for JAX's default device, and
     ``CURVAX_IMPL=reference`` is not set. A named implementation is never replaced by another.
 
     Raises:
+        TypeError: ``impl`` is not a string.
         ValueError: ``impl`` is not a known word.
         RuntimeError: ``impl="ffi"`` and the compiled kernel is not installed.
     """
-    if impl not in ("auto", "ffi", "reference"):
-        raise ValueError(f"`{op}(impl=...)` must be 'auto', 'ffi' or 'reference', got {impl!r}")
+    check_choice("impl", impl, ("auto", "ffi", "reference"))
     if impl == "auto":
         return "ffi" if _native.use_native(kernel) else "reference"
     if impl == "ffi" and not _native.available(kernel):
@@ -28,7 +29,7 @@ def resolve(op: str, impl: str, kernel: str) -> str:
             remedies["cuda"] = _native.CUDA_REMEDY
         remedy = remedies.get(platform, "none exists for this platform")
         raise RuntimeError(
-            f"`{op}(impl='ffi')` needs curvax's compiled kernel {kernel!r} for {platform}, which "
+            f"impl='ffi' needs curvax's compiled kernel {kernel!r} for {platform}, which "
             f"is not installed; {remedy}, or use impl='reference'"
         )
     return impl

@@ -1,10 +1,9 @@
 """What computations return: values with their certificates."""
 
 from curvax.results.blocks import BlockResults
-from curvax.results.density import SpectralDensity
+from curvax.results.density import DensityProgress, SpectralDensity
 from curvax.results.eigen import (
     EigenResult,
-    Matvecs,
     Progress,
     numbered,
 )
@@ -19,10 +18,10 @@ from curvax.results.stored import load
 
 __all__ = [
     "BlockResults",
+    "DensityProgress",
     "DiagonalResult",
     "EigenResult",
     "LanczosTridiagonal",
-    "Matvecs",
     "Progress",
     "SolveResult",
     "SpectralDensity",

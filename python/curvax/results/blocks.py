@@ -66,14 +66,22 @@ class BlockResults(Stored, Mapping[str, _R]):
 
     @property
     def num_matvecs(self) -> int:
-        """Vectors multiplied, over all blocks, those of verification too.
+        """Vectors multiplied, over all blocks.
 
         Where products served several blocks at once, they count in each.
         """
-        return sum(
-            result.num_matvecs.total if isinstance(result, EigenResult) else result.num_matvecs
-            for result in self.values()
-        )
+        return sum(result.num_matvecs for result in self.values())
+
+    @property
+    def num_verification(self) -> int:
+        """Vectors multiplied to measure residuals, over all blocks; 0 where nothing has one."""
+        eigen = [result for result in self.values() if isinstance(result, EigenResult)]
+        return sum(result.num_verification for result in eigen)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the computation."""
+        return any(result.interrupted for result in self.values())
 
     @property
     def all_converged(self) -> bool:
@@ -106,7 +114,7 @@ class BlockResults(Stored, Mapping[str, _R]):
             rows.append([name, f"{self.sizes[name]:,}", *row])
             header[2:] = titles
         notes = dict.fromkeys(_note(result) for result in self.values())
-        if any(result.interrupted for result in self.values()):
+        if self.interrupted:
             notes["interrupted: the results are what was known by then"] = None
         return "\n".join([aligned(header, rows, named=True), *filter(None, notes)])
 

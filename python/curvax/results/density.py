@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import textwrap
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,24 @@ _MAX_OUTLIERS = 20
 
 # A quantile is found to this part of the rounding of the eigenvalues, or of the largest.
 _TENTH, _FINEST = 0.1, 1e-15
+
+
+class DensityProgress(NamedTuple):
+    """The state of `spectral_density` after a step of a block of runs; what `callback` receives.
+
+    Attributes:
+        matvecs: vectors multiplied so far.
+        max_matvecs: vectors multiplied at the end, unless runs break down before.
+        runs: complete runs.
+        num_runs: runs at the end.
+        seconds: wall time so far.
+    """
+
+    matvecs: int
+    max_matvecs: int
+    runs: int
+    num_runs: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -1,10 +1,12 @@
 """What a solve returns: values with their certificates."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from curvax.program import Clock
 from curvax.results.encoding import record
 from curvax.results.stored import Stored
 from curvax.results.tables import aligned, measured, place, verdict
@@ -12,25 +14,20 @@ from curvax.typing import BoolArray, FloatArray, IntArray
 
 
 @record
-class Matvecs(NamedTuple):
-    """Vectors multiplied by the operator: in the solve, and to verify its result."""
-
-    solve: int
-    verification: int
-
-    @property
-    def total(self) -> int:
-        """The sum of both."""
-        return self.solve + self.verification
-
-
-@record
 class Progress(NamedTuple):
     """The state of a solve after a block of products; what `callback` receives.
 
-    `residual` is the worst estimated residual of a wanted pair, relative to the largest absolute
-    Ritz value (infinite while there are fewer Ritz values than wanted ones); the solve ends when
-    it falls to `tol`, or when `matvecs` reaches `max_matvecs`.
+    Attributes:
+        matvecs: vectors multiplied so far, without verification.
+        converged: wanted pairs whose estimated residual is within what is allowed of it.
+        k: wanted pairs.
+        residual: the worst estimated residual of a wanted pair, relative to the largest absolute
+            Ritz value; infinite while there are fewer Ritz values than wanted ones.
+        tol: the solve ends when `residual` falls to it,
+        max_matvecs: or when `matvecs` reaches this.
+        restarts: thick restarts so far.
+        largest: the largest absolute Ritz value.
+        seconds: wall time so far.
     """
 
     matvecs: int
@@ -54,8 +51,6 @@ class EigenResult(Stored):
             the flat space. None if they were not asked for.
         residuals: `(k,)` measured `‖A x − λ x‖₂`, from products made after the solve. NaN where
             the solve was interrupted before they could be made.
-        bounds: `(k,)` an eigenvalue of the operator, as computed, lies within this distance of
-            each value: the residual (Weyl). It does not say that none was missed: see `complete`.
         estimated_errors: `(k,)` `min(‖r‖, ‖r‖²/gap)` (Kato-Temple) with the gap to the nearest
             other Ritz value, so an estimate. After an interrupt, from the recurrence.
         converged: `(k,)` bool, `residuals ≤ tol_effective · |λ|max`, and no other Ritz value, moved
@@ -69,7 +64,8 @@ class EigenResult(Stored):
         tol_effective: `(k,)` the residual allowed of each pair, in units of |λ|max: `tol` times
             what it is relative to (`relative_to` of `eigsh`), or more where the noise of the
             products does not allow it.
-        num_matvecs: vectors multiplied, in the solve and in the verification.
+        num_matvecs: vectors multiplied in the solve.
+        num_verification: vectors multiplied after it, to measure the residuals.
         num_restarts: thick restarts.
         block_size: vectors per product.
         seed: the seed of every random number of the solve.
@@ -91,14 +87,14 @@ class EigenResult(Stored):
     eigenvalues: FloatArray
     eigenvectors: Any
     residuals: FloatArray
-    bounds: FloatArray
     estimated_errors: FloatArray
     converged: BoolArray
     complete: bool | None
     orthogonality: float
     noise: float
     tol_effective: FloatArray
-    num_matvecs: Matvecs
+    num_matvecs: int
+    num_verification: int
     num_restarts: int
     block_size: int
     seed: int
@@ -113,6 +109,54 @@ class EigenResult(Stored):
         if self.indices is None:
             found = numbered(len(self.eigenvalues), int(np.sum(self.eigenvalues < 0)))
             object.__setattr__(self, "indices", found)
+
+    @classmethod
+    def measured(
+        cls,
+        values: Any,
+        residuals: Any,
+        vectors: Callable[[IntArray], Any],
+        *,
+        clock: Clock,
+        history: Sequence[Progress],
+        estimated_errors: Any,
+        converged: Any,
+        tol_effective: Any,
+        **facts: Any,
+    ) -> Self:
+        """The result of a solve, whose pairs may come in any order.
+
+        Args:
+            values: `(k,)`.
+            residuals: `(k,)`.
+            vectors: called once, with the indices that sort the values; returns `eigenvectors`.
+            clock: of the solve, read at the end.
+            history: of the solve so far.
+            estimated_errors: `(k,)`.
+            converged: `(k,)` bool.
+            tol_effective: `(k,)`.
+            facts: the other fields, which have no order.
+        """
+        down = np.argsort(-np.asarray(values), kind="stable")
+        return cls(
+            eigenvalues=np.asarray(values)[down],
+            eigenvectors=vectors(down),
+            residuals=np.asarray(residuals)[down],
+            estimated_errors=np.asarray(estimated_errors)[down],
+            converged=np.asarray(converged)[down],
+            tol_effective=np.asarray(tol_effective)[down],
+            history=tuple(history),
+            seconds=clock.parts(),
+            **facts,
+        )
+
+    @property
+    def bounds(self) -> FloatArray:
+        """`(k,)` an eigenvalue of the operator, as computed, lies within this distance of each.
+
+        That is the residual (Weyl). It does not say that none was missed: see `complete`.
+        """
+        return self.residuals
 
     @property
     def all_converged(self) -> bool:

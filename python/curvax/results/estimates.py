@@ -22,9 +22,13 @@ _MAX_EXTREME = 5
 class TraceProgress(NamedTuple):
     """The state of an estimate after a block of products; what `callback` receives.
 
-    `estimate` and `stderr` are those of all samples so far (NaN or infinite while there are too
-    few); the estimate ends when `stderr` falls to `until`, or when `matvecs` reaches
-    `max_matvecs`.
+    Attributes:
+        matvecs: vectors multiplied so far.
+        estimate: of all samples so far; NaN while there are too few.
+        stderr: its standard error; NaN or infinite while there are too few.
+        max_matvecs: the estimate ends when `matvecs` reaches it,
+        until: or when `stderr` falls to this; None if that was not asked for.
+        seconds: wall time so far.
     """
 
     matvecs: int
@@ -172,6 +176,8 @@ class LanczosTridiagonal(Stored):
         basis: `(m, n)` rows q, if they were asked for, else None.
         num_matvecs: m.
         seed: of the start, None if it was given.
+        seconds: wall time by part: `compile`, `products`, `recurrence`, `host` and `total`.
+        interrupted: whether Ctrl-C ended it.
     """
 
     _large: ClassVar[tuple[str, ...]] = ("basis",)
@@ -182,6 +188,8 @@ class LanczosTridiagonal(Stored):
     basis: Any
     num_matvecs: int
     seed: int | None
+    seconds: dict[str, float]
+    interrupted: bool = False
 
     def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Ritz values `(m,)` descending, their weights, and their residuals.
@@ -204,8 +212,9 @@ class LanczosTridiagonal(Stored):
         ]
         if len(rows) > 2 * _MAX_EXTREME:
             rows[_MAX_EXTREME:-_MAX_EXTREME] = [("...", "", "")]
-        steps = f"steps {len(self.alphas)}, last beta {self.last_beta:.3g}\n"
-        return steps + aligned(("Ritz value", "residual", "weight"), rows)
+        steps = f"steps {len(self.alphas)}, last beta {self.last_beta:.3g}"
+        table = aligned(("Ritz value", "residual", "weight"), rows)
+        return "\n".join([steps, table, *["interrupted"] * self.interrupted])
 
 
 def summary(leaves: Sequence[FloatArray]) -> tuple[str, str, str, str]:

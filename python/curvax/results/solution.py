@@ -17,9 +17,10 @@ class SolveResult(Stored):
         tol: the tolerance asked for.
         damping: the damping.
         method: `"cg"` or `"minres"`.
-        num_matvecs: vectors multiplied, with the one that measures the residual, and those that
-            look for a reason where it is above `tol`.
-        seconds: wall time, with compilation.
+        num_matvecs: vectors multiplied in the iteration.
+        num_verification: vectors multiplied after it: the one that measures the residual and, where
+            that is above `tol`, those that look for a reason.
+        seconds: wall time by part: `compile`, `products`, `host`, `verification` and `total`.
         interrupted: whether Ctrl-C ended it.
     """
 
@@ -32,7 +33,8 @@ class SolveResult(Stored):
     damping: float
     method: str
     num_matvecs: int
-    seconds: float
+    num_verification: int
+    seconds: dict[str, float]
     interrupted: bool = False
 
     def __str__(self) -> str:
@@ -41,7 +43,8 @@ class SolveResult(Stored):
         done, where = ("solved", "within") if self.converged else ("did not solve", "above")
         first = "Interrupted: " if self.interrupted else ""
         return (
-            f"{first}{self.method.upper()} {done} {system} with {self.num_matvecs:,} products.\n"
+            f"{first}{self.method.upper()} {done} {system} with {self.num_matvecs:,} products, and "
+            f"{self.num_verification:,} to verify.\n"
             f"The measured relative residual is {self.relative_residual:.2e}, {where} the "
             f"tolerance of {self.tol:.3g}."
         )

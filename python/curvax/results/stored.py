@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import secrets
@@ -15,14 +14,14 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from curvax import drawing
 from curvax.archives import check_headers
 from curvax.results.encoding import Arrays, decode, encode, fields_of, record
+from curvax.results.formats import FORMAT, upgraded
+from curvax.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# To be raised by a change that makes older versions misread new files.
-_FORMAT = 1
 
 # The member of the npz that holds the JSON text.
 _FACTS = "facts"
@@ -64,7 +63,8 @@ class Stored:
         stem.parent.mkdir(parents=True, exist_ok=True)
         npz, text = stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json")
         arrays: Arrays = {}
-        facts = {"format": _FORMAT, "result": encode(self, "", arrays)}
+        written = {"format": FORMAT, "version": __version__}
+        facts = written | {"result": encode(self, "", arrays)}
         arrays[_FACTS] = np.array(json.dumps(facts))
         with _replacing(text) as text_stream, _replacing(npz) as npz_stream:
             np.savez(npz_stream, **arrays)  # type: ignore[arg-type]
@@ -107,9 +107,7 @@ class Stored:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        # By name, at the call: pictures know results, and results do not know pictures.
-        figure: Figure = importlib.import_module("curvax.plot").plot(self, path, title)
-        return figure
+        return drawing.draw(self, path, title)
 
 
 def load(path: str | Path) -> Stored:
@@ -125,13 +123,14 @@ def load(path: str | Path) -> Stored:
     file = _source(path)
     with file.open("rb") as stream:
         facts, arrays = _read(file, stream)
-    if facts["format"] > _FORMAT:
+    if facts["format"] > FORMAT:
         raise ValueError(
-            f"{file} has format {facts['format']}, but this version of curvax reads formats up to "
-            f"{_FORMAT}: upgrade curvax"
+            f"{file} was written by curvax {facts.get('version', '(unknown)')} in format "
+            f"{facts['format']}, but this is curvax {__version__}, which reads formats up "
+            f"to {FORMAT}: pip install --upgrade curvax, or compute the result again"
         )
     with _damage_reported(file):
-        result = decode(facts["result"], arrays)
+        result = decode(upgraded(facts["result"], facts["format"]), arrays)
         if not isinstance(result, Stored):
             raise ValueError(f"it holds a {type(result).__name__}, which is no result")
     return result
@@ -167,7 +166,8 @@ def _read(file: Path, stream: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
                 raise ValueError("it has no facts")
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(str(arrays.pop(_FACTS)))
-        if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
+        known = isinstance(facts, dict) and isinstance(facts.get("format"), int)
+        if not known or facts["format"] < 1:
             raise ValueError("its facts are not a result's")
     return facts, arrays
 

@@ -19,7 +19,7 @@ from curvax.results.estimates import (
 
 # The fields in units of an eigenvalue, and of its inverse.
 _DIRECT: dict[type, tuple[str, ...]] = {
-    EigenResult: ("eigenvalues", "residuals", "bounds", "estimated_errors"),
+    EigenResult: ("eigenvalues", "residuals", "estimated_errors"),
     TraceResult: ("estimate", "stderr", "interval", "samples"),
     DiagonalResult: ("estimate", "stderr"),
     LanczosTridiagonal: ("alphas", "betas", "last_beta"),

@@ -20,7 +20,7 @@ extern "C" const char* launch(int device, int kernel, int64_t blocks, int64_t sh
   fake::fails = fails;
   fake::name = &Name;
   fake::log.clear();
-  curvax::CURVAX_LEVEL::StreamLauncher launcher(nullptr);
+  curvax::CURVAX_TARGET::StreamLauncher launcher(nullptr);
   launcher.Launch(kernel == 0 ? &First : &Second, {blocks, 64, shared_bytes}, Args{});
   return launcher.error();
 }
@@ -29,7 +29,7 @@ extern "C" const char* residents(int device, int64_t shared_bytes, int64_t* bloc
   fake::name = &Name;
   fake::fails = false;
   fake::log.clear();
-  curvax::CURVAX_LEVEL::StreamLauncher launcher(nullptr);
+  curvax::CURVAX_TARGET::StreamLauncher launcher(nullptr);
   *blocks = launcher.Residents(&Second, 64, shared_bytes);
   return launcher.error();
 }

@@ -9,7 +9,7 @@
 
 namespace {
 
-namespace device = curvax::CURVAX_LEVEL;
+namespace device = curvax::CURVAX_TARGET;
 using curvax::emulated::Launcher;
 
 const char* Keep(const std::string& error) {

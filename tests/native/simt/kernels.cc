@@ -40,32 +40,32 @@ std::string SoftmaxCe(const Device& device, SoftmaxCeArgs args) {
   // Of the parts of a row, which this device may not be large enough to do without.
   const int64_t element = args.dtype == DType::kF64 ? 8 : 4;
   const Workspace workspace(
-      std::max(CURVAX_LEVEL::SoftmaxCeWorkspaceBytes(args),
-               args.rows * CURVAX_LEVEL::RowParts(args.vocab, element) * (4 + args.tangents) * 8));
+      std::max(CURVAX_TARGET::SoftmaxCeWorkspaceBytes(args),
+               args.rows * CURVAX_TARGET::RowParts(args.vocab, element) * (4 + args.tangents) * 8));
   args.workspace = workspace.get();
-  CURVAX_LEVEL::LaunchSoftmaxCe(args, launcher);
+  CURVAX_TARGET::LaunchSoftmaxCe(args, launcher);
   return workspace.Result(launcher.error);
 }
 
 std::string BlockOrtho(const Device& device, BlockOrthoArgs args) {
   Launcher launcher(device);
-  const Workspace workspace(CURVAX_LEVEL::BlockOrthoLayout(args).bytes);
+  const Workspace workspace(CURVAX_TARGET::BlockOrthoLayout(args).bytes);
   args.workspace = workspace.get();
   const int32_t used = static_cast<int32_t>(args.used);
   const uint32_t seed[2] = {static_cast<uint32_t>(args.seed),
                             static_cast<uint32_t>(args.seed >> 32)};
   args.used = args.seed = 0;
-  CURVAX_LEVEL::LaunchBlockOrtho(args, &used, seed, launcher);
+  CURVAX_TARGET::LaunchBlockOrtho(args, &used, seed, launcher);
   return workspace.Result(launcher.error);
 }
 
 std::string RotateBasis(const Device& device, RotateBasisArgs args) {
   Launcher launcher(device);
-  const Workspace workspace(CURVAX_LEVEL::RotateWorkspaceBytes(args.rows));
+  const Workspace workspace(CURVAX_TARGET::RotateWorkspaceBytes(args.rows));
   args.workspace = workspace.get();
   const int32_t used = static_cast<int32_t>(args.used), kept = static_cast<int32_t>(args.kept);
   args.used = args.kept = 0;
-  CURVAX_LEVEL::LaunchRotateBasis(args, &used, &kept, launcher);
+  CURVAX_TARGET::LaunchRotateBasis(args, &used, &kept, launcher);
   return workspace.Result(launcher.error);
 }
 

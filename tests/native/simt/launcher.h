@@ -1,10 +1,10 @@
-// What launches kernels on the emulated GPU (softmax_ce_launch.h says what a launcher is).
+// What launches kernels on the emulated GPU (shapes.h says what a launcher is).
 #ifndef CURVAX_TESTS_SIMT_LAUNCHER_H_
 #define CURVAX_TESTS_SIMT_LAUNCHER_H_
 
 #include <string>
 
-#include "cuda/launch_config.h"
+#include "cuda/shapes.h"
 #include "simt/kernels.h"
 #include "simt/simt.h"
 
@@ -21,7 +21,7 @@ class Launcher {
     return device_.residents;
   }
   template <typename Args>
-  bool Launch(void (*kernel)(Args), const CURVAX_LEVEL::LaunchShape& shape, const Args& args) {
+  bool Launch(void (*kernel)(Args), const CURVAX_TARGET::LaunchShape& shape, const Args& args) {
     if (shape.blocks > device_.first_block) {
       error = simt::Run({shape.blocks, shape.threads, shape.shared_bytes, device_.first_block},
                         device_.seed++, [&] { kernel(args); });

@@ -13,8 +13,10 @@ from curvax.adapters.huggingface.loading import load
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.module import adapt
 from curvax.losses import SoftmaxCrossEntropy
+from curvax.options import takes_options
 
 
+@takes_options()
 def sequence_classification(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """A classifier of token sequences, with its cross entropy.
 
@@ -38,6 +40,7 @@ def sequence_classification(model_or_path: Any, *, example: Any = None) -> Adapt
     return _classifier(load(model_or_path, "sequence_classification"), example)
 
 
+@takes_options()
 def image_classification(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """A classifier of images, with its cross entropy.
 

@@ -11,8 +11,10 @@ from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.losses import TorchLoss, loss_on_jax
 from curvax.adapters.torch.module import adapt
 from curvax.checks import shown
+from curvax.options import takes_options
 
 
+@takes_options()
 def encoder(
     model_or_path: Any,
     *,

@@ -10,8 +10,10 @@ from curvax.adapters.huggingface.batches import IGNORED, check_labels, mapping, 
 from curvax.adapters.huggingface.examples import example_of, tokens
 from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.torch.bridge import batch_to_jax
+from curvax.options import takes_options
 
 
+@takes_options()
 def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """A causal language model, with its own loss of the next token.
 
@@ -51,6 +53,7 @@ def causal_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     return token_model(model, example, convert, (True, False))
 
 
+@takes_options()
 def masked_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """A masked language model, as BERT's.
 

@@ -13,8 +13,10 @@ from curvax.adapters.huggingface.tokens import load_with_head, token_model
 from curvax.adapters.huggingface.writing import written
 from curvax.adapters.torch.bridge import batch_to_jax, batch_to_torch
 from curvax.adapters.torch.state import preserved
+from curvax.options import takes_options
 
 
+@takes_options()
 def seq2seq_lm(model_or_path: Any, *, example: Any = None) -> AdaptedModel:
     """An encoder-decoder language model, as T5, BART or Whisper, with its own loss.
 

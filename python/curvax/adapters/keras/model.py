@@ -23,6 +23,7 @@ from curvax.adapters.keras.checks import check_model, check_state, check_steps, 
 from curvax.adapters.keras.network import Network
 from curvax.adapters.keras.saved import load
 from curvax.checks import shown
+from curvax.options import takes_options
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,6 +50,7 @@ class KerasModel(AdaptedModel):
             yield batch
 
 
+@takes_options()
 def from_model(
     model_or_path: Any,
     *,

@@ -17,9 +17,10 @@ from curvax.adapters.torch.modes import double_differentiable
 from curvax.adapters.torch.module import call
 from curvax.adapters.torch.source import second_derivatives
 from curvax.adapters.torch.state import trainable
-from curvax.checks import shown
+from curvax.checks import is_integer, shown
 from curvax.operators.conversion import HostOperator, HostProducts
-from curvax.operators.space import VectorSpace, check_float_dtype
+from curvax.operators.vectors import space_like
+from curvax.options import takes_options
 
 
 class TorchProducts(HostProducts):
@@ -90,21 +91,16 @@ def from_matvec(matvec: Callable[[Any], Any], like: Any) -> HostOperator:
     """
     if not callable(matvec):
         raise TypeError(f"matvec must be callable, got {type(matvec).__name__}")
-    if isinstance(like, (int, np.integer)) and not isinstance(like, bool):
-        if like < 1:
-            raise ValueError(f"like must be an integer n of at least 1, got {like}")
-        like = torch.empty(int(like), device="meta")
+    if is_integer(like):
+        like = torch.empty(space_like(like).n, device="meta")
     for leaf in jax.tree.leaves(like):
         if not isinstance(leaf, torch.Tensor):
             raise TypeError(
                 "like must be an integer n, a torch tensor, or tensors in lists, tuples and dicts; "
                 f"got {shown(leaf)}"
             )
-    if not sum(leaf.numel() for leaf in jax.tree.leaves(like)):
-        raise ValueError(f"like must have at least one element, got {shown(like)}")
     shapes = jax.tree.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"), like)
-    space = _space(shapes)
-    return HostOperator(TorchProducts(matvec, shapes), space)
+    return HostOperator(TorchProducts(matvec, shapes), space_like(jax.tree.map(_described, shapes)))
 
 
 def _differentiated(loss: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Any:
@@ -124,14 +120,11 @@ def _differentiated(loss: torch.Tensor, parameters: dict[str, torch.Tensor]) -> 
     return product
 
 
-def _space(like: Any) -> VectorSpace:
-    dtypes = [np.dtype(str(leaf.dtype).removeprefix("torch.")) for leaf in jax.tree.leaves(like)]
-    dtype = max((check_float_dtype(d, "like") for d in dtypes), key=lambda d: d.itemsize)
-    return VectorSpace.of(
-        jax.tree.map(lambda t: jax.ShapeDtypeStruct(tuple(t.shape), dtype), like), dtype
-    )
+def _described(leaf: torch.Tensor) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(leaf.shape), str(leaf.dtype).removeprefix("torch."))
 
 
+@takes_options()
 def double_backward(
     module: nn.Module,
     loss: TorchLoss,

@@ -16,6 +16,7 @@ from curvax.adapters.torch.modes import differentiable
 from curvax.adapters.torch.source import Objective, TorchSource
 from curvax.adapters.torch.state import preserved, trainable
 from curvax.adapters.torch.steps import Recording
+from curvax.options import takes_options
 
 _DOUBLE = "adapters.torch.double_backward(module, loss, batches)"
 HINT = (
@@ -29,6 +30,7 @@ DERIVATIVE_HINT = (
 )
 
 
+@takes_options()
 def from_module(
     module: nn.Module,
     *,

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from curvax.checks import check_count, check_number
+from curvax.checks import check_choice, check_count, check_number
 from curvax.ops.block_ortho import ffi, reference
+from curvax.ops.block_ortho.arguments import Arguments
+from curvax.ops.dtypes import check_storage, compute_dtype
 from curvax.ops.implementation import resolve
 from curvax.ops.manual_axes import sharded_axes
 from curvax.ops.shards import whole
@@ -16,8 +18,6 @@ from curvax.ops.shards import whole
 __all__ = ["MAX_BLOCK", "orthonormalize_block", "padded_length", "rotate_basis"]
 
 MAX_BLOCK = 32
-_STORED = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
-_STORED_NAMES = "float32, float64, bfloat16 or float16"
 # The width of a transaction with a GPU's memory, a multiple of what its loads and copies align to.
 _ROW_BYTES = 128
 # A deviation from orthonormality that "lazy" leaves, in eps of the arithmetic: what rounding leaves
@@ -42,10 +42,9 @@ def padded_length(n: int, dtype: DTypeLike) -> int:
         TypeError: `n` is not an integer.
         ValueError: `n` is below 1, or `dtype` is not that of a basis.
     """
-    n, stored = check_count("n", n, 1), jnp.dtype(dtype)
-    if stored not in _STORED:
-        raise ValueError(f"dtype must be {_STORED_NAMES}, got {stored}")
-    per_line = _ROW_BYTES // stored.itemsize
+    n = check_count("n", n, 1)
+    check_storage("dtype", dtype)
+    per_line = _ROW_BYTES // jnp.dtype(dtype).itemsize
     return -(-n // per_line) * per_line
 
 
@@ -97,40 +96,38 @@ def orthonormalize_block(
         the input is not finite the new rows and the deviation are NaN.
 
     Raises:
-        ValueError: a shape or dtype is wrong, ``scale`` is beyond the range of a dtype, ``used`` is
-            a known number and too large, or the arrays lie in shards, also under `shard_map`.
+        TypeError: `reorthogonalize` or `impl` is not a string, or `scale` not a number.
+        ValueError: a shape, dtype or word is wrong, ``scale`` is beyond the range of a dtype,
+            ``used`` is a known number and too large, or the arrays lie in shards, also under
+            `shard_map`.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
         ValueError or jax.errors.JaxRuntimeError: `used` out of range at run time (kernel of the CPU
             only; a CUDA device cannot raise, and leaves the basis as it is and all else NaN), or
             arrays that turn out to be sharded when a `jit` around this is compiled.
     """
-    op = "orthonormalize_block"
     q, w = jnp.asarray(basis), jnp.asarray(block)
-    _check_basis(op, q)
-    compute = jnp.dtype(jnp.float64 if q.dtype == jnp.float64 else jnp.float32)
+    _check_basis(q)
+    compute = compute_dtype(q.dtype)
     if w.ndim != 2 or not 1 <= w.shape[1] <= q.shape[1] or not 1 <= w.shape[0] <= MAX_BLOCK:
         raise ValueError(
-            f"`{op}(block=...)` must have shape (b, n) with 1 <= b <= {MAX_BLOCK} and 1 <= n <= "
-            f"{q.shape[1]}, the columns of the basis, got {w.shape}"
+            f"block must have shape (b, n) with 1 <= b <= {MAX_BLOCK} and 1 <= n <= {q.shape[1]}, "
+            f"the columns of the basis, got {w.shape}"
         )
     if w.dtype != compute:
-        raise ValueError(f"`{op}(block=...)` must have dtype {compute}, got {w.dtype}")
-    scale = _scale(f"`{op}(scale=...)`", scale, q.dtype, compute)
-    if not isinstance(reorthogonalize, str) or reorthogonalize not in _LAZY:
-        raise ValueError(
-            f"`{op}(reorthogonalize=...)` must be 'full' or 'lazy', got {reorthogonalize!r}"
-        )
+        raise ValueError(f"block must have dtype {compute}, got {w.dtype}")
+    scale = _scale(scale, q.dtype, compute)
+    check_choice("reorthogonalize", reorthogonalize, tuple(_LAZY))
     if axes := sharded_axes(q, w):
         raise ValueError(
-            f"`{op}` under `shard_map`, over the mesh axes {sorted(axes)}, would orthonormalise "
-            "each shard by itself: call it outside, on whole vectors"
+            f"under shard_map, over the mesh axes {sorted(axes)}, orthonormalize_block would "
+            "orthonormalise each shard by itself: call it outside, on whole vectors"
         )
-    q, w = whole(f"`{op}(basis=...)`", q), whole(f"`{op}(block=...)`", w)
+    q, w = whole("basis", q), whole("block", w)
     most = min(q.shape[0], w.shape[1]) - w.shape[0]
-    m = _count(op, "used", used, most, "min(rows, n) - b")
-    module = ffi if resolve(op, impl, "block_ortho") == "ffi" else reference
+    m = _count("used", used, most, "min(rows, n) - b")
+    module = ffi if resolve(impl, "block_ortho") == "ffi" else reference
     lazy_below = _LAZY[reorthogonalize] * float(jnp.finfo(compute).eps)
-    return module.orthonormalize_block(q, w, m, _seed(op, seed), scale, lazy_below)
+    return module.orthonormalize_block(Arguments(q, w, m, _seed(seed), scale, lazy_below))
 
 
 def rotate_basis(
@@ -166,68 +163,65 @@ def rotate_basis(
             a CUDA device, which cannot raise, every row becomes NaN), or the basis turns out to be
             sharded when a `jit` around this is compiled.
     """
-    op = "rotate_basis"
     q = jnp.asarray(basis)
-    _check_basis(op, q)
+    _check_basis(q)
     if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ValueError(f"`{op}` takes a float64 rotation: call it under `jax.enable_x64(True)`")
+        raise ValueError("rotation must be float64: call rotate_basis under jax.enable_x64(True)")
     r = jnp.asarray(rotation)
     rows = q.shape[0]
     if r.shape != (rows, rows) or r.dtype != jnp.float64:
         raise ValueError(
-            f"`{op}(rotation=...)` must have shape ({rows}, {rows}) and dtype float64, "
+            f"rotation must have shape ({rows}, {rows}) and dtype float64, "
             f"got {r.shape} and {r.dtype}"
         )
-    q = whole(f"`{op}(basis=...)`", q)
-    m = _count(op, "used", used, rows, "rows")
+    q = whole("basis", q)
+    m = _count("used", used, rows, "rows")
     most = (int(used), "used") if isinstance(used, (int, np.integer)) else (rows, "rows")
-    k = _count(op, "kept", kept, *most)
-    module = ffi if resolve(op, impl, op) == "ffi" else reference
+    k = _count("kept", kept, *most)
+    module = ffi if resolve(impl, "rotate_basis") == "ffi" else reference
     return module.rotate_basis(q, r, m, k)
 
 
-def _scale(name: str, value: float, storage: jnp.dtype, compute: jnp.dtype) -> float:
+def _scale(value: float, storage: jnp.dtype, compute: jnp.dtype) -> float:
     """`value`, by which numbers down to eps are multiplied and divided, and 1 to be stored."""
-    scale, info = check_number(name, value, positive=True), jnp.finfo(compute)
+    scale, info = check_number("scale", value, positive=True), jnp.finfo(compute)
     widest = float(info.eps / info.tiny)
     low, high = 1 / widest, min(widest, float(jnp.finfo(storage).max))
     if not low <= scale <= high:
         raise ValueError(
-            f"{name} must be in [{low:.2g}, {high:.2g}] for a basis in {storage} and a block in "
+            f"scale must be in [{low:.2g}, {high:.2g}] for a basis in {storage} and a block in "
             f"{compute}, got {scale:g}"
         )
     return scale
 
 
-def _check_basis(op: str, basis: jax.Array) -> None:
+def _check_basis(basis: jax.Array) -> None:
     if basis.ndim != 2 or 0 in basis.shape:
         raise ValueError(
-            f"`{op}(basis=...)` must have shape (rows, columns), at least 1 each, got {basis.shape}"
+            f"basis must have shape (rows, columns), at least 1 each, got {basis.shape}"
         )
-    if basis.dtype not in _STORED:
-        raise ValueError(f"`{op}(basis=...)` must be {_STORED_NAMES}, got dtype {basis.dtype}")
+    check_storage("basis", basis.dtype)
 
 
-def _count(op: str, name: str, value: ArrayLike, most: int, most_is: str) -> jax.Array:
+def _count(name: str, value: ArrayLike, most: int, most_is: str) -> jax.Array:
     if isinstance(value, (int, np.integer)) and not 0 <= value <= most:
-        raise ValueError(f"`{op}({name}=...)` must be in [0, {most_is} = {most}], got {value}")
+        raise ValueError(f"{name} must be in [0, {most_is} = {most}], got {value}")
     count = jnp.asarray(value)
     if count.shape != () or not jnp.issubdtype(count.dtype, jnp.integer):
         raise ValueError(
-            f"`{op}({name}=...)` must be an int32 scalar, got shape {count.shape} "
-            f"and dtype {count.dtype}"
+            f"{name} must be an int32 scalar, got shape {count.shape} and dtype {count.dtype}"
         )
     return count.astype(jnp.int32)
 
 
-def _seed(op: str, seed: ArrayLike) -> jax.Array:
+def _seed(seed: ArrayLike) -> jax.Array:
     if isinstance(seed, (int, np.integer)):
         words = [int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF]
         return jnp.asarray(np.array(words, np.uint32))
     words_array = jnp.asarray(seed)
     if words_array.shape != (2,) or words_array.dtype != jnp.uint32:
         raise ValueError(
-            f"`{op}(seed=...)` must be an integer or a uint32 array of shape (2,), "
+            f"seed must be an integer or a uint32 array of shape (2,), "
             f"got shape {words_array.shape} and dtype {words_array.dtype}"
         )
     return words_array

@@ -11,36 +11,24 @@ import jax
 import numpy as np
 
 from curvax import _native
+from curvax.ops.block_ortho.arguments import Arguments
 
 
 def _workspace(op: str, *sizes: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((_native.workspace_bytes(op, *sizes),), np.uint8)
 
 
-def orthonormalize_block(
-    basis: jax.Array,
-    block: jax.Array,
-    used: jax.Array,
-    seed: jax.Array,
-    scale: float,
-    lazy_below: float,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def orthonormalize_block(given: Arguments) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `api.orthonormalize_block`."""
-    new_basis, _, coefficients, factor, info = call_block_ortho(
-        basis, block, used, seed, scale, lazy_below
-    )
-    return new_basis, coefficients, factor, info
+    basis, _, coefficients, factor, info = call_block_ortho(given)
+    return basis, coefficients, factor, info
 
 
 def call_block_ortho(
-    basis: jax.Array,
-    block: jax.Array,
-    used: jax.Array,
-    seed: jax.Array,
-    scale: float,
-    lazy_below: float,
+    given: Arguments,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The bare call, whose second result is what the kernel has left over the block: scratch."""
+    basis, block, used, seed, scale, lazy_below = given
     rows, b = basis.shape[0], block.shape[0]
     small = np.dtype(np.float64)
     call = jax.ffi.ffi_call(

@@ -41,10 +41,11 @@ def matmul_sum(
         operands, in which sums are accumulated too.
 
     Raises:
+        TypeError: ``impl`` is not a string.
         ValueError: ``impl`` is not a known word.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
-    if resolve("matmul_sum", impl, "matmul_sum") == "ffi":
+    if resolve(impl, "matmul_sum") == "ffi":
         return ffi.matmul_sum(terms, add_to, transpose_a, transpose_b)
     slices = default_platform() == "cpu"
     if slices or terms[0][0].dtype != jnp.float32:

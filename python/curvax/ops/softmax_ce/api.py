@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from curvax.ops.dtypes import check_storage, compute_dtype
 from curvax.ops.implementation import resolve
 from curvax.ops.softmax_ce import ffi, reference
-from curvax.ops.softmax_ce.options import check_range, compute_dtype, options_of
+from curvax.ops.softmax_ce.options import Options
 
-__all__ = ["softmax_ce_hvp", "softmax_ce_triple"]
+__all__ = ["derivatives", "hvp", "softmax_ce_derivatives", "softmax_ce_hvp"]
 
 
 def softmax_ce_hvp(
@@ -49,21 +50,16 @@ def softmax_ce_hvp(
         The products, of the shape and dtype of ``tangents``.
 
     Raises:
-        TypeError: an option is no number.
+        TypeError: an option is not a number, or `impl` not a string.
         ValueError: a shape or dtype is wrong, or an option out of range, also of that of the
             computation.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
-    op = "softmax_ce_hvp"
-    place = f"`{op}({{}}=...)`"
-    options = options_of(softcap, z_loss, label_smoothing, ignore_index, place)
-    arrays = _check(op, logits, tangents, labels, weights)
-    check_range(options, arrays[3].dtype, place)
-    module = ffi if resolve(op, impl, op) == "ffi" else reference
-    return module.hvp(*arrays, options)
+    options = Options(softcap, z_loss, label_smoothing, ignore_index)
+    return hvp(logits, tangents, labels, weights, options, impl)
 
 
-def softmax_ce_triple(
+def softmax_ce_derivatives(
     logits: ArrayLike,
     tangents: ArrayLike,
     labels: ArrayLike,
@@ -98,35 +94,57 @@ def softmax_ce_triple(
         0 in ignored rows.
 
     Raises:
-        TypeError: an option is no number.
+        TypeError: an option is not a number, or `impl` not a string.
         ValueError: a shape or dtype is wrong, or an option out of range, also of that of the
             computation.
         RuntimeError: ``impl="ffi"`` without compiled kernels.
     """
-    op = "softmax_ce_triple"
-    place = f"`{op}({{}}=...)`"
-    options = options_of(softcap, z_loss, label_smoothing, ignore_index, place)
-    arrays = _check(op, logits, tangents, labels, weights)
-    check_range(options, arrays[3].dtype, place)
-    module = ffi if resolve(op, impl, op) == "ffi" else reference
-    return module.triple(*arrays, options)
+    options = Options(softcap, z_loss, label_smoothing, ignore_index)
+    return derivatives(logits, tangents, labels, weights, options, impl)
+
+
+def hvp(
+    logits: ArrayLike,
+    tangents: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    options: Options,
+    impl: str = "auto",
+) -> jax.Array:
+    """`softmax_ce_hvp` with `options` that are made already."""
+    arrays = _check(logits, tangents, labels, weights)
+    options.check_range(arrays[3].dtype)
+    module = ffi if resolve(impl, "softmax_ce_hvp") == "ffi" else reference
+    return module.hvp(*arrays, options)
+
+
+def derivatives(
+    logits: ArrayLike,
+    tangents: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    options: Options,
+    impl: str = "auto",
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`softmax_ce_derivatives` with `options` that are made already."""
+    arrays = _check(logits, tangents, labels, weights)
+    options.check_range(arrays[3].dtype)
+    module = ffi if resolve(impl, "softmax_ce_derivatives") == "ffi" else reference
+    return module.derivatives(*arrays, options)
 
 
 def _check(
-    op: str, logits: ArrayLike, tangents: ArrayLike, labels: ArrayLike, weights: ArrayLike
+    logits: ArrayLike, tangents: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     z, u, y, w = (jnp.asarray(x) for x in (logits, tangents, labels, weights))
 
     def require(name: str, x: jax.Array, shape: str, ok: bool, dtype: jnp.dtype) -> None:
         if not ok:
-            raise ValueError(f"`{op}({name}=...)` must have shape {shape}, got {x.shape}")
+            raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
         if x.dtype != dtype:
-            raise ValueError(f"`{op}({name}=...)` must have dtype {dtype}, got {x.dtype}")
+            raise ValueError(f"{name} must have dtype {dtype}, got {x.dtype}")
 
-    if z.dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
-        raise ValueError(
-            f"`{op}(logits=...)` must be float32, float64, bfloat16 or float16, got dtype {z.dtype}"
-        )
+    check_storage("logits", z.dtype)
     require("logits", z, "(N, V)", z.ndim == 2 and z.shape[1] > 0, z.dtype)
     n, v = z.shape
     shaped = u.ndim in (2, 3) and u.shape[-2:] == (n, v)

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from curvax import _native
+from curvax.ops.dtypes import compute_dtype
 from curvax.ops.manual_axes import vary, varying
-from curvax.ops.softmax_ce.options import Options, compute_dtype
+from curvax.ops.softmax_ce.options import Options
 
 
 def _attributes(options: Options) -> dict[str, Any]:
+    """As the kernels read them: a softcap of 0 is none."""
     return {
-        "softcap": np.float64(options.softcap),
+        "softcap": np.float64(options.softcap or 0),
         "z_loss": np.float64(options.z_loss),
         "label_smoothing": np.float64(options.label_smoothing),
         "ignore_index": np.int64(options.ignore_index),
@@ -48,13 +50,13 @@ def hvp(
     return vary(products, axes)
 
 
-def triple(
+def derivatives(
     logits: jax.Array, tangents: jax.Array, labels: jax.Array, weights: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Loss, log-sum-exp, gradient over the logits and products over the tangents."""
     row = jax.ShapeDtypeStruct(labels.shape, compute_dtype(logits.dtype))
     call = jax.ffi.ffi_call(
-        "curvax.softmax_ce_triple",
+        "curvax.softmax_ce_derivatives",
         (
             jax.ShapeDtypeStruct(logits.shape, logits.dtype),
             jax.ShapeDtypeStruct(tangents.shape, tangents.dtype),

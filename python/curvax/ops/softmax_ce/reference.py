@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from curvax.ops.softmax_ce.options import Options, compute_dtype
+from curvax.ops.dtypes import compute_dtype
+from curvax.ops.softmax_ce.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,17 @@ class _Rows:
     ignored: jax.Array
 
 
+def cap(logits: jax.Array, softcap: float | None) -> tuple[jax.Array, jax.Array | None]:
+    """The capped logits and the cap's slope; the logits themselves and None without a cap."""
+    if softcap is None:
+        return logits, None
+    capped = softcap * jnp.tanh(logits / softcap)
+    return capped, 1 - (capped / softcap) ** 2
+
+
 def _rows(logits: jax.Array, labels: jax.Array, weights: jax.Array, options: Options) -> _Rows:
     dtype = compute_dtype(logits.dtype)
-    z = logits.astype(dtype)
-    slope = None
-    if options.softcap > 0:
-        z = options.softcap * jnp.tanh(z / options.softcap)
-        slope = 1 - (z / options.softcap) ** 2
+    z, slope = cap(logits.astype(dtype), options.softcap)
     vocab = z.shape[1]
     lse = jax.nn.logsumexp(z, axis=1, keepdims=True)
     onehot = jax.nn.one_hot(labels, vocab, dtype=dtype)
@@ -59,7 +64,7 @@ def _products(rows: _Rows, tangents: jax.Array, options: Options) -> jax.Array:
             zd = rows.slope * zd
         mu = jnp.sum(rows.p * zd, axis=1, keepdims=True)
         out = rows.weight * rows.p * (rows.kappa * (zd - mu) + 2 * options.z_loss * mu)
-        if rows.slope is not None:
+        if rows.slope is not None and options.softcap is not None:
             curvature = 2 / options.softcap**2 * rows.z
             out = rows.slope * out - curvature * zd * _gradient(rows)
         return out.astype(u.dtype)
@@ -97,10 +102,10 @@ def hvp(
     return _clear(rows.ignored | (weights == 0)[:, None], _products(rows, tangents, options))
 
 
-def triple(
+def derivatives(
     logits: jax.Array, tangents: jax.Array, labels: jax.Array, weights: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Loss, log-sum-exp, gradient and products; see `api.softmax_ce_triple`."""
+    """Loss, log-sum-exp, gradient and products; see `api.softmax_ce_derivatives`."""
     rows = _rows(logits, labels, weights, options)
     loss = _losses(rows, labels, options)
     grad = _gradient(rows) if rows.slope is None else rows.slope * _gradient(rows)

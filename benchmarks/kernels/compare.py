@@ -1,0 +1,64 @@
+"""Prints the ratios of a kernel benchmark beside their targets.
+
+    make bench BENCH_ARGS=--benchmark-json=out.json
+    python benchmarks/kernels/compare.py out.json [--baseline FILE] [--smoke]
+
+Exits with 1 if a target is missed, unless ``--smoke``: then ratios are only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+BASELINE = pathlib.Path(__file__).parents[1] / "baselines" / "kernels.json"
+# name of the ratio: (bound, whether it is a least value)
+TARGETS = {
+    "softmax_ce_hvp (512, 50257): time / (z + u)": (1.3, False),
+    "softmax_ce_hvp (512, 50257): jnp / kernel": (1.7, True),
+    "softmax_ce_hvp (128, 151936): time / (z + u)": (1.3, False),
+    "softmax_ce_hvp (128, 151936): jnp / kernel": (1.7, True),
+    "block_ortho b=1: best jnp / kernel": (1.0, True),
+    "block_ortho b=4: best jnp / kernel": (1.5, True),
+    "block_ortho b=4: kernel / sum(Q)": (4.5, False),
+    "block_ortho b=8: best jnp / kernel": (2.0, True),
+}
+
+
+def ratios(path: pathlib.Path) -> dict[str, float]:
+    """All ratios that a pytest-benchmark file records."""
+    found: dict[str, float] = {}
+    for case in json.loads(path.read_text())["benchmarks"]:
+        found |= case["extra_info"].get("ratios", {})
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("json", type=pathlib.Path)
+    parser.add_argument("--baseline", type=pathlib.Path, default=BASELINE)
+    parser.add_argument("--smoke", action="store_true", help="print the ratios, judge nothing")
+    arguments = parser.parse_args()
+    measured = ratios(arguments.json)
+    before = ratios(arguments.baseline) if arguments.baseline.is_file() else {}
+    missed = 0
+    print(f"{'ratio':48} {'measured':>9} {'target':>8} {'baseline':>9}")
+    for name in [*TARGETS, *(n for n in measured if n not in TARGETS)]:
+        value, (bound, least) = measured.get(name), TARGETS.get(name, (None, False))
+        good = bound is None or (
+            value is not None and (value >= bound if least else value <= bound)
+        )
+        missed += not good
+        print(
+            f"{name:48} {'-' if value is None else f'{value:.2f}':>9} "
+            f"{'' if bound is None else ('>= ' if least else '<= ') + f'{bound:g}':>8} "
+            f"{f'{before[name]:.2f}' if name in before else '-':>9} "
+            f"{'' if good or arguments.smoke else 'MISSED'}"
+        )
+    return 1 if missed and not arguments.smoke else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

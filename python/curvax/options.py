@@ -1,0 +1,96 @@
+"""Options of public functions: declared once, with their types and defaults.
+
+Functions that share options, or that have overloads, declare them in a `TypedDict`, where the type
+of an entry carries what it is by default:
+
+    class Options(TypedDict, total=False):
+        tol: Annotated[float, 1e-3]
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
+    """Let a function name what was meant where an argument is misspelt, or given twice.
+
+    Args:
+        declared: a `TypedDict` with the options that `**options` stands for. The function gets all
+            of them, and its signature, as `help` shows it, lists them after its own.
+
+    Returns:
+        A decorator.
+    """
+
+    def decorate(function: _F) -> _F:
+        signature = _signature(function, declared)
+        defaults = {p.name: p.default for p in _declared(declared)}
+        names = list(signature.parameters)
+        kinds = [p.kind for p in signature.parameters.values()]
+        positional = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            twice = given.keys() & names[: min(positional, len(args))]
+            if twice or len(args) > positional or not given.keys() <= signature.parameters.keys():
+                _refuse(function.__name__, names, positional, args, given)
+            return function(*args, **{**defaults, **given})
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _declared(declared: type | None) -> list[inspect.Parameter]:
+    if declared is None:
+        return []
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=hint.__metadata__[0],
+            annotation=hint.__origin__,
+        )
+        for name, hint in get_type_hints(declared, include_extras=True).items()
+    ]
+
+
+def _signature(function: Callable[..., Any], declared: type | None) -> inspect.Signature:
+    own = inspect.signature(function)
+    if declared is None:
+        return own
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return own.replace(parameters=[*kept, *_declared(declared)])
+
+
+def _refuse(
+    function: str, names: list[str], positional: int, args: tuple[Any, ...], given: dict[str, Any]
+) -> NoReturn:
+    """Raise for the first thing that is wrong; the first `positional` names have a position."""
+    for name in given:
+        if name in names[: min(positional, len(args))]:
+            place = names.index(name) + 1
+            raise TypeError(
+                f"{function} got {name} twice, as argument {place} and as {name}=: leave one out"
+            )
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3)
+            hint = f"did you mean {_listed(near, 'or')}?" if near else f"it has {_listed(names)}"
+            raise TypeError(f"{function} has no argument {name!r}: {hint}")
+    rest = names[positional:]
+    remedy = f": give the others by name, such as {rest[0]}=" if rest else ""
+    raise TypeError(
+        f"{function} takes {_listed(names[:positional])} by position, got {len(args)} arguments "
+        f"there{remedy}"
+    )
+
+
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    *first, last = names
+    return f"{', '.join(first)} {word} {last}" if first else last
