@@ -7,6 +7,8 @@ import importlib.metadata
 import importlib.util
 import os
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 # Most of the tests' time goes into compilation, and XLA:CPU compiles an HVP in half of the time by
 # its older emitters, which jaxlib had until 0.10. XLA_FLAGS= runs the tests with XLA's own choice,
@@ -51,6 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             (k,) = item.get_closest_marker("thin").args
             if zlib.crc32(item.name.encode()) % k:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """JAX keeps the programs of all tests that a process runs, which are gigabytes in the end."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") > 3e9:
+        jax.clear_caches()
 
 
 @pytest.fixture

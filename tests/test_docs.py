@@ -157,7 +157,7 @@ def test_options_of_eigsh_are_those_of_the_code():
 
 def test_fields_of_the_result_exist():
     documented = {row[0] for row in table(ROOT / "README.md", "field")}
-    assert documented <= {*results.EigenResult.__dataclass_fields__, "relative_bounds"}
+    assert documented <= {*results.EigenResult.__dataclass_fields__, "bounds", "relative_bounds"}
     assert {"residuals", "bounds", "converged", "complete", "tol_effective"} <= documented
 
 

@@ -99,7 +99,8 @@ with pytest.raises(ValueError, match=r"parameter 'w' must be .*AxisType.Auto"):
     cx.hessian(linear, {**params, "w": put(params["w"], P(None, "d"), AxisType.Explicit)}, batch)
 with pytest.raises(ValueError, match=r"leaf 'u' of vector must be on one device"):
     cx.hessian(linear, params, batch) @ {**v, "u": put(v["u"], P("d"), AxisType.Explicit)}
-with pytest.raises(ValueError, match="the operator's array 'consts.0' must be on one device"):
+named = "the operator's array 'function.consts.0'"
+with pytest.raises(ValueError, match=f"{named} must be on one device"):
     scale = put(jnp.ones(8), P("d"), AxisType.Explicit)
     cx.eigsh(cx.from_matvec(lambda x: scale * x, 8), 1)
 
@@ -174,7 +175,8 @@ for place, names in [
         with pytest.raises(ValueError, match=in_shards + names):
             cx.eigsh(op, 2, seed=0)
 scaled = cx.from_matvec(lambda x, s=put(jnp.ones(800), P("d")): s * x, 800)
-with pytest.raises(ValueError, match=r"are the operator's array 'consts.0' P\\('d',\\): replicate"):
+named = "the operator's array 'function.consts.0'"
+with pytest.raises(ValueError, match=rf"are {named} P\\('d',\\): replicate"):
     cx.plan(scaled, 2)
 # Of which the whole matrix, of rows on the host, can be formed.
 want = np.linalg.eigvalsh(np.asarray(cx.hessian(small, ones, batch) @ jnp.eye(6)))

@@ -280,15 +280,19 @@ def branches(eqn: JaxprEqn) -> Sequence[AnyJaxpr]:
     return eqn.params["branches"] if eqn.primitive is known.cond_p else ()
 
 
-def tree_parts(value: object) -> dict[str, object] | None:
-    """What one of the trees holds by which loops name the structure of what they carry.
+def parts(value: Any) -> dict[str, object] | None:
+    """What decides what one of JAX's own objects in the parameters of an equation means.
 
-    Their class, since JAX 0.11, is not public; what they remember of themselves is left out. None
-    of another value.
+    The trees by which loops name the structure of what they carry, whose class is not public
+    (since JAX 0.11; what they remember of themselves is left out), and `jax.checkpoint` as
+    jax_remat3 writes it. None of another value.
     """
-    if type(value).__module__ != "jax._src.flattree":
-        return None
-    return {name: part for name, part in vars(value).items() if name not in ("paths", "vals")}
+    kind = type(value)
+    if kind.__module__ == "jax._src.flattree":
+        return {name: part for name, part in vars(value).items() if name not in ("paths", "vals")}
+    if kind.__module__.startswith("jax._src.") and kind.__name__ == "RematTraced":
+        return dict(value.params)
+    return None
 
 
 def opened(closed: ClosedJaxpr) -> Jaxpr:

@@ -28,7 +28,7 @@ from curvax.jax_internals import (
     Literal,
     Var,
     body,
-    tree_parts,
+    parts,
 )
 
 
@@ -129,8 +129,8 @@ def _content(value: Any, seen: Seen) -> Hashable:
         return kind, _content(value.node_data(), seen), children
     if isinstance(value, types.MethodType):
         return kind, _Same(value.__func__), _Same(value.__self__)
-    if (parts := tree_parts(value)) is not None:
-        return _Same(kind), _content(parts, seen)
+    if (inner := parts(value)) is not None:
+        return _Same(kind), _content(inner, seen)
     if _is_record(value):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _Same(kind), tuple(_content(field, seen) for field in fields)

@@ -22,7 +22,8 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
 
     Args:
         declared: a `TypedDict` with the options that `**options` stands for. The function gets all
-            of them, and its signature, as `help` shows it, lists them after its own.
+            of them, and its signature, as `help` shows it, lists them after its own. Without it,
+            `**options` may be of any name: they are for something else that the function calls.
 
     Returns:
         A decorator.
@@ -31,15 +32,19 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         signature = _signature(function, declared)
         defaults = {p.name: p.default for p in _declared(declared)}
-        names = list(signature.parameters)
-        kinds = [p.kind for p in signature.parameters.values()]
-        positional = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        kinds = {name: p.kind for name, p in signature.parameters.items()}
+        names = [name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
+        positional = [*kinds.values()].count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        takes_all = len(names) < len(kinds)
 
         @functools.wraps(function)
         def call(*args: object, **given: object) -> Any:
-            twice = given.keys() & names[: min(positional, len(args))]
-            if twice or len(args) > positional or not given.keys() <= signature.parameters.keys():
-                _refuse(function.__name__, names, positional, args, given)
+            meant = given.keys() & set(names) if takes_all else given.keys()
+            twice = meant & set(names[: min(positional, len(args))])
+            if twice or len(args) > positional or not meant <= set(names):
+                _refuse(
+                    function.__name__, names, positional, args, [n for n in given if n in meant]
+                )
             return function(*args, **{**defaults, **given})
 
         call.__signature__ = signature  # type: ignore[attr-defined]
@@ -80,8 +85,12 @@ def annotation_text(annotation: object) -> object:
 def _signature(function: Callable[..., Any], declared: type | None) -> inspect.Signature:
     own = inspect.signature(function)
     kept = [p for p in own.parameters.values() if declared is None or p.kind is not p.VAR_KEYWORD]
-    parameters = [p.replace(annotation=annotation_text(p.annotation)) for p in (*kept, *_declared(declared))]
-    return own.replace(parameters=parameters, return_annotation=annotation_text(own.return_annotation))
+    parameters = [
+        p.replace(annotation=annotation_text(p.annotation)) for p in (*kept, *_declared(declared))
+    ]
+    return own.replace(
+        parameters=parameters, return_annotation=annotation_text(own.return_annotation)
+    )
 
 
 def _refuse(
@@ -89,7 +98,7 @@ def _refuse(
     names: list[str],
     positional: int,
     args: tuple[object, ...],
-    given: dict[str, Any],
+    given: Sequence[str],
 ) -> NoReturn:
     """Raise for the first thing that is wrong; the first `positional` names have a position."""
     for name in given:

@@ -451,7 +451,8 @@ def test_memory_does_not_grow_with_the_samples(case, rng):
         return product_memory(cx.fisher(forward, loss, params, batch, **options_))
 
     few, many = memory(64), memory(1024)
-    assert many == few
+    # But for the share of each microbatch, which is a number.
+    assert many - few <= 4 * (1024 - 64) // 16
     assert many <= 4 * 1024 * n / 50
 
     def by_gradients(params, batch, v):

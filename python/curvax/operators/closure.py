@@ -72,9 +72,10 @@ class Traced(Keyed):
     @functools.cached_property
     def without_rules(self) -> "Traced":
         """The same values, without rules of differentiation, which are compared by identity."""
-        if not any(map(has_rule, equations(self.jaxpr))):
-            return self
-        return Traced(_WithoutRules().rewrite(self.jaxpr), self.out_tree)
+        ruled = any(map(has_rule, equations(self.jaxpr)))
+        program = Traced(_WithoutRules().rewrite(self.jaxpr), self.out_tree) if ruled else self
+        hash(program)  # the key is made beside the compilation: the next operator asks for it
+        return program
 
 
 @jax.tree_util.register_dataclass

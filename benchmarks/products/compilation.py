@@ -1,6 +1,6 @@
 """What a second operator of a loss costs, and a hundred: time to the first product, and memory.
 
-    python -m benchmarks.compilation [--repeats 3] [--json benchmarks/baselines/compilation.json]
+    python -m benchmarks.products.compilation [--repeats 3] [--json FILE]
 
 Every figure is of a process of its own. An operator is `hessian(loss, params, batch)`, timed with
 its first product; the next one is at other parameters, with another batch of the same shapes, as at
@@ -15,17 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.processes import main, run_case, status
+from benchmarks.lib.processes import main, run_case, status
 
 import curvax as cx
-from curvax.models import gpt, load
+from curvax.models import gpt
 
 Problem = tuple[Callable[[Any, Any], Any], Any, Any]
 
 
 def _gpt() -> Problem:
     """The shipped model, one batch of 16x64 tokens."""
-    params, batch = load()
+    params, batch = gpt.load()
     return gpt.loss, params, jnp.asarray(batch)
 
 
@@ -91,7 +91,7 @@ CASES = {
 def compare(repeats: int) -> dict[str, Any]:
     """The ratios of the first operator's time to the second's, and of the two sizes."""
     rounds = [
-        {case: run_case("benchmarks.compilation", case, 0, seed) for case in CASES}
+        {case: run_case("benchmarks.products.compilation", case, 0, seed) for case in CASES}
         for seed in range(repeats)
     ]
     ratios = {case: float(np.median([r[case]["ratio"] for r in rounds])) for case in ("gpt", "mlp")}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import losses
+from curvax import losses, options
 from curvax.estimators.diagonal import DiagonalOptions
 from curvax.estimators.trace import TraceOptions
 from curvax.krylov.request import EigshOptions, PlanOptions, Request
@@ -136,3 +136,17 @@ def test_blocks_take_the_same_options():
         cx.eigsh(blocks, 1, whic="LA")
     results = cx.eigsh(blocks, 1, seed=7)
     assert {result.seed for result in results.values()} == {7}
+
+
+def test_options_that_another_function_takes_may_have_any_name():
+    @options.takes_options()
+    def function(first, second=2, **others):
+        return first, second, others
+
+    assert function(1, train=False) == (1, 2, {"train": False})
+    with pytest.raises(TypeError, match="function got first twice, as argument 1 and as first="):
+        function(1, train=False, first=3)
+    with pytest.raises(
+        TypeError, match="takes first and second by position, got 3 arguments there$"
+    ):
+        function(1, 2, 3, train=False)
