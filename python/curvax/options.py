@@ -75,7 +75,7 @@ class _Text(str):
 
 
 def annotation_text(annotation: object) -> object:
-    """An annotation as it was written, or, of what is no longer text, without the modules of its names."""
+    """An annotation as it was written; evaluated ones without the modules of their names."""
     if annotation is inspect.Parameter.empty:
         return annotation
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
