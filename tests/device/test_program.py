@@ -179,3 +179,10 @@ def test_a_hessian_under_disable_jit(rng):
         estimate = cx.trace(op.at(p), num_matvecs=6, seed=0).estimate
     np.testing.assert_allclose(result.eigenvalues, truth[:2], rtol=1e-4)
     assert abs(estimate - truth.sum()) <= 1e-4 * truth.sum()
+
+
+def test_arguments_come_by_position():
+    """Those by a name would miss `donate`, which counts places."""
+    double = compiled.program(donate=(0,))(lambda x: 2 * x)
+    with pytest.raises(TypeError, match=r"takes no argument by name, got \['x'\]"):
+        double(compiled.Clock(), x=jnp.ones(2))
