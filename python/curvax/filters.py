@@ -7,6 +7,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from curvax.checks import cut, shown
 from curvax.typing import Params, PyTree, PyTreeDef
 
-Filter = Callable[[str, object], bool] | PyTree
+Filter: TypeAlias = Callable[[str, object], bool] | PyTree
 """A predicate `(name, leaf) -> bool`, or a pytree of bools with the structure of the params."""
 
 
