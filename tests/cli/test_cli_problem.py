@@ -105,6 +105,7 @@ TARGET = "own_problem_of_tests:make_problem"
 SIZED = "own_problem_of_tests:sized"
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize(
     "arguments,name,options",
     [

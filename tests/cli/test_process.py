@@ -90,6 +90,7 @@ def program(setting, out):
     return [sys.executable, "-c", ATTENTIVE % setting, str(out)]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name, event", [("hessian", SWALLOWED), ("eigsh", COMPILING)])
 def test_an_interrupt_ends_the_program_whatever_jax_does(tmp_path, name, event):
     command = program(INTERRUPTED.format(name=name, event=event), tmp_path)
@@ -104,6 +105,7 @@ def test_a_background_job_ignores_interrupts(tmp_path):
     assert subprocess.run(program(setting, tmp_path), capture_output=True).returncode == 7
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("delay", [0, 0.3, 0.8, 1.5, 2.2, 3])
 def test_ctrl_c_while_the_model_compiles(tmp_path, delay):
     with subprocess.Popen(program("", tmp_path), stderr=subprocess.PIPE, text=True) as process:

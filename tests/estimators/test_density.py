@@ -68,6 +68,7 @@ def assert_consistent(result, n):
 
 
 class TestQuadrature:
+    @pytest.mark.thin(4)
     @pytest.mark.parametrize("name", SPECTRA)
     def test_each_run_is_the_measure_of_its_start(self, name):
         """Against the masses of the same starts on the eigenvectors, in float64."""

@@ -28,6 +28,7 @@ def _both(estimate, size):
     return estimate(_matrix(1.0), 1.0), estimate(_matrix(size), size)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "xnystrace", "auto"])
 def test_trace(size, method):

@@ -170,6 +170,7 @@ class TestUse:
 
 
 class TestProducts:
+    @pytest.mark.thin(4)
     @pytest.mark.parametrize("certify", ["residuals", "sampled", "complete"])
     @pytest.mark.parametrize(
         "k, block, beyond",

@@ -50,6 +50,7 @@ def network_operator(n):
 
 
 class TestEigenvalues:
+    @pytest.mark.thin(4)
     @pytest.mark.parametrize("certify", ["residuals", "complete"])
     @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
     @pytest.mark.parametrize("n, block", [(301, 1), (1000, 1), (301, 2), (501, 4)])
@@ -212,6 +213,7 @@ class TestPadding:
 
         return install
 
+    @pytest.mark.thin(4)
     @pytest.mark.parametrize(
         "dtype, implementation",
         [

@@ -65,7 +65,7 @@ def test_narrow_logits(dtype, rng):
     assert_close(got[1:], want[1:], 2 * EPS[dtype])
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("kind", ["softmax", "linear"])
 @pytest.mark.parametrize("rows,width,vocab", [(11, 5, 7), (1, 1, 11), (9, 3, 4099), (3, 4, 151936)])
 def test_sizes(rows, width, vocab, kind, rng):

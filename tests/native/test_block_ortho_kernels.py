@@ -148,6 +148,7 @@ def test_lazy_random_blocks_keep_the_measured_deviation(target, dtype, b, rng):
     np.testing.assert_allclose(lazy[1], full[1], atol=LAZY[dtype] * n**0.5)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["condition 1e3", "a hundredth outside the span"])
 def test_lazy_nearly_dependent_blocks_are_updated_again(target, dtype, name, rng):
@@ -222,6 +223,7 @@ def test_nonfinite_input_ends_at_once(target, bad, rng):
     assert np.isnan(basis[4:7]).all() and np.isnan(c[:4]).all() and np.isnan(s).all()
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("name", ["condition 1e3", "zero and dependent"])
 def test_bitwise_equal_for_any_thread_count(target, dtype, name, rng):

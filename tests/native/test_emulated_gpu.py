@@ -127,6 +127,7 @@ def test_rows_in_parts_agree_with_whole_ones(rng):
         np.testing.assert_allclose(parts, whole, rtol=3e-6, atol=1e-7 * np.abs(whole).max())
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("target", "vocab"), [("gpu", 2051), ("gpu-parts", 16700)])
 def test_the_same_bits_for_any_number_of_resident_blocks(target, vocab, dtype, rng):

@@ -73,6 +73,7 @@ def test_ragged_batches_of_masked_labels(kind, sizes, microbatch, problem):  # n
     assert op.weight == whole.weight == 19
 
 
+@pytest.mark.thin(4)
 @kinds
 def test_num_batches(kind, problem):  # noqa: F811
     """The first two of three, and no more is read."""

@@ -169,6 +169,7 @@ def test_empirical_with_options(case, params, rng):
     assert_is(cx.fisher(forward, loss, params, batch), want)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("case", [pytest.param("any loss", marks=pytest.mark.slow), "no logits"])
 def test_ragged_batches_subsets_and_blocks(case, params, rng):
     forward, loss = CASES[case]

@@ -28,6 +28,7 @@ def _gradients_kept(op, samples=SAMPLES):
     return op.residual_bytes == samples * op.shape[0] * op.dtype.itemsize
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize(
     "case",
     [

@@ -69,6 +69,7 @@ def halves(batch):
     return [jax.tree.map(lambda leaf, i=i: leaf[i : i + 3], batch) for i in (0, 3)]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_next_operator_compiles_nothing(kind):
     def run(seed):

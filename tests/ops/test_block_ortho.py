@@ -61,6 +61,7 @@ def test_random_block(impl, dtype, used, b, n, rng):
     assert info[0] <= 3 and info[1] == 0
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_lazy(impl, dtype, rng):
     used, b, n = 11, 3, 3001
@@ -75,6 +76,7 @@ def test_lazy(impl, dtype, rng):
     assert np.abs(lazy[0][used : used + b] - full[0][used : used + b]).max() > 0
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("dtype", ORTHOGONALITY)
 def test_padded_rows(impl, dtype, rng):
     """The vocabulary of GPT-2: rows of 50257 are not aligned, padded ones are."""
