@@ -55,9 +55,9 @@ def gpu(monkeypatch, device):
 class TestWhichDevice:
     def test_the_default_device_decides_and_not_the_first(self):
         with jax.default_device(allocator(9 * GIB, 2 * GIB)):
-            assert available_bytes() == 7 * GIB and on_device()
+            assert available_bytes(None) == 7 * GIB and on_device(None)
         with jax.default_device("cpu"):
-            assert not on_device() and not memory_of().on_device
+            assert not on_device(None) and not memory_of(None).on_device
         assert memory.default_device() == jax.local_devices()[0]
 
     def test_committed_arrays_decide_before_it(self):
@@ -70,21 +70,21 @@ class TestWhichDevice:
     def test_the_device_with_least_free_counts(self, monkeypatch):
         devices = {allocator(9 * GIB), allocator(8 * GIB, 2 * GIB)}
         monkeypatch.setattr(memory, "_devices", lambda tree: devices)
-        assert available_bytes() == 6 * GIB
+        assert available_bytes(None) == 6 * GIB
 
 
 class TestFree:
     def test_shares(self, monkeypatch):
         gpu(monkeypatch, allocator(100))
-        assert memory_of().shareable == pytest.approx(100 * (1 - RESERVE))
+        assert memory_of(None).shareable == pytest.approx(100 * (1 - RESERVE))
         gpu(monkeypatch, jax.devices("cpu")[0])
-        assert memory_of().shareable == pytest.approx(SHARE * memory_of().free, rel=0.1)
+        assert memory_of(None).shareable == pytest.approx(SHARE * memory_of(None).free, rel=0.1)
 
     def test_without_statistics_the_driver_is_asked(self, monkeypatch):
         asked = driver(monkeypatch, 5 * GIB)
         for stats in (None, {}, {"bytes_in_use": 7}):
             gpu(monkeypatch, FakeDevice(stats))
-            assert memory_of() == memory.Memory(5 * GIB, on_device=True)
+            assert memory_of(None) == memory.Memory(5 * GIB, on_device=True)
         assert asked == [3, 3, 3]
 
     @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -93,7 +93,7 @@ class TestFree:
         monkeypatch.setattr(_native, "device_memory", lambda ordinal: None)
         match = "free memory of .* is not known.*Unset that variable, or .*CURVAX_CUDA=ON"
         with pytest.raises(RuntimeError, match=match):
-            available_bytes()
+            available_bytes(None)
 
     @pytest.mark.parametrize(
         "pool, used, unused, free, foreign",
@@ -108,13 +108,13 @@ class TestFree:
     def test_what_others_hold_is_not_free(self, monkeypatch, pool, used, unused, free, foreign):
         driver(monkeypatch, unused * GIB)
         gpu(monkeypatch, allocator(104 * GIB, used * GIB, pool_bytes=pool * GIB))
-        found = memory_of()
+        found = memory_of(None)
         assert (found.free, found.foreign) == (free * GIB, foreign * GIB)
 
     def test_without_the_module_the_allocator_is_believed(self, monkeypatch):
         monkeypatch.setattr(_native, "device_memory", lambda ordinal: None)
         gpu(monkeypatch, allocator(104 * GIB, 4 * GIB, pool_bytes=0))
-        assert memory_of() == memory.Memory(100 * GIB, 0, on_device=True)
+        assert memory_of(None) == memory.Memory(100 * GIB, 0, on_device=True)
 
 
 class TestDriver:

@@ -59,7 +59,7 @@ class Memory:
         return found
 
 
-def memory_of(tree: PyTree = None) -> Memory:
+def memory_of(tree: PyTree) -> Memory:
     """The memory where a computation on these arrays happens.
 
     Args:
@@ -72,12 +72,29 @@ def memory_of(tree: PyTree = None) -> Memory:
     return min((memory_on(device) for device in _devices(tree)), key=lambda memory: memory.free)
 
 
-def available_bytes(tree: PyTree = None) -> int:
+def available_bytes(tree: PyTree) -> int:
     """Free memory, in bytes, where a computation on these arrays happens; see `memory_of`."""
     return memory_of(tree).free
 
 
-def on_device(tree: PyTree = None) -> bool:
+def check_fits(need: int, tree: PyTree, what: str, remedy: str) -> None:
+    """Refuse what would not fit beside these arrays.
+
+    Args:
+        need: bytes.
+        tree: see `memory_of`.
+        what: subject and verb, of which the bytes are the object.
+        remedy: what needs less.
+
+    Raises:
+        MemoryError: more than is free.
+    """
+    free = available_bytes(tree)
+    if need > free:
+        raise MemoryError(f"{what} {readable(need)}, but {readable(free)} are free: {remedy}")
+
+
+def on_device(tree: PyTree) -> bool:
     """Whether that memory is a device's and not the host's."""
     return any(device.platform != "cpu" for device in _devices(tree))
 

@@ -14,8 +14,8 @@ from tests.krylov.spectra import N, matrix
 
 import curvax as cx
 from curvax.device import probing
-from curvax.estimators import diagonal as diagonal_module
 from curvax.estimators import exact
+from curvax.memory import Memory
 from curvax.program import Clock
 from curvax.results import BlockResults, DiagonalResult
 
@@ -114,12 +114,12 @@ class TestExact:
     def test_chunk_is_bounded_by_memory(self, monkeypatch):
         op = cx.from_matvec(lambda v: 2 * v, 1000)
         assert exact.chunk_size(op, Clock()) == 64
-        monkeypatch.setattr(exact, "available_bytes", lambda: 200_000)
+        monkeypatch.setattr(exact, "available_bytes", lambda op: 200_000)
         few = exact.chunk_size(op, Clock())
         assert 1 < few < 64
         like = jnp.zeros(few, jnp.int32)
         assert probing.unit_entries.work_bytes(Clock(), op, like, np.int32(0)) <= 80_000
-        monkeypatch.setattr(exact, "available_bytes", lambda: 0)
+        monkeypatch.setattr(exact, "available_bytes", lambda op: 0)
         assert exact.chunk_size(op, Clock()) == 1
         assert exact.chunk_size(cx.from_matvec(lambda v: v, 3), Clock()) == 1
 
@@ -365,7 +365,7 @@ class TestBadInput:
             cx.diagonal(matrix("outliers").astype(np.float32), **options)
 
     def test_memory(self, monkeypatch):
-        monkeypatch.setattr(diagonal_module, "available_bytes", lambda: 4 * N * 24)
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 24))
         with pytest.raises(MemoryError, match="method='xdiag' with num_matvecs=24 needs .* lower"):
             _diagonal(matrix("outliers"), method="xdiag")
 

@@ -11,8 +11,8 @@ from tests.krylov.spectra import SPECTRA, N, matrix
 
 import curvax as cx
 from curvax.device import probing
-from curvax.estimators import trace as trace_module
 from curvax.estimators.arguments import ROUNDINGS
+from curvax.memory import Memory
 from curvax.program import Clock
 from curvax.results import TraceProgress, TraceResult
 
@@ -195,9 +195,9 @@ class TestStatistics:
     def test_auto_is_xtrace_while_its_sketch_fits(self, monkeypatch):
         a = decaying()
         assert trace(a).method == "xtrace"
-        monkeypatch.setattr(trace_module, "available_bytes", lambda: 4 * N * 24)
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 24))
         assert trace(a).method == "hutchinson"
-        monkeypatch.setattr(trace_module, "available_bytes", lambda: 4 * N * 12)
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 12))
         with pytest.raises(MemoryError, match="keeps 12 vectors, .* lower num_matvecs, or use"):
             trace(a, method="xtrace")
 
@@ -236,7 +236,7 @@ class TestUntil:
         assert result.num_matvecs == 40
 
     def test_a_sketch_that_memory_keeps_small(self, monkeypatch):
-        monkeypatch.setattr("curvax.estimators.trace_methods.available_bytes", lambda: 0)
+        monkeypatch.setattr("curvax.estimators.trace_methods.available_bytes", lambda op: 0)
         with pytest.warns(cx.ConvergenceWarning, match="after 24 products"):
             result = trace(decaying(), method="xtrace", until=1e-6)
         assert len(result.samples) == PRODUCTS // 2

@@ -10,8 +10,8 @@ import pytest
 from tests.krylov.spectra import SPECTRA, N, matrix
 
 import curvax as cx
-from curvax.krylov import lanczos_tridiagonal as tridiagonal
 from curvax.krylov import recurrence
+from curvax.memory import Memory
 
 EPS = float(np.finfo(np.float32).eps)
 START = np.random.default_rng(3).normal(size=N)
@@ -196,7 +196,7 @@ class TestBasis:
             assert result.basis.shape == (2, N)
 
     def test_is_refused_where_it_does_not_fit(self, monkeypatch):
-        monkeypatch.setattr(tridiagonal, "available_bytes", lambda: 10_000)
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(10_000))
         a = narrow("outliers")[0]
         assert len(cx.lanczos_tridiagonal(a, 30, seed=0).alphas) == 30
         for options in ({"return_basis": True}, {"reorthogonalize": True}):

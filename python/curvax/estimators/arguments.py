@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from scipy.special import stdtrit
 
 from curvax.checks import check_number
 from curvax.krylov.sizes import check_block_size
+from curvax.program import default_platform
 
 # With fewer samples no interval is given. Those of ±1 can all be equal though the operator is far
 # from diagonal: of one pair of entries beside the diagonal, in 2 of 2^s runs.
@@ -44,7 +44,7 @@ def check_block(asked: object, n: int) -> int:
         ValueError: another string than `"auto"`, not positive, or too large.
     """
     block = check_block_size(asked, n, "auto")
-    return min(n, 1 if jax.default_backend() == "cpu" else 4) if isinstance(block, str) else block
+    return min(n, 1 if default_platform() == "cpu" else 4) if isinstance(block, str) else block
 
 
 def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Annotated, Literal, TypedDict, Unpack, overload
 
@@ -27,7 +26,7 @@ from curvax.estimators.sketch import Sketch
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
-from curvax.memory import available_bytes, readable
+from curvax.memory import check_fits
 from curvax.operators.base import Blocks, Operator, RestrictedOperator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.evidence import check_form
@@ -160,13 +159,7 @@ def _settle(op: Operator, options: DiagonalOptions, clock: Clock) -> tuple[str, 
 
 def _exact(sampling: Sampling) -> tuple[Array, Array, int]:
     """The diagonal, zeros (NaN where it was not reached), and the number of samples."""
-
-    def note(count: int, total: float) -> None:
-        sampling.matvecs = count
-        sampling.note(total, 0.0 if count == sampling.op.shape[0] else math.inf)
-
-    rows = sampling.settings.block
-    found, _ = exact_diagonal(sampling.op, rows, sampling.clock, sampling.interrupted, note)
+    found, _ = exact_diagonal(sampling)
     entries = jnp.asarray(found)
     return (
         entries,
@@ -199,13 +192,12 @@ def _hutchinson(sampling: Sampling) -> tuple[Array, Array, int]:
 def _xdiag(sampling: Sampling) -> tuple[Array, Array, int]:
     """The mean of the leave-one-out estimates of a sketch."""
     op, size = sampling.op, min(sampling.settings.limit // 2, sampling.dimension)
-    need = (2 * size + 3 * sampling.settings.block) * op.shape[0] * op.dtype.itemsize
-    if need > available_bytes():
-        raise MemoryError(
-            f"method='xdiag' with num_matvecs={sampling.settings.limit} needs {readable(need)}, "
-            f"but {readable(available_bytes())} are free: lower num_matvecs, or use "
-            "method='hutchinson'"
-        )
+    check_fits(
+        (2 * size + 3 * sampling.settings.block) * op.shape[0] * op.dtype.itemsize,
+        op,
+        f"method='xdiag' with num_matvecs={sampling.settings.limit} needs",
+        "lower num_matvecs, or use method='hutchinson'",
+    )
     kept = jnp.zeros((size, op.shape[0]), op.dtype)
 
     def keep(products: Array) -> None:

@@ -1,14 +1,13 @@
 """The diagonal by n products of unit vectors."""
 
 import math
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
 from curvax.device import probing, programs
 from curvax.estimators.arguments import check_block
-from curvax.interrupt import InterruptFlag
+from curvax.estimators.sampling import Sampling
 from curvax.krylov.scaling import check_range
 from curvax.memory import SHARE, available_bytes
 from curvax.operators.base import Operator
@@ -29,27 +28,14 @@ def chunk_size(op: Operator, clock: Clock) -> int:
     first = np.int32(0)
     while rows > 1:
         need = probing.unit_entries.work_bytes(clock, op, jnp.zeros(rows, jnp.int32), first)
-        if need <= SHARE * available_bytes():
+        if need <= SHARE * available_bytes(op):
             break
         rows //= 2
     return rows
 
 
-def exact_diagonal(
-    op: Operator,
-    rows: int,
-    clock: Clock,
-    interrupted: InterruptFlag,
-    note: Callable[[int, float], None],
-) -> tuple[FloatArray, float]:
-    """The diagonal of an operator.
-
-    Args:
-        op: the operator.
-        rows: unit vectors per product.
-        clock: charged for the products.
-        interrupted: stops it.
-        note: called after each product with the number of entries known, and their sum.
+def exact_diagonal(sampling: Sampling) -> tuple[FloatArray, float]:
+    """The diagonal of an operator, from n unit vectors; what is noted is its sum.
 
     Returns:
         `(n,)`, NaN where an interrupt came first; the Frobenius norm of the rows that were made.
@@ -58,6 +44,7 @@ def exact_diagonal(
         FloatingPointError: a product is not finite.
         OutOfRange: see `check_range`.
     """
+    op, clock, rows = sampling.op, sampling.clock, sampling.settings.block
     n, like = op.shape[0], jnp.zeros(rows, jnp.int32)
     entries = np.full(n, np.nan, op.dtype)
     total, size, longest = 0.0, 0.0, 0.0
@@ -77,8 +64,9 @@ def exact_diagonal(
         size = math.hypot(size, *norms[begin - first : end - first].tolist())
         entries[begin:end] = found[begin - first : end - first]
         total += float(np.sum(entries[begin:end], dtype=np.float64))
-        note(end, total)
-        if interrupted:
+        sampling.matvecs = end
+        sampling.note(total, 0.0 if end == n else math.inf)
+        if sampling.interrupted:
             break
     check_range(op, longest)
     return entries, size

@@ -19,7 +19,7 @@ from curvax.estimators.trace_methods import SKETCH_PART
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
-from curvax.memory import SHARE, available_bytes, readable
+from curvax.memory import SHARE, available_bytes, check_fits
 from curvax.operators.base import Blocks, Operator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.options import takes_options
@@ -233,7 +233,7 @@ def _trace(op: Operator, request: _Request, interrupted: InterruptFlag) -> Trace
     }
     method = request.method
     if method == "auto":
-        fits = vectors["xtrace"] * n * op.dtype.itemsize <= SHARE * available_bytes()
+        fits = vectors["xtrace"] * n * op.dtype.itemsize <= SHARE * available_bytes(op)
         method = "xtrace" if fits else "hutchinson"
     sampling = Sampling(op, request.settle(method, n), interrupted, clock, deflation)
     if method == "hutchinson":
@@ -248,15 +248,14 @@ def _trace(op: Operator, request: _Request, interrupted: InterruptFlag) -> Trace
 
 
 def _check_memory(sampling: Sampling, request: _Request, method: str, vectors: int) -> None:
-    n, itemsize = sampling.op.shape[0], sampling.op.dtype.itemsize
-    need = (vectors + 3 * sampling.settings.block) * n * itemsize
-    if need > available_bytes():
-        raise MemoryError(
-            f"method={method!r} with num_matvecs={request.num_matvecs} keeps "
-            f"{vectors} vectors, {readable(need)} with those in work, but "
-            f"{readable(available_bytes())} are free: lower num_matvecs, or use "
-            "method='hutchinson'"
-        )
+    op = sampling.op
+    check_fits(
+        (vectors + 3 * sampling.settings.block) * op.shape[0] * op.dtype.itemsize,
+        op,
+        f"method={method!r} with num_matvecs={request.num_matvecs} keeps {vectors} vectors, which "
+        "with those in work need",
+        "lower num_matvecs, or use method='hutchinson'",
+    )
 
 
 def _result(sampling: Sampling, found: Estimate) -> TraceResult:

@@ -34,13 +34,7 @@ _GROWTH = 1.25
 
 def exact(sampling: Sampling) -> Estimate:
     """The sum of the diagonal's entries, from n unit vectors; NaN after Ctrl-C."""
-
-    def note(count: int, total: float) -> None:
-        sampling.matvecs = count
-        sampling.note(total, 0.0 if count == sampling.op.shape[0] else math.inf)
-
-    rows = sampling.settings.block
-    entries, size = exact_diagonal(sampling.op, rows, sampling.clock, sampling.interrupted, note)
+    entries, size = exact_diagonal(sampling)
     stderr = math.inf if sampling.interrupted else 0.0
     return Estimate("exact", float(np.sum(entries, dtype=np.float64)), stderr, (), size)
 
@@ -246,5 +240,9 @@ def _grow(sampling: Sampling, sketch: Sketch, size: int) -> Iterator[None]:
 
 def _most_vectors(sampling: Sampling) -> int:
     """Vectors that a sketch may grow to: while it is copied, half as many are held beside them."""
-    free = SHARE * available_bytes() / (1.5 * sampling.op.shape[0] * sampling.op.dtype.itemsize)
+    free = (
+        SHARE
+        * available_bytes(sampling.op)
+        / (1.5 * sampling.op.shape[0] * sampling.op.dtype.itemsize)
+    )
     return int(free) - sampling.deflation.count

@@ -18,7 +18,7 @@ from curvax.krylov.failures import Explained
 from curvax.krylov.recurrence import BREAKDOWN, Recurrence, normalize
 from curvax.krylov.scaling import check_range, in_range
 from curvax.krylov.start import unit_vectors
-from curvax.memory import available_bytes, readable
+from curvax.memory import check_fits
 from curvax.operators.base import Operator
 from curvax.operators.conversion import OperatorLike, as_operator, original_errors
 from curvax.operators.evidence import check_symmetry, report_nonfinite
@@ -185,9 +185,9 @@ def _start(op: Operator, v0: Vector, seed: int, clock: Clock) -> Array:
 
 
 def _check_memory(op: Operator, steps: int) -> None:
-    need, free = steps * op.shape[0] * op.dtype.itemsize, available_bytes()
-    if need > free:
-        raise MemoryError(
-            f"{steps} vectors of {op.shape[0]} numbers need {readable(need)}, but {readable(free)} "
-            "are free: lower num_steps, or keep none (reorthogonalize=False, return_basis=False)"
-        )
+    check_fits(
+        steps * op.shape[0] * op.dtype.itemsize,
+        op,
+        f"{steps} vectors of {op.shape[0]} numbers need",
+        "lower num_steps, or keep none (reorthogonalize=False, return_basis=False)",
+    )

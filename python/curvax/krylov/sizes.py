@@ -5,12 +5,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from curvax import _native
 from curvax.checks import check_count, check_integer, is_integer, shown
 from curvax.device import programs
 from curvax.operators.base import Operator
 from curvax.ops.block_ortho import MAX_BLOCK
-from curvax.program import Clock
+from curvax.program import Clock, default_platform
 
 
 def check_block_size(asked: object, n: int, *words: str) -> int | str:
@@ -48,7 +47,7 @@ def default_block(k: int) -> int:
     A block lowers no count of products: it pays where it makes each one cheaper, which on a CPU
     it does not once the primal half is shared.
     """
-    return 1 if _native.platform() == "cpu" or k < 32 else 4
+    return 1 if default_platform() == "cpu" or k < 32 else 4
 
 
 def fastest_block(op: Operator, clock: Clock) -> int:

@@ -68,7 +68,8 @@ def counted_rows(
             all ignored; weights that are known and negative, infinite or NaN.
     """
     options.check_range(dtype)
-    refuse_masked("labels", labels)
+    if isinstance(labels, np.ma.MaskedArray):
+        to_array(labels, "labels")  # which refuses it
     # As they come: JAX would wrap wide labels around before they are checked.
     y, vocab = labels if isinstance(labels, Array) else np.asarray(labels), shape[-1]
     if not jnp.issubdtype(y.dtype, jnp.integer):
@@ -88,16 +89,6 @@ def counted_rows(
     counted = jnp.where(flat == options.ignore_index, jnp.zeros_like(counted), counted)
     scaled, weight = checked_weights(counted)
     return Rows(flat, scaled / jnp.sum(scaled), weight)
-
-
-def refuse_masked(name: str, value: object) -> None:
-    """Refuse a NumPy masked array, whose mask would be ignored.
-
-    Raises:
-        TypeError: as said.
-    """
-    if isinstance(value, np.ma.MaskedArray):
-        to_array(value, name)
 
 
 def checked_weights(weights: Array) -> tuple[Array, Array]:

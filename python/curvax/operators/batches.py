@@ -69,7 +69,7 @@ def _as_arrays(batch: Batch, what: str) -> PyTree:
 
 
 def stack_batches(
-    batches: Sequence[Batch], microbatch_size: Microbatches, numbered: bool = False
+    batches: Sequence[Batch], microbatch_size: Microbatches, numbered: bool
 ) -> list[tuple[Batch, list[int]]]:
     """Split batches into microbatches and stack those of equal shapes.
 
