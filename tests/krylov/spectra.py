@@ -59,6 +59,12 @@ def matrix(name):
     return (full + full.T) / 2
 
 
+def operator(name="outliers"):
+    """That matrix in float32, by its products alone."""
+    a = jnp.asarray(matrix(name), jnp.float32)
+    return cx.from_matvec(lambda v: jnp.dot(a, v, precision="highest"), N)
+
+
 def wanted(values, k, which):
     """The wanted eigenvalues, descending, by sorting: independent of the package's own code."""
     ascending = np.sort(values)

@@ -1,7 +1,5 @@
-"""How a solve behaves: certificates, warm starts, seeds, memory, interrupts, bad input."""
+"""How a solve behaves: certificates, warm starts, seeds, memory, selection."""
 
-import os
-import signal
 import warnings
 
 import jax
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.sparse.linalg import LinearOperator
-from tests.krylov.spectra import SPECTRA, N, assert_honest, diagonal, matrix, wanted
+from tests.krylov.spectra import SPECTRA, N, assert_honest, diagonal, matrix, operator, wanted
 
 import curvax as cx
 from curvax import _native
@@ -20,11 +18,6 @@ from curvax.memory import Memory
 from curvax.program import Clock
 
 EPS = float(np.finfo(np.float32).eps)
-
-
-def _operator(name="outliers"):
-    a = jnp.asarray(matrix(name), jnp.float32)
-    return cx.from_matvec(lambda v: jnp.dot(a, v, precision="highest"), N)
 
 
 def _two_ends():
@@ -64,7 +57,7 @@ class TestCertificates:
             cx.eigsh(op, 3, certify=certify, seed=0, max_basis=60)
 
     def test_sampled_takes_three_products(self):
-        result = cx.eigsh(_operator(), 8, certify="sampled", seed=0, max_basis=60)
+        result = cx.eigsh(operator(), 8, certify="sampled", seed=0, max_basis=60)
         assert result.num_verification == 3 and result.all_converged
         scale = np.abs(SPECTRA["outliers"]).max()
         vectors = np.asarray(result.eigenvectors, np.float64)
@@ -77,13 +70,13 @@ class TestCertificates:
         assert np.all(true <= 1.01 * result.residuals + 20 * EPS * scale)
 
     def test_sampled_sees_noise_that_the_recurrence_does_not(self):
-        result = cx.eigsh(_operator(), 5, certify="sampled", seed=0, max_basis=60, tol=1e-6)
+        result = cx.eigsh(operator(), 5, certify="sampled", seed=0, max_basis=60, tol=1e-6)
         with pytest.warns(cx.ConvergenceWarning):
             noisy = cx.eigsh(_noisy(1e-4), 5, certify="sampled", seed=0, max_basis=60, tol=1e-6)
         assert result.noise < 1e-5 < noisy.noise
 
     def test_verification_counts_k_products(self):
-        result = cx.eigsh(_operator(), 7, seed=0, max_basis=60)
+        result = cx.eigsh(operator(), 7, seed=0, max_basis=60)
         assert result.num_verification == 7
         assert result.history[-1].matvecs == result.num_matvecs
         assert result.history[-1].converged == 7
@@ -91,7 +84,7 @@ class TestCertificates:
     def test_products_stay_near_the_smallest_krylov_dimension(self):
         """Against the exact recurrence in float64, from the same kind of start."""
         truth, k = matrix("outliers"), 6
-        result = cx.eigsh(_operator(), k, which="LA", seed=5, max_basis=80)
+        result = cx.eigsh(operator(), k, which="LA", seed=5, max_basis=80)
         rng = np.random.default_rng(0)
         dimensions = []
         for _ in range(5):
@@ -122,13 +115,13 @@ class TestCertificates:
         np.testing.assert_array_equal(result.converged, assert_within)
 
     def test_tolerance_zero_asks_for_rounding(self):
-        result = cx.eigsh(_operator(), 4, tol=0, seed=0, max_basis=60)
+        result = cx.eigsh(operator(), 4, tol=0, seed=0, max_basis=60)
         assert result.all_converged and np.all(result.tol_effective < 1e-5)
         assert_honest(matrix("outliers"), result, EPS)
 
     def test_too_few_products_are_never_silent(self):
         with pytest.warns(cx.ConvergenceWarning, match="of 6 pairs converged after 9 products"):
-            result = cx.eigsh(_operator(), 6, max_matvecs=9, seed=0, max_basis=60)
+            result = cx.eigsh(operator(), 6, max_matvecs=9, seed=0, max_basis=60)
         assert not result.all_converged and result.num_matvecs == 9
         assert_honest(matrix("outliers"), result, EPS)
 
@@ -157,9 +150,9 @@ class TestCertificates:
             assert result.complete
 
     def test_search_out_of_products_is_not_complete(self):
-        first = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
+        first = cx.eigsh(operator(), 3, seed=0, max_basis=60)
         result = cx.eigsh(
-            _operator(), 3, seed=0, max_basis=60, certify="complete",
+            operator(), 3, seed=0, max_basis=60, certify="complete",
             max_matvecs=first.num_matvecs + 5,
         )  # fmt: skip
         assert result.complete is False and result.all_converged
@@ -167,16 +160,16 @@ class TestCertificates:
 
 class TestStart:
     def test_same_seed_same_bits(self):
-        a, b = (cx.eigsh(_operator(), 5, seed=11, max_basis=60) for _ in range(2))
+        a, b = (cx.eigsh(operator(), 5, seed=11, max_basis=60) for _ in range(2))
         np.testing.assert_array_equal(a.eigenvalues, b.eigenvalues)
         np.testing.assert_array_equal(a.eigenvectors, b.eigenvectors)
         np.testing.assert_array_equal(a.residuals, b.residuals)
 
     def test_a_drawn_seed_is_recorded(self):
-        a = cx.eigsh(_operator(), 3, max_basis=60)
-        b = cx.eigsh(_operator(), 3, max_basis=60, seed=a.seed)
+        a = cx.eigsh(operator(), 3, max_basis=60)
+        b = cx.eigsh(operator(), 3, max_basis=60, seed=a.seed)
         np.testing.assert_array_equal(a.eigenvectors, b.eigenvectors)
-        assert a.seed != cx.eigsh(_operator(), 3, max_basis=60).seed
+        assert a.seed != cx.eigsh(operator(), 3, max_basis=60).seed
 
     @pytest.mark.parametrize("block, part", [(1, 0.7), (3, 1.0)])
     def test_warm_start_from_a_result(self, block, part):
@@ -211,7 +204,7 @@ class TestStart:
     def test_start_vectors_and_blocks(self):
         rng = np.random.default_rng(0)
         for v0 in (rng.normal(size=N), rng.normal(size=(2, N)), jnp.ones((7, N))):
-            result = cx.eigsh(_operator(), 3, v0=v0, block_size=2, seed=0, max_basis=60)
+            result = cx.eigsh(operator(), 3, v0=v0, block_size=2, seed=0, max_basis=60)
             np.testing.assert_allclose(
                 result.eigenvalues, wanted(SPECTRA["outliers"], 3, "LM"), rtol=1e-4
             )
@@ -295,154 +288,25 @@ class TestMemory:
         calls, defaults = [], {"basis_dtype": None}
         message = rf"needs [\d.]+ [kM]B, but 8.00 kB are free: {remedy}"
         with pytest.raises(MemoryError, match=message) as caught:
-            cx.eigsh(_operator(), 5, callback=calls.append, **options)
-        assert str(cx.plan(_operator(), 5, **(defaults | options))) in str(caught.value)
+            cx.eigsh(operator(), 5, callback=calls.append, **options)
+        assert str(cx.plan(operator(), 5, **(defaults | options))) in str(caught.value)
         assert not calls
 
     def test_the_default_basis_shrinks_to_what_is_free(self, monkeypatch):
         free = 100_000
         monkeypatch.setattr(planning, "memory_of", lambda op: Memory(free))
-        plan = cx.plan(_operator(), 5, basis_dtype=None)
+        plan = cx.plan(operator(), 5, basis_dtype=None)
         assert 9 < plan.max_basis < 71 and 0.2 * free < plan.bytes.peak <= 0.4 * free
-        result = cx.eigsh(_operator(), 5, seed=0)
+        result = cx.eigsh(operator(), 5, seed=0)
         assert result.all_converged and result.num_restarts > 0
 
 
-class TestInterrupt:
-    def test_ctrl_c_returns_what_is_known(self):
-        def press(progress):
-            if progress.matvecs == 12:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        before = signal.getsignal(signal.SIGINT)
-        options = {"which": "LA", "seed": 0, "max_basis": 60, "tol": 1e-7}
-        with pytest.warns(cx.InterruptWarning):
-            result = cx.eigsh(_operator(), 4, **options, callback=press)
-        assert result.interrupted and not result.converged.any()
-        assert (result.num_matvecs, result.num_verification) == (12, 0)
-        assert np.isnan(result.residuals).all() and np.isfinite(result.estimated_errors).all()
-        # Twelve products do find the largest.
-        np.testing.assert_allclose(result.eigenvalues[0], 20, rtol=1e-2)
-        assert signal.getsignal(signal.SIGINT) is before
-
-    @pytest.mark.parametrize("block", [1, 3])
-    def test_what_had_converged_is_measured(self, block):
-        """By a product each; the others are not verified."""
-        seen = []
-
-        def press(progress):
-            if progress.converged >= 2 and not seen:
-                seen.append(progress.converged)
-                os.kill(os.getpid(), signal.SIGINT)
-
-        options = {"which": "LA", "max_basis": 60, "block_size": block, "seed": 0}
-        with pytest.warns(cx.InterruptWarning):
-            result = cx.eigsh(_operator(), 8, callback=press, **options)
-        measured = np.isfinite(result.residuals)
-        assert result.interrupted and seen[0] <= measured.sum() < 8
-        assert result.num_verification == measured.sum() + (-measured.sum()) % block
-        small = result.residuals[measured] <= result.tol_effective[measured] * 20.001
-        assert np.all(result.converged[measured] <= small)
-        assert not result.converged[~measured].any()
-        truth = np.linalg.norm(
-            np.asarray(result.eigenvectors, np.float64) @ matrix("outliers")
-            - result.eigenvalues[:, None] * np.asarray(result.eigenvectors, np.float64),
-            axis=1,
-        )
-        np.testing.assert_allclose(
-            result.residuals[measured], truth[measured], rtol=1e-2, atol=200 * EPS * 20
-        )
-
-    def test_before_k_columns(self):
-        def press(progress):
-            if progress.matvecs == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        with pytest.warns(cx.InterruptWarning):
-            result = cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
-        assert result.interrupted and result.eigenvalues.shape == (2,)
-
-    def test_twice_raises(self):
-        def press(progress):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        with pytest.raises(KeyboardInterrupt):
-            cx.eigsh(_operator(), 6, seed=0, max_basis=60, callback=press)
-
-
-class TestBadOperators:
-    def test_not_symmetric(self):
-        a = jnp.asarray(np.random.default_rng(0).normal(size=(N, N)), jnp.float32)
-        op = cx.from_matvec(lambda v: a @ v, N)
-        with pytest.raises(
-            ValueError, match=r"A must be symmetric: at product \d+ .*is [012]\.?\d*"
-        ):
-            cx.eigsh(op, 3, seed=0, max_basis=60)
-        with pytest.raises(ValueError, match="A must be symmetric"):
-            cx.eigsh(op, 3, seed=0, max_basis=N)
-
-    @pytest.mark.parametrize("basis", [60, N])
-    def test_not_finite_names_the_product_and_the_leaf(self, basis):
-        a = jnp.asarray(matrix("outliers"), jnp.float32)
-
-        def matvec(tree):
-            v = jnp.concatenate([tree["good"], tree["bad"]])
-            out = a @ v
-            return {"good": out[:100], "bad": out[100:] * jnp.where(jnp.arange(60) < 2, jnp.nan, 1)}
-
-        like = {"good": np.ones(100, np.float32), "bad": np.ones(60, np.float32)}
-        with pytest.raises(FloatingPointError, match=r"product 1 .*in: bad"):
-            cx.eigsh(cx.from_matvec(matvec, like), 3, seed=0, max_basis=basis)
-
-
-@pytest.mark.parametrize(
-    "k, kwargs, error, message",
-    [
-        (0, {}, ValueError, "k must be between 1 and n = 160, got 0"),
-        (161, {}, ValueError, "between 1 and n = 160, got 161"),
-        (2.0, {}, TypeError, "k must be an integer"),
-        (True, {}, TypeError, "k must be an integer"),
-        ((2, 2), {}, TypeError, "needs which='BE'"),
-        ((2, -1), {"which": "BE"}, ValueError, "not be negative"),
-        ((2, 1, 1), {"which": "BE"}, TypeError, "pair"),
-        (2, {"which": "XX"}, ValueError, "which must be one of LM, LA, SA, BE, got 'XX'"),
-        (2, {"which": "SM"}, ValueError, "inside the spectrum"),
-        (2, {"tol": -1}, ValueError, "tol"),
-        (2, {"tol": float("nan")}, ValueError, "tol"),
-        (2, {"tol": "small"}, TypeError, "tol"),
-        (2, {"block_size": 0}, ValueError, "block_size"),
-        (2, {"block_size": 99}, ValueError, "block_size must be at most 32"),
-        (2, {"block_size": 1.5}, TypeError, "block_size"),
-        (2, {"block_size": "big"}, ValueError, "block_size"),
-        (5, {"max_basis": 6}, ValueError, "max_basis must be at least k . 4.block_size = 9, got 6"),
-        (5, {"max_matvecs": 4}, ValueError, "max_matvecs must be at least 5, got 4"),
-        (2, {"seed": -1}, ValueError, "seed"),
-        (2, {"seed": 1.5}, TypeError, "seed"),
-        (2, {"certify": "maybe"}, ValueError, "certify"),
-        (2, {"callback": 3}, TypeError, "callback"),
-        (2, {"basis_dtype": np.float64}, ValueError, "basis_dtype"),
-        (2, {"basis_dtype": "short"}, ValueError, "one of float32, float16, .*got 'short'"),
-        (2, {"basis_dtype": 3}, ValueError, "basis_dtype must be one of .*'auto'; got 3"),
-        (2, {"block_size": None}, TypeError, "block_size must be 'auto', 'tune' or an integer"),
-        (2, {"return_eigenvectors": "yes"}, TypeError, "return_eigenvectors must be True or"),
-        (2, {"v0": np.zeros(N)}, ValueError, "v0 must be finite and not zero"),
-        (2, {"v0": np.full(N, np.nan)}, ValueError, "v0 must be finite"),
-        (2, {"v0": np.ones(N + 1)}, ValueError, r"shape \(160,\), got \(161,\)"),
-        (2, {"v0": []}, TypeError, "v0"),
-    ],
-)
-def test_bad_arguments(k, kwargs, error, message):
-    with pytest.raises(error, match=message):
-        cx.eigsh(_operator(), k, **kwargs)
-
-
 def test_the_values_alone():
-    assert cx.eigsh(_operator(), 3, seed=0, return_eigenvectors=False).eigenvectors is None
+    assert cx.eigsh(operator(), 3, seed=0, return_eigenvectors=False).eigenvectors is None
 
 
 def test_tuned_block_size():
-    result = cx.eigsh(_operator(), 3, seed=0, block_size="tune", max_basis=60)
+    result = cx.eigsh(operator(), 3, seed=0, block_size="tune", max_basis=60)
     assert result.block_size in (1, 2, 4, 8) and result.all_converged
 
 
@@ -497,7 +361,7 @@ def test_where_an_eigenvalue_could_hide():
 def test_results_survive_saving(tmp_path):
     import json
 
-    result = cx.eigsh(_operator(), 3, seed=0, max_basis=60)
+    result = cx.eigsh(operator(), 3, seed=0, max_basis=60)
     npz, text = result.save(tmp_path / "deep" / "run")
     arrays, facts = np.load(npz), json.loads(text.read_text())
     np.testing.assert_array_equal(arrays["eigenvalues"], result.eigenvalues)

@@ -9,135 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from tests.operators.fisher_problems import (
+    CASES,
+    CLASSES,
+    EPS,
+    assert_is,
+    dense,
+    labels_of,
+    linear,
+    logits,
+    make_batch,
+    mean_of_any,
+    multiply,
+    no_bias,
+    ours,
+    row_loss,
+    small_params,  # noqa: F401 - the fixture
+    truth,
+    weights_of,
+    without_bias,
+)
 
 import curvax as cx
 from curvax import losses
 from curvax.models import llama
-
-EPS = 2.0**-23
-CLASSES = 11
-
-
-def labels_of(batch):
-    return batch["labels"]
-
-
-def weights_of(batch):
-    return batch.get("weights")
-
-
-def hidden(params, batch):
-    return jnp.tanh(batch["x"] @ params["w"].astype(batch["x"].dtype))
-
-
-def logits(params, batch):
-    head, bias = (params[name].astype(batch["x"].dtype) for name in "hb")
-    out = hidden(params, batch) @ head.T
-    return out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
-
-
-def no_logits(params, batch):
-    return hidden(params, batch), params["h"], params["b"]
-
-
-def no_bias(params, batch):
-    return hidden(params, batch), params["h"]
-
-
-def without_bias(params, batch):
-    return hidden(params, batch) @ params["h"].astype(batch["x"].dtype).T
-
-
-@pytest.fixture
-def params(rng):
-    shapes = {"w": (5, 8), "h": (CLASSES, 8), "b": (CLASSES,)}
-    return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
-
-
-def make_batch(rng, *shape, weights=True, masked=True):
-    """Samples of unequal numbers of labels, one of them without any."""
-    labels = rng.integers(0, CLASSES, shape).astype(np.int32)
-    if masked:
-        labels[rng.uniform(size=shape) < 0.3] = -100
-        labels[1], labels[0] = -100, 3
-    batch = {"x": jnp.asarray(rng.normal(size=(*shape, 5)), jnp.float32), "labels": labels}
-    if weights:
-        batch["weights"] = jnp.asarray(rng.uniform(0.1, 2, shape), jnp.float32)
-    return batch
-
-
-def row_loss(z, label, cap=None, z_loss=0.0, smoothing=0.0):
-    z = z if cap is None else cap * jnp.tanh(z / cap)
-    lse = jax.nn.logsumexp(z)
-    return lse - (1 - smoothing) * z[label] - smoothing * jnp.mean(z) + z_loss * lse**2
-
-
-def truth(forward, params, batches, **options):
-    """`(1/W) Σ_i x_i x_iᵀ` with `x_i = ∇ Σ_t sqrt(w_t) l_t`, by `vmap(grad)` in float64."""
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        flat, unravel = ravel_pytree(wide)
-
-        def of_sample(flat, x, labels, roots):
-            z = forward(unravel(flat), {"x": x[None]}).reshape(-1, CLASSES)
-            rows = jax.vmap(lambda z, y: row_loss(z, y, **options))(z, labels.reshape(-1))
-            return jnp.sum(roots.reshape(-1) * rows)
-
-        total, weight = np.zeros((flat.size, flat.size)), 0.0
-        for batch in batches if isinstance(batches, list) else [batches]:
-            labels = np.asarray(batch["labels"])
-            w = np.asarray(batch.get("weights", np.ones(labels.shape)), np.float64)
-            w = np.where(labels == -100, 0.0, w)
-            x = jnp.asarray(np.asarray(batch["x"], np.float64))
-            gradient = jax.vmap(jax.grad(of_sample), (None, 0, 0, 0))
-            g = np.asarray(gradient(flat, x, np.maximum(labels, 0), jnp.sqrt(jnp.asarray(w))))
-            total += g.T @ g
-            weight += w.sum()
-        return total / weight
-
-
-def dense(op):
-    return np.asarray(multiply(op, jnp.eye(op.shape[0], dtype=op.dtype)), np.float64)
-
-
-@jax.jit
-def multiply(op, block):
-    return op.product(block)
-
-
-def assert_is(op, want, tolerance=16 * EPS):
-    got, scale = dense(op), np.linalg.norm(want, 2)
-    assert np.abs(got - want).max() <= tolerance * scale
-    assert np.abs(got - got.T).max() <= 4 * EPS * scale
-    assert np.linalg.eigvalsh((got + got.T) / 2)[0] >= -16 * EPS * scale
-
-
-def mean_of_any(outputs, batch):
-    """A loss that is no class of ours: NaN, as is its gradient, for a sample without labels."""
-    # Integers: XLA makes a choice of a product with a bool, and then no NaN comes through.
-    kept = jnp.clip(batch["labels"] + 1, 0, 1)
-    index = jnp.maximum(batch["labels"], 0)[..., None]
-    picked = jnp.take_along_axis(jax.nn.log_softmax(outputs), index, -1)[..., 0]
-    weight = kept.sum()
-    total = jnp.sum(kept.astype(outputs.dtype) * picked)
-    return -total / weight.astype(outputs.dtype), weight
-
-
-def by_function(outputs, batch):
-    return losses.softmax_cross_entropy(outputs, batch["labels"], return_weight=True)
-
-
-ours, linear = (
-    losses.SoftmaxCrossEntropy(labels_of, weights_of),
-    losses.LinearCrossEntropy(labels_of, weights_of, chunk=7),
-)
-CASES = {
-    "any loss": (logits, mean_of_any),
-    "fused function": (logits, by_function),
-    "fused object": (logits, ours),
-    "no logits": (no_logits, linear),
-    "no logits, no bias": (no_bias, linear),
-}
 
 
 @pytest.mark.thin(6)
@@ -318,81 +213,6 @@ def test_exact_is_the_expectation_over_labels(params, rng):
         "weights": jnp.asarray(p.ravel(), jnp.float32),
     }
     assert np.abs(exact - truth(logits, params, every)).max() <= 16 * EPS * np.abs(exact).max()
-
-
-class Sampled:
-    """A loss of one's own that draws labels."""
-
-    def __call__(self, outputs, batch):
-        return mean_of_any(outputs, batch)
-
-    def sample(self, outputs, batch, key):
-        drawn = jax.random.categorical(key, outputs).astype(jnp.int32)
-        return {**batch, "labels": jnp.where(batch["labels"] == -100, -100, drawn)}
-
-
-MC_CASES = {
-    "fused object": (logits, losses.SoftmaxCrossEntropy(labels_of, z_loss=0.3)),
-    "no logits": (no_logits, losses.LinearCrossEntropy(labels_of, chunk=7, label_smoothing=0.5)),
-    "sample": (logits, Sampled()),
-}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [x if x == "fused object" else pytest.param(x, marks=pytest.mark.slow) for x in MC_CASES],
-)
-def test_draws_are_unbiased(case, params, rng):
-    """The error of 4096 draws is that of 16, divided by 16; see also `test_fisher_products.py`."""
-    forward, loss = MC_CASES[case]
-    batch = make_batch(rng, 5, 3, weights=False)
-    options = {"where": cx.match_names("w"), "seed": 7, "kind": "mc"}
-    exact = dense(cx.fisher(logits, ours, params, batch, kind="exact", where=options["where"]))
-    few, many = (
-        np.linalg.norm(
-            dense(cx.fisher(forward, loss, params, batch, num_samples=s, **options)) - exact
-        )
-        for s in (16, 4096)
-    )
-    assert few / 64 <= many <= few / 4
-    assert few >= 1e-2 * np.linalg.norm(exact)
-
-
-@pytest.mark.parametrize("case", ["no logits", pytest.param("sample", marks=pytest.mark.slow)])
-def test_draws_depend_on_the_seed_and_the_sample_alone(case, params, rng):
-    forward, loss = MC_CASES[case]
-    # Two equal batches: their labels are to be drawn independently.
-    batch = make_batch(rng, 5, 3, weights=False)
-    joined = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch)
-
-    def matrix(batches, seed=3, loss=loss, **options):
-        options |= {"kind": "mc", "num_samples": 2, "seed": seed}
-        return dense(cx.fisher(forward, loss, params, batches, **options))
-
-    want = matrix([batch, batch], linearize=True)
-    if case == "no logits":
-        loss = dataclasses.replace(loss, chunk=4)
-    got = matrix(joined, loss=loss, microbatch_size=2, linearize=False)
-    assert np.abs(got - want).max() <= 32 * EPS * np.abs(want).max()
-    for other in (matrix(batch), matrix([batch, batch], seed=4)):
-        assert np.abs(other - want).max() >= 1e-2 * np.abs(want).max()
-
-
-def test_the_same_labels_with_and_without_logits(params, rng):
-    batch = make_batch(rng, 5, 3)
-    got, want = (
-        dense(cx.fisher(forward, loss, params, batch, kind="mc", seed=5))
-        for forward, loss in (CASES["no logits"], CASES["fused object"])
-    )
-    assert np.abs(got - want).max() <= 32 * EPS * np.abs(want).max()
-
-
-def test_a_drawn_seed_is_recorded(params, rng):
-    batch = make_batch(rng, 5)
-    op = cx.fisher(logits, ours, params, batch, kind="mc", num_samples=3)
-    assert (op.kind, op.num_samples) == ("mc", 3)
-    again = cx.fisher(logits, ours, params, batch, kind="mc", num_samples=3, seed=op.seed)
-    np.testing.assert_array_equal(dense(op), dense(again))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.operators.test_fisher import (
+from tests.operators.fisher_problems import (
     CASES,
     EPS,
     assert_is,
@@ -12,7 +12,7 @@ from tests.operators.test_fisher import (
     make_batch,
     no_logits,
     ours,
-    params,  # noqa: F401
+    small_params,  # noqa: F401 - the fixture
     truth,
     without_bias,
 )
@@ -38,12 +38,12 @@ def _gradients_kept(op, samples=SAMPLES):
         for x in CASES
     ],
 )
-def test_is_the_sum_over_samples(case, params, rng):  # noqa: F811
+def test_is_the_sum_over_samples(case, params, rng):
     """Masked labels, one sample without any, and weights, where the loss knows of them."""
     forward, loss = CASES[case]
     batch = make_batch(rng, SAMPLES, LENGTH, weights=loss is ours or forward is no_logits)
     if case == "no logits, no bias":
-        params = {**params, "b": jnp.zeros_like(params["b"])}  # noqa: F811
+        params = {**params, "b": jnp.zeros_like(params["b"])}
         batch = make_batch(rng, SAMPLES, LENGTH)
     op = cx.fisher(forward, loss, params, batch, microbatch_size=1)
     assert _gradients_kept(op)
@@ -54,7 +54,7 @@ def test_is_the_sum_over_samples(case, params, rng):  # noqa: F811
 
 
 @pytest.mark.parametrize("scale", [1e-6, pytest.param(1e6, marks=pytest.mark.slow)])
-def test_scales(scale, params, rng):  # noqa: F811
+def test_scales(scale, params, rng):
     """Entries of the size of the square: the root of a product is taken without underflow."""
     x = jnp.asarray(rng.normal(size=(SAMPLES, 200, 5)), jnp.float32)
     y = jnp.asarray(rng.normal(size=(SAMPLES, 200, 3)), jnp.float32)
@@ -76,7 +76,7 @@ def test_scales(scale, params, rng):  # noqa: F811
 @pytest.mark.parametrize(
     "outputs", ["float32", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)]
 )
-def test_other_dtypes(outputs, params, rng):  # noqa: F811
+def test_other_dtypes(outputs, params, rng):
     """Parameters in bfloat16, with outputs in float32 and in bfloat16; all in float64."""
     batch = make_batch(rng, SAMPLES, LENGTH)
     forward, loss = CASES["fused object"]
@@ -100,7 +100,7 @@ def test_other_dtypes(outputs, params, rng):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_one_draw(params, rng):  # noqa: F811
+def test_one_draw(params, rng):
     forward, loss = CASES["fused object"]
     batch = make_batch(rng, SAMPLES, LENGTH)
     options = {"kind": "mc", "seed": 3}
@@ -114,7 +114,7 @@ def test_one_draw(params, rng):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_ragged_batches_blocks_and_other_parameters(params, rng):  # noqa: F811
+def test_ragged_batches_blocks_and_other_parameters(params, rng):
     """Stacks of different lengths, one of a single sample; the operator elsewhere; its parts."""
     forward, loss = CASES["fused object"]
     batches = [make_batch(rng, 3, LENGTH), make_batch(rng, 2, 2 * LENGTH)]
@@ -134,7 +134,7 @@ def test_ragged_batches_blocks_and_other_parameters(params, rng):  # noqa: F811
     assert_is(subset, want[-40:, -40:])
 
 
-def test_activations_are_kept_where_they_are_shorter(params, rng):  # noqa: F811
+def test_activations_are_kept_where_they_are_shorter(params, rng):
     forward, loss = CASES["fused object"]
     op = cx.fisher(forward, loss, params, make_batch(rng, 6), microbatch_size=1)
     assert 0 < op.residual_bytes < 6 * op.shape[0] * 4
