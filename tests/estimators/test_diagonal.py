@@ -365,7 +365,7 @@ class TestBadInput:
             cx.diagonal(matrix("outliers").astype(np.float32), **options)
 
     def test_memory(self, monkeypatch):
-        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 24))
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * op.shape[0] * 24))
         with pytest.raises(MemoryError, match="method='xdiag' with num_matvecs=24 needs .* lower"):
             _diagonal(matrix("outliers"), method="xdiag")
 

@@ -195,9 +195,9 @@ class TestStatistics:
     def test_auto_is_xtrace_while_its_sketch_fits(self, monkeypatch):
         a = decaying()
         assert trace(a).method == "xtrace"
-        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 24))
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * op.shape[0] * 24))
         assert trace(a).method == "hutchinson"
-        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * N * 12))
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(4 * op.shape[0] * 12))
         with pytest.raises(MemoryError, match="keeps 12 vectors, .* lower num_matvecs, or use"):
             trace(a, method="xtrace")
 

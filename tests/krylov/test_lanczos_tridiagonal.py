@@ -196,7 +196,7 @@ class TestBasis:
             assert result.basis.shape == (2, N)
 
     def test_is_refused_where_it_does_not_fit(self, monkeypatch):
-        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(10_000))
+        monkeypatch.setattr("curvax.memory.memory_of", lambda op: Memory(1000 * op.shape[0] // 16))
         a = narrow("outliers")[0]
         assert len(cx.lanczos_tridiagonal(a, 30, seed=0).alphas) == 30
         for options in ({"return_basis": True}, {"reorthogonalize": True}):

@@ -1,4 +1,4 @@
-"""The compiled device programs of the estimators."""
+"""Compiled device programs on random probes, their products, and the rows of a basis in float64."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The compiled device programs of the eigensolver."""
+"""Compiled device programs on blocks of vectors and a stored basis: what a solve runs."""
 
 import jax
 import jax.numpy as jnp
