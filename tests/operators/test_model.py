@@ -76,7 +76,7 @@ def test_help_shows_that_a_model_is_accepted_and_the_types_of_options(function):
     )
     text = pydoc.plain(pydoc.render_doc(function))
     assert f"{function.__name__}({first.name}: " in text and "Model, " in text
-    assert "microbatch_size: int | Callable" in text
+    assert "microbatch_size: Microbatches = None" in text
     assert f"{function.__name__}(model, batches, ...)" in text
 
 
