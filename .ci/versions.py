@@ -88,8 +88,8 @@ def main() -> int:
     """Run the rows that are asked for; 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("environments", nargs="*", metavar="PYTHON-JAX")
-    arguments, options = parser.parse_known_args()
-    options = [option for option in options if option != "--"]
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, options = parser.parse_args(sys.argv[1:place]), sys.argv[place + 1 :]
     known = {f"{python}-{jax}" for python, jax, _ in ROWS}
     if unknown := set(arguments.environments) - known:
         parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
