@@ -285,8 +285,8 @@ class TestFiniteDifferences:
     def test_gradients_whose_differences_vanish_are_refused(self):
         with pytest.raises(FloatingPointError, match=r"differences underflow.*power of two"):
             self._op(1e-34)
-        # The loss itself is read as zero.
-        with pytest.raises(FloatingPointError, match=r"the loss underflows.*power of two"):
+        # The loss itself is read as zero, by jax 0.10 in more of its operations than by 0.12.
+        with pytest.raises(FloatingPointError, match=r"underflow.*power of two"):
             cx.eigsh(self._op(1e-37), 1)
 
     def test_a_linear_loss_has_none(self):
