@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# Most of the tests' time goes into compilation, and XLA:CPU compiles an HVP in half of the time by
-# its older emitters, which jaxlib had until 0.10. XLA_FLAGS= runs the tests with XLA's own choice,
-# as `.ci/run pure` does. Set here, before JAX is imported, so that programs which tests start have
-# it too.
+# Most of the tests' time goes into compilation, a third of it into LLVM's optimisation, which
+# programs this small do not repay. XLA:CPU compiles an HVP sooner still by its older emitters,
+# which jaxlib had until 0.10. XLA_FLAGS= runs the tests with XLA's own choice, as `.ci/run pure`
+# does. Set here, before JAX is imported, so that programs which tests start have it too.
+_FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

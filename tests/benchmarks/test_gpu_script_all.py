@@ -66,8 +66,9 @@ def change(sandbox, old, new):
 def start(sandbox):
     path = f"{sandbox / 'bin'}{os.pathsep}{os.environ['PATH']}"
     with (sandbox / "output").open("w") as output:
+        # Tests that run in the background of a script ignore SIGINT, and so would what they start.
         return subprocess.Popen(
-            ["bash", "benchmarks/gpu.sh", "all", "results"],
+            ["env", "--default-signal=INT", "bash", "benchmarks/gpu.sh", "all", "results"],
             cwd=sandbox,
             env={**os.environ, "PATH": path, "PYTHON": str(sandbox / "bin/python"), "OUT": "other"},
             stdout=output,

@@ -157,15 +157,16 @@ def test_power_iteration_on_fresh_microbatches():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_quadrature(size):
+    # In 8 steps no outlier returns as a ghost, whose moment rounding decides.
     plain, scaled = _both(
-        lambda a, s: cx.spectral_density(a, num_runs=3, num_steps=25, width=0.05 * s, seed=0), size
+        lambda a, s: cx.spectral_density(a, num_runs=3, num_steps=8, width=0.05 * s, seed=0), size
     )
     np.testing.assert_allclose(scaled.width, 0.05 * size)
-    np.testing.assert_allclose(scaled.quantile(0.5) / size, plain.quantile(0.5), rtol=1e-3)
+    np.testing.assert_allclose(scaled.quantile(0.5) / size, plain.quantile(0.5), rtol=1e-5)
     np.testing.assert_allclose(scaled.outliers[:3] / size, VALUES[:3], rtol=1e-4)
     density, lower, upper = scaled.evaluate(np.array([1.5]) * size)
     expected = plain.evaluate(np.array([1.5]))
-    np.testing.assert_allclose(np.stack([density, lower, upper]) * size, expected, rtol=1e-2)
+    np.testing.assert_allclose(np.stack([density, lower, upper]) * size, expected, rtol=1e-5)
     mass = np.trapezoid(scaled.density, scaled.grid)
     np.testing.assert_allclose(mass, 1, rtol=1e-3)
     determinant = cx.log_det(_matrix(size), num_runs=5, num_steps=30, seed=0)
