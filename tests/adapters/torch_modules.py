@@ -36,3 +36,13 @@ def same(a, b):
 def batch_for(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(6, 4, generator=generator), torch.randn(6, 2, generator=generator)
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Linear(5, 16), nn.GELU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)
+    )
+
+
+def classes(samples=10):
+    return torch.randint(0, 3, (samples,))
