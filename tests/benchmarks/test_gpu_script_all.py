@@ -67,8 +67,9 @@ def start(sandbox):
     path = f"{sandbox / 'bin'}{os.pathsep}{os.environ['PATH']}"
     with (sandbox / "output").open("w") as output:
         # Tests that run in the background of a script ignore SIGINT, and so would what they start.
+        hearing = [shutil.which("env"), "--default-signal=INT"]
         return subprocess.Popen(
-            ["env", "--default-signal=INT", "bash", "benchmarks/gpu.sh", "all", "results"],
+            [*hearing, "bash", "benchmarks/gpu.sh", "all", "results"],
             cwd=sandbox,
             env={**os.environ, "PATH": path, "PYTHON": str(sandbox / "bin/python"), "OUT": "other"},
             stdout=output,

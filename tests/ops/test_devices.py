@@ -122,7 +122,7 @@ def test_kernels_are_loaded_on_every_device_and_by_its_number(on_a_device, monke
 
 def test_a_plugin_of_another_version_than_jaxlib(on_a_device, monkeypatch):
     version = importlib.metadata.version
-    others = {"jax-cuda13-pjrt": "0.11.2", "jax-cuda13-plugin": version("jaxlib")}
+    others = {"jax-cuda13-pjrt": "0.9.9", "jax-cuda13-plugin": version("jaxlib")}
 
     def of(name):
         if name.startswith("jax-cuda12"):
@@ -132,7 +132,7 @@ def test_a_plugin_of_another_version_than_jaxlib(on_a_device, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", of)
     load = on_a_device(module())
     remedy = re.escape(f'pip install -U "jax[cuda13]=={version("jaxlib")}"')
-    with pytest.warns(RuntimeWarning, match=f"by jax-cuda13-pjrt 0.11.2, but.*{remedy}"):
+    with pytest.warns(RuntimeWarning, match=f"by jax-cuda13-pjrt 0.9.9, but.*{remedy}"):
         load("cuda")
     others["jax-cuda13-pjrt"] = version("jaxlib")
     load("cuda")  # a warning is an error here
