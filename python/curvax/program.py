@@ -59,6 +59,7 @@ def default_platform() -> str:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Clock:
@@ -93,6 +94,19 @@ class Clock:
 _users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
 _cache: collections.OrderedDict[Hashable, Compiled] = collections.OrderedDict()
 _CACHED = 32
+
+
+def _kept(cache: collections.OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    """What the cache has for the key, or else what is made; the last `_CACHED` used are kept."""
+    # Taken out and put back, not moved: another thread may have dropped it in between.
+    found = cache.pop(key, None)
+    if found is None:
+        found = make()
+    cache[key] = found
+    while len(cache) > _CACHED:
+        cache.popitem(last=False)
+    return found
+
 
 # JAX traces it anew where a setting is another one that its traces depend on (64-bit mode, the
 # precision of products, the default device, a mesh), and else returns the trace that it has.
@@ -156,22 +170,30 @@ def compiler_options(*args: object) -> dict[str, Any] | None:
 
 
 def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
-    """`jax.jit` with `compiler_options` where it is outermost.
+    """`jax.jit` with `compiler_options` where it is outermost, that keeps the programs last used.
+
+    JAX would keep thousands, in a loop over losses that differ in a number, say.
 
     Args:
         fun: the function.
         static: the position of its static argument.
     """
-    plain = jax.jit(fun, static_argnums=static)
-    narrow = jax.jit(fun, static_argnums=static, compiler_options=_NARROW)
+    programs: collections.OrderedDict[Hashable, Callable[P, R]] = collections.OrderedDict()
 
     @functools.wraps(fun)
     def call(*args: P.args, **named: P.kwargs) -> R:
+        leaves, structure = jax.tree.flatten((args, named))
+        options = compiler_options(leaves)
         # Within a trace a new array is traced too, whatever the arguments are.
-        if compiler_options(*args) is None or isinstance(jnp.zeros(()), jax.core.Tracer):
-            return plain(*args, **named)
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (plain if traced else narrow)(*args, **named)
+        if options is not None and traced(leaves):
+            options = None
+
+        def make() -> Callable[P, R]:
+            # A function of its own, with which JAX drops what it has compiled for it.
+            fresh = functools.wraps(fun)(lambda *args, **named: fun(*args, **named))
+            return jax.jit(fresh, static_argnums=static, compiler_options=options)
+
+        return _kept(programs, (structure, options is None), make)(*args, **named)
 
     return call
 
@@ -250,17 +272,14 @@ class Program(Generic[P, R]):
         return self, treedef, types, _placement(leaves), _users_mode.get(), _settings()
 
     def _compiled(self, clock: Clock, args: tuple[object, ...]) -> Compiled:
-        key = self._key(args)
-        if key not in _cache:
+        def make() -> Compiled:
             # A function of its own, since JAX would return what it has traced under other settings.
             fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))  # type: ignore[call-arg]
             with clock.part("compile"):
                 lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
-                _cache[key] = lowered.compile(compiler_options(*args))
-            while len(_cache) > _CACHED:
-                _cache.popitem(last=False)
-        _cache.move_to_end(key)
-        return _cache[key]
+                return lowered.compile(compiler_options(*args))
+
+        return _kept(_cache, self._key(args), make)
 
 
 def _work_bytes(compiled: Compiled) -> int:

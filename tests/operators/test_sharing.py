@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
+from curvax import program
 from curvax.operators.checked_product import compiled_product
 
 RNG = np.random.default_rng(3)
@@ -331,3 +332,16 @@ def test_a_jitted_function_of_operators_is_compiled_once():
         expected = flat @ product / (flat @ flat)
         assert float(rayleigh(op, params)) == pytest.approx(expected, rel=1e-5)
     assert rayleigh._cache_size() == 1
+
+
+def test_the_programs_last_used_are_kept_of_losses_that_differ_in_a_number(monkeypatch):
+    monkeypatch.setattr(program, "_CACHED", 4)
+    params, batch = checkpoint(0)
+    client, counts = jax.devices()[0].client, []
+    for i in range(10):
+        op = cx.hessian(lambda p, b, i=i: jnp.float32(1.5 + i) * objective(p, b)[0], params, batch)
+        jax.block_until_ready(op @ params)
+        if i in (6, 9):
+            gc.collect()
+            counts.append(len(client.live_executables()))
+    assert counts[0] == counts[1]
