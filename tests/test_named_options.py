@@ -5,6 +5,7 @@ import inspect
 import re
 import typing
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,7 +119,7 @@ def test_an_argument_given_twice_is_named(name):
     "call, message",
     [
         (lambda: cx.eigsh(A, kk=3), r"eigsh has no argument 'kk': did you mean k\?"),
-        (lambda: cx.eigsh(A, 1, ncv=20), "eigsh has no argument 'ncv': it has A, k, which, tol, "),
+        (lambda: cx.eigsh(A, 1, zz=20), "eigsh has no argument 'zz': it has A, k, which, tol, "),
         (lambda: cx.eigsh(A, 1, "LA"), "eigsh takes A and k by position, got 3 .* such as which="),
         (lambda: cx.identity(A, 1), "identity takes like by position, got 2 arguments there$"),
         (lambda: cx.eigsh(A), "missing 1 required positional argument: 'k'"),
@@ -150,3 +151,42 @@ def test_options_that_another_function_takes_may_have_any_name():
         TypeError, match="takes first and second by position, got 3 arguments there$"
     ):
         function(1, 2, 3, train=False)
+
+
+def quadratic(params, batch):
+    return jnp.mean((batch @ params) ** 2)
+
+
+P, B = jnp.ones(3), jnp.eye(3)
+MODEL = cx.Model(P, lambda params, batch: batch @ params, lambda z, batch: jnp.mean(z**2))
+OP = cx.hessian(quadratic, P, B)
+CALLS = {
+    "at has no argument 'batch': did you mean batches?": lambda: OP.at(P, batch=B),
+    "at takes params by position, got 2 arguments there: .* such as batches=": lambda: OP.at(P, B),
+    "at got params twice, as argument 1 and": lambda: OP.at(P, params=P),
+    "at has no argument 'param'": lambda: (2 * OP).at(param=P),
+    "blocks has no argument 'stack': did you mean stacked?": lambda: OP.blocks(1, stack="a"),
+    "restrict has no argument 'were': did you mean where?": lambda: OP.restrict(were="w"),
+    "save has no argument 'pat'": lambda: cx.eigsh(A, 1).save(pat="x"),
+    "load has no argument 'file'": lambda: cx.load(file="x"),
+    "eigsh has no argument 'maxiter': did you mean max_matvecs": lambda: cx.eigsh(A, 1, maxiter=3),
+    "eigsh has no argument 'ncv': did you mean max_basis": lambda: cx.eigsh(A, 1, ncv=3),
+    "solve has no argument 'tolerance': did you mean tol": lambda: cx.solve(A, P, tolerance=1),
+    r"hessian\(model, batches\) has no argument 'batch': did": lambda: cx.hessian(MODEL, batch=B),
+    r"hessian\(model, batches\) has no argument 'params'": lambda: cx.hessian(MODEL, B, params=P),
+    r"ggn\(model, batches\) has no argument 'loss'": lambda: cx.ggn(MODEL, B, loss=len),
+    "takes the batches after a Model .*, got 0 arguments": lambda: cx.fisher(MODEL),
+    "takes the batches after a Model .*, got 2 arguments": lambda: cx.ggn(MODEL, B, batches=B),
+}
+
+
+@pytest.mark.parametrize("message", CALLS)
+def test_methods_and_calls_with_a_model_name_what_was_meant(message):
+    with pytest.raises(TypeError, match=message):
+        CALLS[message]()
+
+
+def test_a_model_may_be_given_by_the_name_of_what_it_stands_for():
+    wanted = 2 / 3 * np.eye(3)
+    for op in (cx.hessian(loss=MODEL, batches=B), cx.ggn(forward=MODEL, batches=B)):
+        np.testing.assert_allclose(op.product(jnp.eye(3)), wanted, rtol=1e-6)

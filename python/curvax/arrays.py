@@ -34,7 +34,9 @@ def to_array(value: object, what: str, dtype: DTypeLike | None = None) -> Array:
         )
     if isinstance(value, Array) or hasattr(value, "__jax_array__"):
         array = value if isinstance(value, Array) else jnp.asarray(value)
-        if dtype is None or array.dtype == dtype:  # that of random keys too, which is no NumPy dtype
+        if (
+            dtype is None or array.dtype == dtype
+        ):  # that of random keys too, which is no NumPy dtype
             return array
         target = jnp.dtype(dtype)
         _check_kind(array.dtype, target, what)

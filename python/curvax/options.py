@@ -16,6 +16,17 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# What SciPy and others call the options of ours.
+_ELSEWHERE = {
+    "maxiter": "max_matvecs",
+    "max_iter": "max_matvecs",
+    "ncv": "max_basis",
+    "tolerance": "tol",
+    "rtol": "tol",
+    "rng": "seed",
+    "key": "seed",
+}
+
 
 def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
     """Let a function name what was meant where an argument is misspelt, or given twice.
@@ -36,15 +47,15 @@ def takes_options(declared: type | None = None) -> Callable[[_F], _F]:
         names = [name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
         positional = [*kinds.values()].count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
         takes_all = len(names) < len(kinds)
+        bound = names[:1] == ["self"]
 
         @functools.wraps(function)
         def call(*args: object, **given: object) -> Any:
             meant = given.keys() & set(names) if takes_all else given.keys()
             twice = meant & set(names[: min(positional, len(args))])
             if twice or len(args) > positional or not meant <= set(names):
-                _refuse(
-                    function.__name__, names, positional, args, [n for n in given if n in meant]
-                )
+                said = [name for name in given if name in meant]
+                _refuse(function.__name__, names[bound:], positional - bound, args[bound:], said)
             return function(*args, **{**defaults, **given})
 
         call.__signature__ = signature  # type: ignore[attr-defined]
@@ -108,15 +119,22 @@ def _refuse(
                 f"{function} got {name} twice, as argument {place} and as {name}=: leave one out"
             )
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3)
-            hint = f"did you mean {_listed(near, 'or')}?" if near else f"it has {_listed(names)}"
-            raise TypeError(f"{function} has no argument {name!r}: {hint}")
+            raise unknown(function, name, names)
     rest = names[positional:]
     remedy = f": give the others by name, such as {rest[0]}=" if rest else ""
     raise TypeError(
         f"{function} takes {_listed(names[:positional])} by position, got {len(args)} arguments "
         f"there{remedy}"
     )
+
+
+def unknown(function: str, name: str, names: Sequence[str]) -> TypeError:
+    """The error for an argument that a function does not have; its own are `names`."""
+    near = difflib.get_close_matches(name, names, n=3)
+    if not near and _ELSEWHERE.get(name) in names:
+        near = [_ELSEWHERE[name]]
+    hint = f"did you mean {_listed(near, 'or')}?" if near else f"it has {_listed(names)}"
+    return TypeError(f"{function} has no argument {name!r}: {hint}")
 
 
 def _listed(names: Sequence[str], word: str = "and") -> str:

@@ -77,7 +77,8 @@ class TestOtherParameters:
 
     def test_what_is_part_of_the_program_stays(self):
         op = cx.hessian(_loss, {**PARAMS, "name": "mlp"}, (X, Y), where=cx.match_names("v"))
-        with pytest.raises(ValueError, match="leaf 0 of params is not an array.*'mlp', got 'cnn'"):
+        told = "leaf 0 of params, 'name', is not an array.*'mlp', got 'cnn'"
+        with pytest.raises(ValueError, match=told):
             op.at({**PARAMS, "name": "cnn"})
         with pytest.raises(ValueError, match=r"must have shape \(16,\), got \(\)"):
             cx.hessian(_loss, PARAMS, (X, Y)).at({**PARAMS, "v": 3.0})

@@ -31,6 +31,7 @@ from curvax.operators.batches import for_several
 from curvax.operators.checked_product import check_operator, checked_product, compiled_product
 from curvax.operators.partition import By, Part, borders, partition, selected
 from curvax.operators.space import VectorSpace
+from curvax.options import takes_options
 from curvax.typing import Batches, Block, Params, Vector
 
 
@@ -88,6 +89,7 @@ class Operator(abc.ABC):
             raise ValueError(f"flat must have shape ({n},) or (b, {n}), got {shape}")
         return self.space.unravel(jnp.asarray(flat))
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> Operator:
         """The same operator at other parameters, or on other batches; see `Curvature.at`.
 
@@ -165,6 +167,7 @@ class Operator(abc.ABC):
         """`A / c`, with a real number c other than zero."""
         return self * (1 / divisor)
 
+    @takes_options()
     def congruence(self, diagonal: Vector) -> Operator:
         """`D A D` with a diagonal matrix D, as of a preconditioned Hessian `P^(-1/2) H P^(-1/2)`.
 
@@ -176,6 +179,7 @@ class Operator(abc.ABC):
         """
         return CongruentOperator(self, diagonal_entries(self.space, diagonal), self.space)
 
+    @takes_options()
     def project_off(self, vectors: Vector) -> Operator:
         """`P A P`, with P the orthogonal projection off the span of `vectors`.
 
@@ -187,6 +191,7 @@ class Operator(abc.ABC):
         """
         return ProjectedOperator(self, independent_rows(self.space, vectors), self.space)
 
+    @takes_options()
     def restrict(self, where: Filter) -> Operator:
         """The diagonal block on the leaves that a filter selects; the others are None in vectors.
 
@@ -202,6 +207,7 @@ class Operator(abc.ABC):
         """
         return RestrictedOperator(self, *selected(self.space, where))
 
+    @takes_options()
     def blocks(self, by: By, *, stacked: str | Sequence[str] = ()) -> Blocks:
         """Diagonal blocks, as of the layers of a network.
 
@@ -256,6 +262,7 @@ class SumOperator(Operator):
         total: Array = sum(c.astype(self.dtype) * checked_product(term, block) for c, term in pairs)  # type: ignore[assignment]
         return total
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> SumOperator:
         """See `Operator.at`."""
         given = for_several(batches)
@@ -277,6 +284,7 @@ class CongruentOperator(Operator):
         d = self.diagonal[None]
         return d * checked_product(self.inner, d * block)
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> CongruentOperator:
         """See `Operator.at`; the diagonal entries stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
@@ -295,6 +303,7 @@ class ProjectedOperator(Operator):
         """See `Operator.product`."""
         return project(self.vectors, checked_product(self.inner, project(self.vectors, block)))
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> ProjectedOperator:
         """See `Operator.at`; the vectors stay."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))
@@ -334,6 +343,7 @@ class RestrictedOperator(Operator):
         """See `Operator.product`."""
         return self.extract(checked_product(self.inner, self.embed(block)))
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> RestrictedOperator:
         """See `Operator.at`; the parameters are those of the whole."""
         return dataclasses.replace(self, inner=self.inner.at(params, batches=batches))

@@ -161,6 +161,7 @@ class IdentityOperator(Operator):
         """See `Operator.product`."""
         return block
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> IdentityOperator:
         """The same: it has no parameters."""
         return self

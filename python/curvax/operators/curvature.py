@@ -21,6 +21,7 @@ from curvax.operators.products import Product
 from curvax.operators.space import VectorSpace
 from curvax.operators.weights import check_values, warn_of_zeros, weighted_mean
 from curvax.ops.fence import fence
+from curvax.options import takes_options
 from curvax.program import Argument, as_arguments, jit, untracked_settings
 from curvax.typing import Batch, Batches, FloatArray, Params, PyTree
 
@@ -171,6 +172,7 @@ class Curvature(Operator, Argument):
         stacks = as_arguments(self.stacks)
         return WeightedSum(self.leaves, stacks, self.weight, self.space)
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> Self:
         """The same operator at other parameters, as of a later step of training, or on other data.
 

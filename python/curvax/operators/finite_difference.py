@@ -28,6 +28,7 @@ from curvax.operators.closure import Closed
 from curvax.operators.curvature import Curvature, Stack
 from curvax.operators.microbatch import LossMap
 from curvax.operators.products import OneByOne
+from curvax.options import takes_options
 from curvax.typing import Batch, Batches, Params
 from curvax.warnings import warn
 
@@ -59,6 +60,7 @@ class DifferenceHessian(Curvature):
         """The step, as a part of the parameters that it moves."""
         return _differences(self.stacks[0]).relative_step
 
+    @takes_options()
     def at(self, params: Params, *, batches: Batches = None) -> "DifferenceHessian":
         """See `Curvature.at`; the step stays, and its error there is not measured."""
         moved = super().at(params, batches=batches)

@@ -71,7 +71,8 @@ def ggn(
     Of a `Model`: `ggn(model, batches, ...)`, with the same options.
 
     Args:
-        forward: `forward(params, batch)` returns the outputs, a pytree of real floating arrays.
+        forward: a `Model`, which has its own `loss` and `params`; or a function.
+            `forward(params, batch)` returns the outputs, a pytree of real floating arrays.
         loss: `loss(outputs, batch)` returns a scalar mean or a pair `(mean, weight)`, as for
             `hessian`, and no metric in place of the weight. If it has a method
             `hessian_product(outputs, batch, u)`, as the classes in `curvax.losses` have, that is

@@ -109,12 +109,12 @@ def hessian(
     Of a `Model`: `hessian(model, batches, ...)`, with the same options.
 
     Args:
-        loss: `loss(params, batch)` returns a scalar mean, weighted then by the length of the
-            batch's leading axis, or a pair `(mean, weight)`, as for masked labels: the weight is
-            the number of labels (or the sum of their weights) that the mean is over. It is no
-            place for an accuracy or another metric, by which the batches would be averaged: one
-            that is computed from the parameters, or is 0 on a whole batch, gets a warning. Twice
-            differentiable by JAX.
+        loss: a `Model`, which has its own `params`; or a function. `loss(params, batch)` returns a
+            scalar mean, weighted then by the length of the batch's leading axis, or a pair
+            `(mean, weight)`, as for masked labels: the weight is the number of labels (or the sum
+            of their weights) that the mean is over. It is no place for an accuracy or another
+            metric, by which the batches would be averaged: one that is computed from the
+            parameters, or is 0 on a whole batch, gets a warning. Twice differentiable by JAX.
         params: a pytree of real floating arrays. They are widened to float32 once (float64 stays).
             Leaves that `where` leaves out may be anything; the loss gets those that are not arrays
             as they are.

@@ -16,6 +16,7 @@ from curvax.checks import shown
 from curvax.filters import Filter, NamePattern
 from curvax.operators.curvature import Curvature
 from curvax.operators.foreign import adapter_of, is_pytree, refuse
+from curvax.options import unknown
 from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
@@ -97,28 +98,43 @@ def accepts_model(
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        first, *_ = names = list(inspect.signature(function).parameters)
+        own = [name for name in names if name not in names[1 : names.index("batches")]]
+
         @functools.wraps(function)
         def wrapped(*args: Any, **options: Any) -> R:
+            if not args and isinstance(options.get(first), Model):
+                args = (options.pop(first),)
             if not (args and isinstance(args[0], Model)):
                 _refuse_modules(function, args, options)
                 return function(*args, **options)
             model, *rest = args
-            if "batches" in options:
-                rest.append(options.pop("batches"))
-            if len(rest) != 1:
-                raise TypeError(
-                    f"{function.__name__}(model, batches) takes the batches after a Model and no "
-                    f"other part of it, got {len(rest)} positional arguments there"
-                )
+            _check_call(function.__name__, own, rest, options)
+            rest.append(options.pop("batches", None))
             options["where"] = model.where(options.get("where"))
             op = function(*parts(model), model.prepare(rest[0]), **options)
             # A bound method would be kept with what is compiled for the operator, and the model.
-            own = type(model).prepare is not Model.prepare
-            return op.prepared_by(model.prepare) if own else op
+            prepares = type(model).prepare is not Model.prepare
+            return op.prepared_by(model.prepare) if prepares else op
 
         return wrapped
 
     return decorate
+
+
+def _check_call(
+    name: str, own: list[str], rest: list[object], options: Mapping[str, object]
+) -> None:
+    """Check what follows a Model: the batches, and options of the function, `own[1:]`."""
+    for option in options:
+        if option not in own[1:]:
+            raise unknown(f"{name}(model, batches)", option, own[1:])
+    count = len(rest) + ("batches" in options)
+    if count != 1:
+        raise TypeError(
+            f"{name}(model, batches) takes the batches after a Model and no other part of it, got "
+            f"{count} arguments there"
+        )
 
 
 def _refuse_modules(

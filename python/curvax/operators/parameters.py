@@ -58,14 +58,14 @@ class Structure(Keyed):
         given, other = jax.tree.flatten(params)
         if other != self.treedef:
             raise ValueError(f"params must have the structure {difference(self.treedef, other)}")
+        names = leaf_names(params)
         for i, constant in self.constants.items():
             if given[i] != constant:
                 raise ValueError(
-                    f"leaf {i} of params is not an array, and so part of the program: it must stay "
-                    f"{shown(constant)}, got {shown(given[i])}; make it an array, or build the "
-                    "operator anew"
+                    f"leaf {i} of params, {names[i]!r}, is not an array, and so part of the "
+                    f"program: it must stay {shown(constant)}, got {shown(given[i])}; make it an "
+                    "array, or build the operator anew"
                 )
-        names = leaf_names(params)
         kept = [i for i in range(len(given)) if i not in self.constants]
         arrays = []
         for place, (i, old) in enumerate(zip(kept, like, strict=True)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from curvax import drawing
 from curvax.archives import check_headers
+from curvax.options import takes_options
 from curvax.results.encoding import Arrays, decode, encode, fields_of, record
 from curvax.results.formats import FORMAT, upgraded
 from curvax.version import __version__
@@ -42,6 +43,7 @@ class Stored:
         """The table: what the cell of a notebook shows, in place of arrays."""
         return str(self)
 
+    @takes_options()
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write `path.npz`, from which `load` restores the result, and `path.json`.
 
@@ -97,6 +99,7 @@ class Stored:
             )
         return result
 
+    @takes_options()
     def plot(self, path: str | Path | None = None, title: str | None = None) -> Figure:
         """Draw the result with matplotlib; `curvax.plot` says what each picture shows.
 
@@ -110,6 +113,7 @@ class Stored:
         return drawing.draw(self, path, title)
 
 
+@takes_options()
 def load(path: str | Path) -> Stored:
     """Restore a result of whichever class the file holds; see `Stored.load`.
 
