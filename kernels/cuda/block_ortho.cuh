@@ -13,15 +13,19 @@
 // A sweep deals panels of all vectors to blocks of threads in turn, so that those at work read
 // neighbouring bytes of the same rows. A block copies the next panel to shared memory by
 // asynchronous copies while it uses the present one, first for the update, then for the products,
-// whose sums stay in registers from panel to panel (panel.cuh, row_sums.cuh). Each sweep reads Q
-// once: with r rows of s-byte elements besides the block, 3 r s n bytes from device memory in the
-// usual two passes (2 with `lazy_below`), and about 5 b n elements of the block. How many rows a
-// panel can hold, of 128 bytes each at least, is up to ShapeSweep (shapes.h): for b <= 8 at
-// least 512 in float, 864 in 16 bits, 416 in double. With more, panels hold groups of rows, and K2,
-// whose products need the whole update, reads Q twice. Copies are of 16 bytes where the rows are
-// aligned, else of one element. Accumulation: the compute type over kFlushPanels panels, double
-// across these and across blocks; everything of size m x b or b x b in double. Determinism: the
-// division of the work depends on sizes alone and all sums are in a fixed order: bitwise
+// whose sums stay in registers from panel to panel (panel.cuh, row_update.cuh, row_sums.cuh). With
+// rows in 16 bits or double and b > 4 both are made on tensor cores (mma.cuh, tensor_*.cuh). These
+// take doubles and 16-bit rows as they are, but floats, of the block and the coefficients, in three
+// parts that add up to them without rounding. Each sweep reads Q once: with r rows of s-byte
+// elements besides the block, 3 r s n bytes from device memory in the usual two passes (2 with
+// `lazy_below`), and about 5 b n elements of the block. How many rows a panel can hold, of 128
+// bytes each at least, is up to ShapeSweep (shapes.h): for b <= 8 at least 512 in float, 944 in 16
+// bits, 472 in double. With more, panels hold groups of rows, and K2, whose products need the whole
+// update, reads Q twice. Copies are of 16 bytes where the rows are aligned, else of one element.
+// Accumulation: the compute type over kFlushPanels panels (on tensor cores, sums of floats are
+// truncated over 16 rows of an update or the 32 elements of a strip, and rounded from there on),
+// double across these and across blocks; everything of size m x b or b x b in double. Determinism:
+// the division of the work depends on sizes alone and all sums are in a fixed order: bitwise
 // repeatable. Rows that are not used are never read.
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_CUH_
 #define CURVAX_CUDA_BLOCK_ORTHO_CUH_
@@ -97,14 +101,14 @@ __global__ void __launch_bounds__(kDecideThreads, 1)
 }
 
 template <typename S, int B>
-__global__ void __launch_bounds__(kSweepThreads, kSweepResidents)
+__global__ void __launch_bounds__(kSweepThreads, (kSweepResidents<S, B>))
     MeasureSweep(const __grid_constant__ BlockOrthoLaunch launch) {
   if (launch.device->next == NextSweep::kNothing) return;
   SweepBlock<S, B>(launch).Measure();
 }
 
 template <typename S, int B>
-__global__ void __launch_bounds__(kSweepThreads, kSweepResidents)
+__global__ void __launch_bounds__(kSweepThreads, (kSweepResidents<S, B>))
     UpdateSweep(const __grid_constant__ BlockOrthoLaunch launch) {
   const NextSweep what = launch.device->next;
   if (what == NextSweep::kNothing) return;

@@ -4,11 +4,15 @@
 #ifndef CURVAX_CUDA_BLOCK_ORTHO_SWEEP_CUH_
 #define CURVAX_CUDA_BLOCK_ORTHO_SWEEP_CUH_
 
+#include <type_traits>
+
 #include "common/block_ortho_pass.h"
 #include "cuda/device.cuh"
 #include "cuda/panel.cuh"
 #include "cuda/row_sums.cuh"
+#include "cuda/row_update.cuh"
 #include "cuda/shapes.h"
+#include "cuda/tensor_update.cuh"
 
 namespace curvax::CURVAX_TARGET {
 
@@ -50,15 +54,22 @@ template <typename S, int B>
 class SweepBlock {
  public:
   using C = Compute<S>;
+  static constexpr bool kTensor = kOnTensorCores<S, B>;
+  using Rows = Panel<S, kTensor>;
+  using Block = Panel<C, kTensor>;
+  using Worker = std::conditional_t<kTensor, TensorWorker<S>, ThreadWorker>;
 
   __device__ explicit SweepBlock(const BlockOrthoLaunch& launch)
-      : launch_(launch), m_(static_cast<int>(launch.device->state.used)), rows_(m_) {}
+      : launch_(launch),
+        m_(static_cast<int>(launch.device->state.used)),
+        rows_(m_),
+        worker_(launch.shape) {}
 
   // K1, and the largest element of each column.
   __device__ void Measure() {
     BlockMaxima<C> maxima;
     ClearSums();
-    ForItems(false, [&](const Item& item, const Panel<S>&) {
+    ForItems(false, [&](const Item& item, const Rows&) {
       if (item.part == 0) maxima.Raise(W(item), columns(), log_panel());
       return true;
     });
@@ -74,7 +85,7 @@ class SweepBlock {
     if (update && groups() == 1) LoadFactors(0);
     if (update) LoadMix();
     const bool random = update && AnyDying();
-    ForItems(update && measure, [&](const Item& item, const Panel<S>& rows) {
+    ForItems(update && measure, [&](const Item& item, const Rows& rows) {
       if (item.part == 0 && !update) Scale(item);
       if (item.part == 0 && random) Randomise(item);
       if (update && item.part < groups()) AddRows(item, rows, !measure);
@@ -84,9 +95,6 @@ class SweepBlock {
   }
 
  private:
-  static constexpr int N = 1 << kLogWide<C>;
-  static constexpr int kColumns = kUpdateColumns<B>;
-
   // A group of rows of a panel, or for a second time: the part-th of the count-th panel of this
   // block of threads.
   struct Item {
@@ -119,21 +127,21 @@ class SweepBlock {
   __device__ static T* Shared(int begin) {
     return reinterpret_cast<T*>(SharedMemory() + begin);
   }
-  __device__ Panel<S> Rows(int stage) const {
+  __device__ Rows RowsOf(int stage) const {
     const int apart = launch_.shape.strip;
     return {Shared<S>(0) + stage * (apart << log_strips()), apart};
   }
-  __device__ Panel<C> W(const Item& item) const {
+  __device__ Block W(const Item& item) const {
     const int apart = padded() * Panel<C>::kStrip;
     const int stage = item.count & (launch_.shape.stages - 1);
     return {Shared<C>(launch_.shape.w_begin) + stage * (apart << log_strips()), apart};
   }
   // (row of the group, column), then those of the block itself.
   __device__ C* Factors() const { return Shared<C>(launch_.shape.factors_begin); }
-  // What a sharer adds to the block.
-  __device__ Panel<C> Exchange(int sharer) const {
-    const int apart = padded() * Panel<C>::kStrip;
-    return {Shared<C>(launch_.shape.exchange_begin) + sharer * (apart << log_strips()), apart};
+  __device__ C* Mix() const { return Factors() + launch_.shape.factor_rows * padded(); }
+  // What the first sharer adds to the block, followed by what the others do.
+  __device__ Block Exchange() const {
+    return {Shared<C>(launch_.shape.exchange_begin), padded() * Panel<C>::kStrip};
   }
 
   // This thread's element of the panel in work that is element by element, and its first row; the
@@ -160,19 +168,56 @@ class SweepBlock {
     for (int64_t e = ThreadIndex(); e < launch_.sums; e += BlockSize()) sums[e] = 0;
   }
 
-  // Calls use(item) for this block's panels, or twice for every group of rows; then, where that
-  // says so, adds the item's <q_r, w_c> and <w_k, w_c> to the block's sums.
+  // Calls use(item, rows) for this block's panels, or twice for every group of rows; then, where
+  // that says so, adds the item's <q_r, w_c> and <w_k, w_c> to the block's sums.
   template <typename F>
   __device__ __forceinline__ void ForItems(bool twice, const F& use) {
     const SweepShape& shape = launch_.shape;
-    const int parts = Parts(twice);
-    RowSums<S, kSumRows<C, B>, B> products;
-    RowSums<C, kGramRows, B> gram;
     // The sums of other rounds or groups are in the same registers.
-    const bool keep_products = parts == 1 && shape.products.rounds <= 1;
+    const bool keep_products = Parts(twice) == 1 && shape.products.rounds <= 1;
     const bool keep_gram = shape.gram.rounds == 1;
+    if constexpr (kTensor) {
+      TensorSums<S> sums(worker_, shape);
+      ForPanels(twice, use, [&](const Item& item, const Rows& rows, bool flush) {
+        const int count = GroupRows(item), gram_rows = FirstOfGroup(item) == 0 ? columns() : 0;
+        int round = 0;
+#pragma unroll 1
+        do {
+          sums.Add(rows, count, W(item), gram_rows, round);
+          if (!keep_products || flush) sums.FlushProducts(Total(FirstOfGroup(item)), count, round);
+          if (!keep_gram || flush) sums.FlushGram(Total(m_), gram_rows, round);
+        } while (++round < Max(shape.products.rounds, shape.gram.rounds));
+      });
+    } else {
+      RowSums<S, kSumRows<C, B>, B> products;
+      RowSums<C, kGramRows, B> gram;
+      ForPanels(twice, use, [&](const Item& item, const Rows& rows, bool flush) {
+        const int count = GroupRows(item);
+        int round = 0;
+#pragma unroll 1
+        do {
+          products.Add(shape.products, log_panel(), rows, count, W(item), round);
+          if (!keep_products || flush) {
+            products.Flush(shape.products, Total(FirstOfGroup(item)), count, columns(), round);
+          }
+        } while (++round < shape.products.rounds);
+        if (FirstOfGroup(item) != 0) return;
+        round = 0;
+#pragma unroll 1
+        do {
+          gram.Add(shape.gram, log_panel(), W(item), columns(), W(item), round);
+          if (!keep_gram || flush) gram.Flush(shape.gram, Total(m_), columns(), columns(), round);
+        } while (++round < shape.gram.rounds);
+      });
+    }
+  }
+  // Where use(item, rows) is true, calls measure(item, rows, whether its sums are to be flushed).
+  template <typename F, typename G>
+  __device__ __forceinline__ void ForPanels(bool twice, const F& use, const G& measure) {
+    const SweepShape& shape = launch_.shape;
+    const int parts = Parts(twice);
     const bool ahead = shape.stages == 2;
-    ClearSpareColumns();
+    ClearSpare();
     Item item = {0, 0};
     int stage = 0;
     if (ahead) Load(item, stage);
@@ -181,7 +226,7 @@ class SweepBlock {
       if (next.part == parts) next = {item.count + 1, 0};
       const bool last_panel = Begin({item.count + 1, 0}) >= n();
       last = last_panel && next.part == 0;
-      const Panel<S> rows = Rows(stage);
+      const Rows rows = RowsOf(stage);
       stage ^= shape.stages - 1;
       if (ahead) WaitForCopies();
       SyncThreads();
@@ -192,36 +237,27 @@ class SweepBlock {
         SyncThreads();
       }
       if (use(item, rows)) {
-        const bool flush = (item.count + 1) % kFlushPanels == 0 || last_panel;
-        const int count = GroupRows(item);
-        int round = 0;
-#pragma unroll 1
-        do {
-          products.Add(shape.products, log_panel(), rows, count, W(item), round);
-          if (!keep_products || flush) {
-            products.Flush(shape.products, Total(FirstOfGroup(item)), count, columns(), round);
-          }
-        } while (++round < shape.products.rounds);
-        if (FirstOfGroup(item) == 0) {
-          round = 0;
-#pragma unroll 1
-          do {
-            gram.Add(shape.gram, log_panel(), W(item), columns(), W(item), round);
-            if (!keep_gram || flush) gram.Flush(shape.gram, Total(m_), columns(), columns(), round);
-          } while (++round < shape.gram.rounds);
-        }
+        measure(item, rows, (item.count + 1) % kFlushPanels == 0 || last_panel);
       }
       item = next;
     }
   }
 
-  // The columns that fill the last tile are 0.
-  __device__ void ClearSpareColumns() const {
+  // The columns that fill the last tile are 0, and so are rows that tensor cores multiply by 0: any
+  // row, until groups have been loaded over it.
+  __device__ void ClearSpare() const {
     for (Item item = {0, 0}; item.count < launch_.shape.stages; ++item.count) {
       for (int c = columns() + FirstRow(); c < padded(); c += RowStep()) {
         *W(item).At(c, Element()) = 0;
       }
+      if constexpr (kTensor) {
+        const int first = groups() == 1 ? rows_ : 0;
+        for (int r = first + FirstRow(); r < launch_.shape.factor_rows; r += RowStep()) {
+          *RowsOf(item.count).At(r, Element()) = S{};
+        }
+      }
     }
+    if (kTensor && groups() > 1) SyncThreads();
   }
 
   // Begins to copy what an item needs.
@@ -229,7 +265,7 @@ class SweepBlock {
     const int64_t begin = Begin(item), left = n() - begin;
     const int first = FirstOfGroup(item);
     LoadPanel(launch_.basis_aligned, Row(first) + begin, stride(), GroupRows(item), log_panel(),
-              left, Rows(stage));
+              left, RowsOf(stage));
     if (item.part == 0) {
       LoadPanel(launch_.w_aligned, Column(0) + begin, n(), columns(), log_panel(), left, W(item));
     }
@@ -239,13 +275,17 @@ class SweepBlock {
   __device__ void LoadFactors(int first) const {
     const C* a = static_cast<const C*>(launch_.a) + int64_t{first} * padded();
     const int count = Min(group(), rows_ - first) * padded();
-    for (int e = ThreadIndex(); e < count; e += kSweepThreads) Factors()[e] = a[e];
+    for (int e = ThreadIndex(); e < launch_.shape.factor_rows * padded(); e += kSweepThreads) {
+      const int at = worker_.FactorAt(e / padded(), e % padded(), padded());
+      Factors()[at] = e < count ? a[e] : C{0};
+    }
   }
   __device__ void LoadMix() const {
-    C* factors = Factors() + group() * padded();
-    for (int e = ThreadIndex(); e < columns() * padded(); e += kSweepThreads) {
+    for (int e = ThreadIndex(); e < launch_.shape.mix_rows * padded(); e += kSweepThreads) {
       const int k = e / padded(), c = e % padded();
-      factors[e] = c < columns() ? static_cast<const C*>(launch_.mix)[k * columns() + c] : C{0};
+      const bool inside = k < columns() && c < columns();
+      Mix()[worker_.MixAt(k, c, padded())] =
+          inside ? static_cast<const C*>(launch_.mix)[k * columns() + c] : C{0};
     }
   }
 
@@ -273,10 +313,10 @@ class SweepBlock {
       if (launch_.device->state.dying[c] == 0) continue;
       for (int e = 4 * ThreadIndex(); e < panel(); e += 4 * kSweepThreads) {
         const Philox4 words = RandomWords(launch_.device->state, seed, c, begin + e);
-        C* w = W(item).At(c, e);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          w[k] = begin + e + k < n() ? C(RandomElement(words.v[k], n())) : C{0};
+          const bool inside = begin + e + k < n();
+          *W(item).At(c, e + k) = inside ? C(RandomElement(words.v[k], n())) : C{0};
         }
       }
     }
@@ -286,77 +326,51 @@ class SweepBlock {
   // The block times mix plus the item's rows times `a`, or what it has become plus these. Threads
   // share the rows of the same elements and columns, then add up what each has. The zeros of a
   // triangular mix multiply finite numbers: all columns have been measured, or are random.
-  __device__ __forceinline__ void AddRows(const Item& item, const Panel<S>& rows,
-                                          bool store) const {
+  __device__ __forceinline__ void AddRows(const Item& item, const Rows& rows, bool store) const {
     if (groups() > 1) {
       LoadFactors(FirstOfGroup(item));
       SyncThreads();
     }
-    const int log_wides = log_panel() - kLogWide<C>, log_units = launch_.shape.log_units;
-    const int sharer = ThreadIndex() >> log_units;
-    for (int u = ThreadIndex() & ((1 << log_units) - 1); u < 1 << log_units; u += kSweepThreads) {
-      const int i = (u & ((1 << log_wides) - 1)) * N, first = (u >> log_wides) * kColumns;
-      if (first >= padded()) break;
-      const C* factors = Factors() + sharer * padded() + first;
-      C sum[kColumns][N] = {};
-      AddProducts(rows.At(sharer, i), factors, sharer, GroupRows(item), sum);
-      if (item.part == 0) {
-        AddProducts(W(item).At(sharer, i), factors + group() * padded(), sharer, columns(), sum);
-      }
-      C* out = Exchange(sharer).At(first, i);
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) StoreWide(sum[c], out + c * Panel<C>::kStrip);
+    const UpdateTerms<S, kTensor> terms = {
+        rows, GroupRows(item), W(item), item.part == 0 ? columns() : 0, Factors(), Mix()};
+    if constexpr (kTensor) {
+      ShareUpdate(launch_.shape, worker_, terms, Exchange().begin);
+    } else {
+      ShareUpdate<B>(launch_.shape, terms, Exchange());
     }
     SyncThreads();
-    FinishUpdate(item, store);
-    SyncThreads();
-  }
-  // Adds this sharer's part of `end` rows times their factors.
-  template <typename T>
-  __device__ __forceinline__ void AddProducts(const T* rows, const C* factors, int sharer, int end,
-                                              C (&sum)[kColumns][N]) const {
-    const int log_sharers = launch_.shape.log_sharers, count = Turns(sharer, end, log_sharers);
-#pragma unroll 4
-    for (int k = 0; k < count; ++k) {
-      C q[N], factor[kColumns];
-      LoadWidened<T, N>(rows, q);
-      LoadAligned<kColumns>(factors, factor);
-      rows += Panel<T>::kStrip << log_sharers;
-      factors += padded() << log_sharers;
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-        for (int e = 0; e < N; ++e) sum[c][e] += factor[c] * q[e];
-      }
-    }
-  }
-  __device__ __forceinline__ void FinishUpdate(const Item& item, bool store) const {
-    const int log_wides = log_panel() - kLogWide<C>;
-    const int i = (ThreadIndex() & ((1 << log_wides) - 1)) * N;
-    const int64_t begin = Begin(item) + i;
     C scale = 1;
     if (store) scale = launch_.device->poison != 0 ? C(NAN) : C(launch_.args.scale);
-    for (int c = ThreadIndex() >> log_wides; c < columns(); c += kSweepThreads >> log_wides) {
-      C x[N] = {};
-      if (item.part != 0) LoadAligned<N>(W(item).At(c, i), x);
-      const C* shares = Exchange(0).At(c, i);
-#pragma unroll 4
-      for (int k = 0; k < 1 << launch_.shape.log_sharers; ++k) {
-        C more[N];
-        LoadAligned<N>(shares, more);
-        shares += padded() << log_panel();
+    const auto finish = [&](int c, int i, C* w, auto& x) {
+      Finish(item, store, scale, c, i, w, x);
+    };
+    if constexpr (kTensor) {
+      AddShares(launch_.shape, worker_, W(item).begin, Exchange().begin, finish);
+    } else {
+      AddShares(launch_.shape, W(item), Exchange(), finish);
+    }
+    SyncThreads();
+  }
+  // Neighbouring elements of column c, to which the update has added x, from the i-th of the panel
+  // on, which is at `w`.
+  template <int N>
+  __device__ __forceinline__ void Finish(const Item& item, bool store, C scale, int c, int i, C* w,
+                                         C (&x)[N]) const {
+    if (item.part != 0) {
+      C before[N];
+      LoadWidened<C, N>(w, before);
 #pragma unroll
-        for (int e = 0; e < N; ++e) x[e] += more[e];
-      }
-      StoreWide(x, W(item).At(c, i));
-      if (item.part != groups() - 1) continue;
-      if (store) {
+      for (int e = 0; e < N; ++e) x[e] += before[e];
+    }
+    StoreWide(x, w);
+    if (item.part != groups() - 1) return;
+    const int64_t begin = Begin(item) + i;
+    if (store) {
 #pragma unroll
-        for (int e = 0; e < N; ++e) x[e] *= scale;
-        StoreElements(x, n() - begin, NewRow(c) + begin);
-      } else {
-        StoreElements(x, n() - begin, Column(c) + begin);
-      }
+      for (int e = 0; e < N; ++e) x[e] *= scale;
+      StoreElements(x, n() - begin, NewRow(c) + begin);
+    } else {
+      StoreElements(x, n() - begin, Column(c) + begin);
     }
   }
 
@@ -371,6 +385,7 @@ class SweepBlock {
   const BlockOrthoLaunch& launch_;
   const int m_;
   int rows_;  // that are read
+  const Worker worker_;
 };
 
 }  // namespace curvax::CURVAX_TARGET

@@ -164,11 +164,14 @@ __device__ __forceinline__ void LoadWidened(const S* p, Compute<S> (&out)[N]) {
   for (int k = 0; k < N; ++k) out[k] = Widen(stored.v[k]);
 }
 
-template <typename C>
-__device__ __forceinline__ void StoreWide(const C (&in)[16 / sizeof(C)], C* p) {
-  Bytes16 bytes;
-  __builtin_memcpy(&bytes, in, sizeof(bytes));
-  *reinterpret_cast<Bytes16*>(p) = bytes;
+// N values, to a multiple of their size.
+template <int N, typename C>
+__device__ __forceinline__ void StoreWide(const C (&in)[N], C* p) {
+  struct alignas(N * sizeof(C)) Together {
+    C v[N];
+  } together;
+  __builtin_memcpy(&together, in, sizeof(together));
+  *reinterpret_cast<Together*>(p) = together;
 }
 
 template <typename T>

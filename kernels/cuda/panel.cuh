@@ -12,15 +12,28 @@
 
 namespace curvax::CURVAX_TARGET {
 
-template <typename T>
+// For tensor cores (`kSwizzled`), whose operands are taken from up to 8 rows at a time, the 16-byte
+// pieces of a row's strip change places, depending on the row: those at one place of rows 0 to 7,
+// where a row's strip has 64 bytes, then touch all banks once, and where it has 128, so do two
+// pieces side by side of rows 0 to 3, and every second one of rows 0 and 1. The places are the same
+// 8 rows further, or 4, which the steps of LoadVectors are multiples of.
+template <typename T, bool kSwizzled = false>
 struct Panel {
   static constexpr int kLogStrip = kLogShortestPanel<Compute<T>>, kStrip = 1 << kLogStrip;
 
   T* begin;
   int apart;  // elements between strips
 
-  __device__ __forceinline__ T* At(int row, int i) const {
-    return begin + (i >> kLogStrip) * apart + row * kStrip + (i & (kStrip - 1));
+  __device__ __forceinline__ int Offset(int row, int i) const {
+    return (i >> kLogStrip) * apart + row * kStrip + Place(row, i & (kStrip - 1));
+  }
+  __device__ __forceinline__ T* At(int row, int i) const { return begin + Offset(row, i); }
+
+ private:
+  __device__ static int Place(int row, int i) {
+    if (!kSwizzled) return i;
+    constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
+    return i ^ kPiece * (sizeof(T) == 2 ? row >> 1 & 3 : (row & 3) << 1 | (row & 1));
   }
 };
 
@@ -29,9 +42,9 @@ __device__ __forceinline__ int Turns(int first, int end, int log_step) {
   return (end - first + (1 << log_step) - 1) >> log_step;
 }
 
-template <typename T>
+template <typename T, bool kSwizzled>
 __device__ __forceinline__ void LoadVectors(const T* from, int64_t stride, int rows, int log_panel,
-                                            const Panel<T>& to) {
+                                            const Panel<T, kSwizzled>& to) {
   constexpr int kLogVector = sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 2 : 3;
   const int log_vectors = log_panel - kLogVector, log_step = kLogSweepThreads - log_vectors;
   const int first = ThreadIndex() >> log_vectors;
@@ -49,9 +62,9 @@ __device__ __forceinline__ void LoadVectors(const T* from, int64_t stride, int r
 }
 
 // The first `left` elements of rows that are not aligned, or end within the panel; then 0.
-template <typename T>
+template <typename T, bool kSwizzled>
 __device__ __forceinline__ void LoadElements(const T* from, int64_t stride, int rows, int log_panel,
-                                             int64_t left, const Panel<T>& to) {
+                                             int64_t left, const Panel<T, kSwizzled>& to) {
   constexpr int kTogether = 4;  // loads in flight, of elements that are too short for CopyAsync
   const int i = ThreadIndex() & ((1 << log_panel) - 1), step = kSweepThreads >> log_panel;
   for (int r = ThreadIndex() >> log_panel; r < rows; r += kTogether * step) {
@@ -79,9 +92,10 @@ __device__ __forceinline__ void LoadElements(const T* from, int64_t stride, int 
 
 // Begins to copy a panel of rows, of which `left` elements are there: by 16 bytes if they are
 // aligned to that. It has arrived after WaitForCopies and a barrier.
-template <typename T>
+template <typename T, bool kSwizzled>
 __device__ __forceinline__ void LoadPanel(bool aligned, const T* from, int64_t stride, int rows,
-                                          int log_panel, int64_t left, const Panel<T>& to) {
+                                          int log_panel, int64_t left,
+                                          const Panel<T, kSwizzled>& to) {
   if (aligned && left >= 1 << log_panel) {
     LoadVectors(from, stride, rows, log_panel, to);
   } else {

@@ -122,12 +122,20 @@ class RowSums {
   C sum_[kRows][B] = {};
 };
 
+// Without tensor cores no thread has a place of its own; factors are in rows of `padded`.
+struct ThreadWorker {
+  __device__ explicit ThreadWorker(const SweepShape&) {}
+  __device__ static int FactorAt(int r, int c, int padded) { return r * padded + c; }
+  __device__ static int MixAt(int k, int c, int padded) { return k * padded + c; }
+};
+
 // The largest elements of the columns of a block. The warps take columns in turn, and each lane has
 // one of its warp's. A NaN counts as infinity.
 template <typename C>
 class BlockMaxima {
  public:
-  __device__ __forceinline__ void Raise(const Panel<C>& w, int columns, int log_panel) {
+  template <bool kSwizzled>
+  __device__ __forceinline__ void Raise(const Panel<C, kSwizzled>& w, int columns, int log_panel) {
     for (int c = Warp(); c < columns; c += kSweepWarps) {
       C largest = 0;
       for (int i = Lane(); i < 1 << log_panel; i += kWarpSize) {

@@ -67,7 +67,7 @@ constexpr int64_t RowParts(int64_t vocab, int64_t compute_bytes) {
 // Few, so that each has work enough to spread what a panel costs besides, and up to 255 registers:
 // asynchronous copies need no warps to be in flight.
 constexpr int kLogSweepThreads = 7, kSweepThreads = 1 << kLogSweepThreads;
-constexpr int kSweepWarps = kSweepThreads / 32;
+constexpr int kLogSweepWarps = kLogSweepThreads - 5, kSweepWarps = 1 << kLogSweepWarps;
 // Columns of the block whose sums are in registers together.
 constexpr int kMaxTileColumns = 8;
 CURVAX_HOST_DEVICE constexpr int TileColumns(int64_t block) {
@@ -94,6 +94,24 @@ constexpr int kSumRows = B * sizeof(C) >= 64   ? 6
                                                : 16;
 constexpr int kGramRows = 2;  // of the block with itself
 
+// Sweeps whose products of rows with blocks of more than four vectors are made on tensor cores, for
+// which 16-bit rows are exact operands. Products of float would have to be split on both sides.
+template <typename S, int B>
+constexpr bool kOnTensorCores = B == kMaxTileColumns && sizeof(S) != 4;
+// Rows of a tile, and pairs of a tile with 8 columns whose sums a warp has in registers: at least
+// those of 8 vectors and all rows of two stages. Operands made of Half take more registers.
+template <typename S>
+constexpr int kTileRows = sizeof(S) == 8 ? 8 : 16;
+template <typename S>
+constexpr int kProductPairs = 12;
+template <>
+constexpr int kProductPairs<double> = 16;
+template <>
+constexpr int kProductPairs<Half> = 10;
+constexpr int kGramPairs = 4;
+// To add up four pairs over the warps, 16 bytes of each lane.
+constexpr int64_t kTileExchangeBytes = kSweepWarps * 4 * 32 * 16;
+
 // How threads share the sums of rows with the tiles of a block: 2^log_lanes lanes the elements, and
 // 2^log_apart threads the rows, whose own are that far apart. `rounds`: how often they must take
 // other rows, for all to have been taken.
@@ -109,15 +127,26 @@ constexpr SumsShape ShapeSums(int64_t rows, int rows_of_thread, int tiles, int l
   return {log_lanes, log_apart,
           static_cast<int>(Max<int64_t>(1, CeilDiv(rows, int64_t{rows_of_thread} << log_apart)))};
 }
+// On tensor cores: the threads of as many warps as a panel has strips share the elements,
+// 2^log_apart teams of them the rows, in tiles. A round has `pairs` of a tile and 8 columns.
+constexpr SumsShape ShapeTensorSums(int64_t rows, int tile_rows, int tiles, int pairs,
+                                    int log_strips) {
+  const int log_teams = kLogSweepWarps - log_strips;
+  const int64_t of_team = CeilDiv(CeilDiv(rows, tile_rows), int64_t{1} << log_teams);
+  return {5 + log_strips, log_teams,
+          static_cast<int>(Max<int64_t>(1, CeilDiv(of_team * tiles, pairs)))};
+}
 
 // A sweep of a block of `columns` vectors, `tiles` tiles of them, over panels of which `stages` are
 // in shared memory, with all rows or groups of them, strips of `strip` elements. There, from these
-// bytes on: panels of the rows; of the block; factors of these rows and of the block; what the
-// 2^log_sharers threads exchange that update the same elements, one of 2^log_units units. Between
-// strips of 16 bits, so that 16 lanes at two of them touch all banks.
+// bytes on: panels of the rows; of the block; factors of these rows and of the block, on tensor
+// cores with zeros for whole tiles; what the 2^log_sharers threads, or teams of warps, exchange
+// that update the same elements, one of 2^log_units units. Between strips of 16 bits, so that 16
+// lanes at two of them touch all banks.
 constexpr int64_t kStripPadding = 32;
 struct SweepShape {
   int log_panel, stages, group, strip, groups, columns, tiles;
+  int factor_rows, mix_rows;
   int log_units, log_sharers;
   int w_begin, factors_begin, exchange_begin;
   int64_t bytes;
@@ -127,20 +156,28 @@ template <typename S, int B>
 constexpr SweepShape ShapeSweep(int64_t rows, int64_t group, int64_t block, int log_panel,
                                 int stages) {
   using C = Compute<S>;
+  constexpr bool kTensor = kOnTensorCores<S, B>;
   constexpr int64_t kSize = sizeof(C);
   const int columns = static_cast<int>(PaddedColumns(block)), tiles = columns / B;
   const int log_wides = log_panel - kLogWide<C>, log_strips = log_panel - kLogShortestPanel<C>;
   int log_units = log_wides;
   while (1 << (log_units - log_wides) < columns / kUpdateColumns<B>) ++log_units;
-  const int log_sharers = Max(0, kLogSweepThreads - log_units);
-  const SumsShape products = ShapeSums(group, kSumRows<C, B>, tiles, log_wides);
-  const SumsShape gram = ShapeSums(block, kGramRows, tiles, log_wides);
-  const int64_t held = RoundUp(group, int64_t{2} << products.log_apart);
+  const int log_sharers =
+      kTensor ? kLogSweepWarps - log_strips : Max(0, kLogSweepThreads - log_units);
+  SumsShape products = ShapeSums(group, kSumRows<C, B>, tiles, log_wides);
+  SumsShape gram = ShapeSums(block, kGramRows, tiles, log_wides);
+  const int64_t held = RoundUp(group, kTensor ? kTileRows<S> : int64_t{2} << products.log_apart);
   const int64_t strip = (held << kLogShortestPanel<C>)+(sizeof(S) == 2 ? kStripPadding : 0);
   const int64_t w = stages * (strip << log_strips) * int64_t{sizeof(S)};
   const int64_t factors = w + stages * (columns << log_panel) * kSize;
-  const int64_t exchange = RoundUp(factors + (group + block) * columns * kSize, 16);
-  const int64_t bytes = exchange + (columns << (log_sharers + log_panel)) * kSize;
+  const int64_t factor_rows = kTensor ? held : group, mix_rows = kTensor ? columns : block;
+  const int64_t exchange = RoundUp(factors + (factor_rows + mix_rows) * columns * kSize, 16);
+  const int64_t exchanged = (columns << (log_sharers + log_panel)) * kSize;
+  const int64_t bytes = exchange + (kTensor ? Max(exchanged, kTileExchangeBytes) : exchanged);
+  if (kTensor) {
+    products = ShapeTensorSums(group, kTileRows<S>, tiles, kProductPairs<S>, log_strips);
+    gram = ShapeTensorSums(block, kMaxTileColumns, tiles, kGramPairs, log_strips);
+  }
   return {log_panel,
           stages,
           static_cast<int>(group),
@@ -148,6 +185,8 @@ constexpr SweepShape ShapeSweep(int64_t rows, int64_t group, int64_t block, int 
           static_cast<int>(Max<int64_t>(1, CeilDiv(rows, Max<int64_t>(group, 1)))),
           static_cast<int>(block),
           tiles,
+          static_cast<int>(factor_rows),
+          static_cast<int>(mix_rows),
           log_units,
           log_sharers,
           static_cast<int>(w),
@@ -164,7 +203,9 @@ constexpr int64_t kFewestRows = 16;
 template <typename S, int B>
 constexpr SweepShape ShapeSweep(int64_t rows, int64_t block, int64_t limit) {
   constexpr int kShortest = kLogShortestPanel<Compute<S>>;
-  for (int log_panel = kLogLongestPanel; log_panel >= kShortest; --log_panel) {
+  // On tensor cores no more than a strip for each warp.
+  const int longest = kOnTensorCores<S, B> ? kShortest + kLogSweepWarps : kLogLongestPanel;
+  for (int log_panel = longest; log_panel >= kShortest; --log_panel) {
     const SweepShape shape = ShapeSweep<S, B>(rows, rows, block, log_panel, 2);
     if (shape.bytes <= limit) return shape;
   }
@@ -195,7 +236,8 @@ constexpr int64_t kFewSweepBlocks = 512;
 // Panels after which the sums in registers are added to those in double.
 constexpr int kFlushPanels = 16;
 // Blocks of a sweep that a processor should hold.
-constexpr int kSweepResidents = 2;
+template <typename S, int B>
+constexpr int kSweepResidents = kOnTensorCores<S, B> ? 3 : 2;
 
 constexpr int kCombineThreads = 256;
 constexpr int kCombineEntries = 32;  // sums per block

@@ -87,10 +87,72 @@ def instructions(body, measures, updates):
     return flow.cheapest(head, stops, turns)
 
 
-CLOCK, BYTES = (
-    1.9,
-    32.6,
-)  # an H200's GHz, and bytes per ns that memory has for each of its processors
+# By storage: bytes of an element and of the compute type, elements of a panel of 64 rows with a
+# block of 8, products of matrices for a tile of rows over a strip (also for the update) and for the
+# block with itself.
+TENSOR = {
+    "BFloat16": (2, 4, 128, 6, 8),
+    "Half": (2, 4, 128, 12, 16),
+    "double": (8, 8, 64, 4, 4),
+}
+
+
+def instructions_on_tensor_cores(body, storage, measures, updates):
+    """Of a warp, for a panel of 64 rows and a block of 8."""
+    size, compute, panel, of_tile, of_block = TENSOR[storage]
+    flow = sass.flow(body)
+    head, heads, then = hot_blocks(flow)
+    threads, tiles = 128, 64 // (8 if size == 8 else 16)
+
+    def after(start, fits):
+        return [b for b in sorted(flow.loops[head]) if b > start and fits(flow.blocks[b])]
+
+    def multiplies(block):
+        return block.count("[HD]MMA")
+
+    def loads(block):
+        return block.count(r"LDSM|LDS\b.*\.128")
+
+    rows, block = heads("LDGSTS", 4, 0)
+    turns = {rows: 64 * panel * size // 16 // threads // 4}
+    assert 8 * panel * compute // 16 // threads == 2
+    stops = [rows, *then(block, 2, "LDGSTS", 1)]
+    if updates:
+        inner = {h for h in flow.loops if flow.innermost(h) and h > block}
+        of_rows, of_mix = sorted(
+            h
+            for h in inner & flow.loops[head]
+            if any(multiplies(flow.blocks[b]) for b in flow.loops[h])
+        )[:2]
+        unrolled = [b for b in sorted(flow.loops[of_rows]) if multiplies(flow.blocks[b])]
+        assert {multiplies(flow.blocks[b]) for b in unrolled} == {of_tile}
+        turns[of_rows] = tiles // len(unrolled)
+        # Of 16 bytes of the compute type, in the type that they are stored in.
+        wide = 128 if measures else 128 * size // compute
+        stores = after(of_mix, lambda b: b.loads(wide, "STG"))
+        if size == compute:  # new rows, then columns, twice
+            stores = stores[measures::2]
+        stops += [*unrolled, of_mix, *stores[:2]]
+    if measures:
+        products = after(stops[-1], lambda b: multiplies(b) == of_tile and loads(b))[:tiles]
+        assert len(products) == tiles
+        stops += products
+        stops.append(
+            after(
+                stops[-1],
+                lambda b: multiplies(b) == of_block and not b.count("LDS"),
+            )[0]
+        )
+    return flow.cheapest(head, stops, turns)
+
+
+# An H200's GHz, and bytes per ns that memory has for each of its processors.
+CLOCK, BYTES = 1.9, 32.6
+
+
+def slots(panel, bytes_of_element):
+    """How many instructions a processor can issue while it moves a panel."""
+    return 4 * CLOCK * panel * bytes_of_element / BYTES
 
 
 @pytest.mark.parametrize("source", [pytest.param("block_ortho", marks=needs_nvdisasm)])
@@ -105,6 +167,49 @@ CLOCK, BYTES = (
 def test_instructions_take_no_longer_than_memory(source, kernel, measures, updates, most):
     """With 64 rows of float and a block of 8; by counting, not by the clock."""
     count = instructions(sass.bodies(source)[kernel], measures, updates) * 4  # warps
-    bytes_moved = 128 * 4 * (64 + 8 + 8 * updates)
-    slots = 4 * CLOCK * bytes_moved / BYTES
-    assert 0.3 * slots < count <= most * slots, f"{count} instructions, {slots:.0f} slots"
+    there = slots(128, 4 * (64 + 8 + 8 * updates))
+    assert 0.3 * there < count <= most * there, f"{count} instructions, {there:.0f} slots"
+
+
+@pytest.mark.parametrize("source", [pytest.param("block_ortho", marks=needs_nvdisasm)])
+@pytest.mark.parametrize(
+    ("storage", "measures", "updates", "most"),
+    [
+        ("BFloat16", True, False, 0.55),
+        ("BFloat16", True, True, 0.9),
+        ("BFloat16", False, True, 0.75),
+        ("Half", True, False, 0.65),
+        ("Half", True, True, 1.0),
+        ("Half", False, True, 0.8),
+        ("double", True, False, 0.35),
+        ("double", True, True, 0.5),
+        ("double", False, True, 0.4),
+    ],
+)
+def test_instructions_on_tensor_cores_take_no_longer(source, storage, measures, updates, most):
+    """The same with rows in 16 bits and in double."""
+    size, compute, panel = TENSOR[storage][:3]
+    name = "UpdateSweep" if updates else "MeasureSweep"
+    body = sass.bodies(source)[f"{name}<{storage}, 8>"]
+    count = instructions_on_tensor_cores(body, storage, measures, updates) * 4
+    written = 8 * (compute if measures else size) * updates
+    there = slots(panel, 64 * size + 8 * compute + written)
+    assert 0.2 * there < count <= most * there, f"{count} instructions, {there:.0f} slots"
+
+
+@pytest.mark.parametrize("source", [pytest.param("block_ortho", marks=needs_nvdisasm)])
+@pytest.mark.parametrize(
+    ("storage", "opcode", "others"),
+    [
+        ("BFloat16", r"HMMA\.16816\.F32\.BF16", r"HMMA\.1688\.F32\.TF32"),  # of mix
+        ("Half", r"HMMA\.1688\.F32\.TF32", None),
+        ("double", r"DMMA\.8x8x4|DMMA\.884", None),
+    ],
+)
+def test_all_products_are_on_tensor_cores(source, storage, opcode, others):
+    for name in ("MeasureSweep", "UpdateSweep"):
+        panels = max(sass.kernels(source)[f"{name}<{storage}, 8>"], key=len)
+        assert panels.count(opcode) > 0
+        allowed = opcode if others is None or name == "MeasureSweep" else f"{opcode}|{others}"
+        assert panels.count("[HD]MMA") == panels.count(allowed)
+        assert panels.count("FFMA|DFMA") <= 40  # of random numbers and scales alone

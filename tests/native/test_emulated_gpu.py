@@ -8,6 +8,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.native import exact_rows
 from tests.native import test_softmax_ce_kernels as softmax_ce
 from tests.native.test_block_ortho_kernels import STORAGE, check, orthonormal, padded, run, stored
 
@@ -53,6 +54,32 @@ def test_rows_beyond_one_panel_are_read_again_for_products(target, used, b, n, a
     check("float32", out[0], w, *out[1:], used)
     passes = out[3][0]
     assert read == 4 * n * ((passes + 1) * (used + b) + again * (passes - 1) * used)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize(
+    ("target", "used", "b", "n", "spare"),
+    [
+        ("gpu", 40, 8, 1024, 0),
+        ("gpu", 21, 13, 1024, 0),
+        ("gpu", 85, 8, 1024, 0),
+        ("gpu", 230, 13, 1024, 0),
+        ("gpu", 620, 5, 1024, 0),
+        ("gpu-parts", 60, 8, 256, 100),
+        ("gpu-parts", 28, 8, 256, 0),
+    ],
+)
+def test_blocks_are_computed_in_the_compute_type(target, used, b, n, spare, dtype, rng):
+    """Also where tensor cores make the products; a warp has a strip, or two or four share it.
+
+    Rows are in one group, or in several, of which the last may have fewer or none that are used.
+    """
+    q = exact_rows.walsh(used, n)
+    w = exact_rows.block(rng, q, b, dtype)
+    basis = stored(q, b + spare, dtype, 1.0)
+    # The second update then changes nothing of C.
+    _, c, s, info = run(target, 1, dtype, basis, w, used, lazy_below=1e-3)
+    exact_rows.check_factors(q, w, c[:used], s, info[2], dtype)
 
 
 def begin_anywhere(x):

@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
+from tests.native import exact_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 CUDA = ROOT / "kernels" / "cuda"
@@ -151,6 +153,56 @@ def check_block_ortho(
     assert results[0] == results[2]
 
 
+TYPES = {
+    "float64": (1, np.float64),
+    "bfloat16": (2, ml_dtypes.bfloat16),
+    "float16": (3, np.float16),
+}
+
+
+def check_on_tensor_cores(library, dtype, shared_bytes, used, b, n, stride, random=False):
+    rng = np.random.default_rng(0)
+    q = exact_rows.walsh(used, 4 ** int(np.ceil(np.log2(n) / 2)))[:, :n]
+    if random:
+        q = np.linalg.qr(rng.normal(size=(n, used)))[0].T
+    w = exact_rows.block(rng, q, b, dtype)
+    number, storage = TYPES[dtype]
+    results = []
+    for seed in SEEDS:
+        # The second basis does not begin at a multiple of 16 bytes.
+        raw = np.full((used + b + 1) * stride + 16, np.nan, storage)
+        begin = -raw.ctypes.data // raw.itemsize % (16 // raw.itemsize) + (seed == SEEDS[1])
+        basis = raw[begin : begin + (used + b + 1) * stride].reshape(-1, stride)
+        basis[:used, :n] = q
+        block, c, s, info = w.copy(), np.ones((used + b + 1, b)), np.ones((b, b)), np.ones(4)
+        args = BlockOrtho(number, used + b + 1, n, stride, used, b, 1.0, 1e-3, 0)
+        args.basis, args.w, args.coefficients, args.factor, args.info = map(
+            pointer, (basis, block, c, s, info)
+        )
+        error = library.block_ortho_tensor(seed, ctypes.c_int64(shared_bytes), ctypes.byref(args))
+        assert not error, error
+        if not random:
+            exact_rows.check_factors(q, w, c[:used], s, info[2], dtype)
+        new, stored = basis[used : used + b, :n].astype(float), basis[:used, :n].astype(float)
+        rounding = {"float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
+        assert np.abs(new @ np.vstack([stored, new]).T - np.eye(b, used + b, used)).max() < rounding
+        assert (basis[used : used + b, n:] == 0).all() and np.isnan(basis[used + b :]).all()
+        results.append((basis.tobytes(), c.tobytes(), s.tobytes()))
+    assert results[0] == results[2]
+
+
+def check_tensor(path):
+    library = ctypes.CDLL(str(path))
+    library.block_ortho_tensor.restype = ctypes.c_char_p
+    for dtype in TYPES:
+        check_on_tensor_cores(library, dtype, 1 << 20, 85, 8, 1024, 1024)  # a strip for each warp
+        check_on_tensor_cores(library, dtype, 1 << 20, 230, 6, 1024, 1024)  # two teams or four
+        check_on_tensor_cores(library, dtype, 1 << 20, 21, 13, 1024, 1040)
+        check_on_tensor_cores(library, dtype, 0, 60, 8, 256, 256)  # groups of rows
+        check_on_tensor_cores(library, dtype, 0, 28, 8, 256, 256)
+        check_on_tensor_cores(library, dtype, 1 << 20, 19, 7, 1201, 1208, random=True)
+
+
 def check_rotate_basis(library, used, kept, n):
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.normal(size=(used, used)))[0]
@@ -188,7 +240,11 @@ def check(path):
     check_rotate_basis(library, 9, 4, 300)
 
 
-def build(folder, change=None):
+# Files that only blocks on tensor cores take.
+TENSOR = ("mma.cuh", "tensor_sums.cuh", "tensor_tiles.cuh", "tensor_update.cuh")
+
+
+def build(folder, change=None, tensor=False):
     """The library of the kernels with ``change = (file, position, old, new)`` made to a copy."""
     kernels = folder / "kernels"
     shutil.copytree(ROOT / "kernels", kernels)
@@ -199,8 +255,9 @@ def build(folder, change=None):
         (kernels / "cuda" / name).write_text(text[:at] + new + text[at + len(old) :])
     simt = ROOT / "tests" / "native" / "simt"
     include = [f"-I{kernels}", f"-I{kernels / 'include'}", f"-I{simt.parent}"]
+    exports = "exports_tensor.cc" if tensor else "exports.cc"
     library = folder / "kernels.so"
-    sources = [str(simt / "exports.cc"), str(simt / "simt.cc")]
+    sources = [str(simt / name) for name in (exports, "mma.cc", "simt.cc")]
     subprocess.run(
         [COMPILER, *FLAGS, *DEFINES, *include, *sources, "-o", str(library)],
         check=True,
@@ -221,7 +278,7 @@ def barriers():
                 continue
             line = text.count("\n", 0, match.start()) + 1
             change = (path.name, match.start(), match.group(), "")
-            yield pytest.param(change, id=f"{path.name}:{line}")
+            yield pytest.param(change, path.name in TENSOR, id=f"{path.name}:{line}")
 
 
 OFF_BY_ONE = [
@@ -245,17 +302,17 @@ OFF_BY_ONE = [
     ("panel.cuh", "(1 << log_step) - 1) >> log_step", "(1 << log_step) - 2) >> log_step"),
     ("block_ortho_sweep.cuh", "i = n() + Th", "i = n() + 1 + Th"),
     (
-        "block_ortho_sweep.cuh",
-        "k < 1 << launch_.shape.log_sharers",
-        "k < launch_.shape.log_sharers",
+        "row_update.cuh",
+        "k < 1 << shape.log_sharers",
+        "k < shape.log_sharers",
     ),
     ("panel.cuh", "if (k < left)", "if (k < left - 1)"),
     ("panel.cuh", "left >= N &&", "left >= N - 1 &&"),
-    ("block_ortho_sweep.cuh", "if (!keep_products || flush)", "if (flush)"),
-    ("block_ortho_sweep.cuh", "kFlushPanels == 0 || last_panel;", "kFlushPanels == 0;"),
+    ("block_ortho_sweep.cuh", "if (!keep_products || flush) {", "if (flush) {"),
+    ("block_ortho_sweep.cuh", "kFlushPanels == 0 || last_panel);", "kFlushPanels == 0);"),
     ("block_ortho_sweep.cuh", "{item.count + 1, 0}) >= n()", "{item.count + 2, 0}) >= n()"),
     ("block_ortho_sweep.cuh", "item.part != groups() - 1", "item.part != 0"),
-    ("block_ortho_sweep.cuh", "if (item.part != 0) LoadAligned", "if (item.part > 1) LoadAligned"),
+    ("block_ortho_sweep.cuh", "if (item.part != 0) {", "if (item.part > 1) {"),
     ("block_ortho_sweep.cuh", "item.part >= Parts(update) - groups()", "item.part >= 0"),
     ("block_ortho_sweep.cuh", "|| what == NextSweep::kStoreMixed;", ";"),
     ("block_ortho_sweep.cuh", "Min(group(), rows_ - FirstOfGroup(item))", "group()"),
@@ -276,29 +333,71 @@ OFF_BY_ONE = [
 ]
 
 
-def off_by_one():
-    for name, old, new in OFF_BY_ONE:
-        change = (name, (CUDA / name).read_text().index(old), old, new)
-        yield pytest.param(change, id=f"{name}: {new}")
+# Of what is made on tensor cores: parts of numbers left out, fragments in another order.
+ON_TENSOR_CORES = [
+    ("mma.cuh", "Mma::Multiply(d, a[k], b[k].low);", "(void)b;"),
+    ("mma.cuh", "Mma::Multiply(d, a[k], b[k].middle);", "(void)b;"),
+    ("mma.cuh", "Mma::Multiply(d, {a[k].low[0], 0, a[k].low[1], 0}, b[k].high);", ""),
+    ("mma.cuh", "[1] = a[k].middle[0]", "[1] = a[k].middle[1]"),
+    ("mma.cuh", "  *x -= BitCast<float>(bits);\n", ""),
+    ("mma.cuh", "kBf16Bits = 0xffff0000u", "kBf16Bits = 0xfff80000u"),
+    ("mma.cuh", "kTf32Bits = 0xffffe000u", "kTf32Bits = 0xfffffc00u"),
+    (
+        "mma.cuh",
+        "first = x[2 * i], second = x[2 * i + 1]",
+        "first = x[2 * i + 1], second = x[2 * i]",
+    ),
+    ("tensor_tiles.cuh", "loaded[2 * part + i % 2]", "loaded[2 * part + i / 2]"),
+    ("tensor_tiles.cuh", "k = r % 2 + r % 16 / 8 * 2", "k = r % 2 * 2 + r % 16 / 8"),
+    ("tensor_tiles.cuh", "^ (16 * s + 8 * h)", "^ (8 * s + 16 * h)"),
+    ("tensor_tiles.cuh", "LoadMatrices<true>(", "LoadMatrices<false>("),
+    ("tensor_tiles.cuh", "row(rows.Offset(Lane() % 16,", "row(rows.Offset(Lane() % 16 ^ 8,"),
+    ("tensor_tiles.cuh", "rows_[s][k] += d[k]", "rows_[s][k] = d[k]"),
+    ("tensor_tiles.cuh", "^ k % 2 * 12)", "^ k % 2 * 4)"),
+    ("tensor_tiles.cuh", "Tf32::Multiply(block_[s], high, parts.middle);", ""),
+    ("tensor_tiles.cuh", "a[h], q[j]", "a[1 - h], q[j]"),
+    ("tensor_tiles.cuh", "sum_[0][k], sum_[1][k]", "sum_[k][0], sum_[k][1]"),
+    ("tensor_sums.cuh", "sum_[p + k][e] = 0", "sum_[p + k][e] *= C(0.5)"),
+    ("tensor_sums.cuh", "e / 2 * 8, c = column + e % 2", "e % 2 * 8, c = column + e / 2"),
+    ("tensor_sums.cuh", "if (r < rows && c", "if (r <= rows && c"),
+    ("tensor_sums.cuh", "Warp() - warp.strip + s", "Warp() - warp.strip"),
+    ("tensor_sums.cuh", "other == column", "other <= column"),
+    ("tensor_sums.cuh", "if (p >= first + tiles) break", "if (p > first + tiles) break"),
+    ("tensor_update.cuh", "r += teams", "r += teams + 1"),
+    ("tensor_update.cuh", "c >= shape.columns", "c > shape.columns"),
+    ("tensor_update.cuh", "exchange + k * share", "exchange"),
+    ("block_ortho_sweep.cuh", "          *RowsOf(item.count).At(r, Element()) = S{};\n", ""),
+    ("block_ortho_sweep.cuh", "groups() == 1 ? rows_ : 0", "Min(group(), rows_)"),
+    ("block_ortho_sweep.cuh", "if (kTensor && groups() > 1) SyncThreads();", ""),
+    ("block_ortho_sweep.cuh", "if (!keep_gram || flush) sums", "if (!keep_gram) sums"),
+]
 
 
-def run_checks(library):
+def changes():
+    for changed, tensor in ((OFF_BY_ONE, False), (ON_TENSOR_CORES, True)):
+        for name, old, new in changed:
+            change = (name, (CUDA / name).read_text().index(old), old, new)
+            yield pytest.param(change, tensor, id=f"{name}: {new or 'without ' + old.strip()}")
+
+
+def run_checks(library, tensor):
     """In a process of its own, which a mutant may crash."""
-    return subprocess.run(
-        [sys.executable, __file__, str(library)], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-m", "tests.native.test_mutants", str(library)]
+    command += ["tensor"] * tensor
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
-def test_the_code_as_it_is(tmp_path):
-    result = run_checks(build(tmp_path))
+@pytest.mark.parametrize("tensor", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_code_as_it_is(tensor, tmp_path):
+    result = run_checks(build(tmp_path, tensor=tensor), tensor)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.thin(16)
-@pytest.mark.parametrize("change", [*barriers(), *off_by_one()])
-def test_a_broken_kernel_is_found(change, tmp_path):
-    assert run_checks(build(tmp_path, change)).returncode != 0
+@pytest.mark.thin(24)
+@pytest.mark.parametrize(("change", "tensor"), [*barriers(), *changes()])
+def test_a_broken_kernel_is_found(change, tensor, tmp_path):
+    assert run_checks(build(tmp_path, change, tensor), tensor).returncode != 0
 
 
 if __name__ == "__main__":
-    check(sys.argv[1])
+    (check_tensor if "tensor" in sys.argv else check)(sys.argv[1])

@@ -13,12 +13,13 @@
 namespace simt {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kGuardBytes = 4096;
 constexpr unsigned char kGuard = 0xa5;
 
-enum class Waiting { kNothing, kBarrier, kShuffle };
+enum class Waiting { kNothing, kBarrier, kLanes };
+
+constexpr const char* kDifferent = "lanes of a warp are at different shuffles or products";
 
 struct Copy {
   void* to;
@@ -35,8 +36,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   Waiting waiting = Waiting::kNothing;
   bool done = false;
-  uint64_t given = 0;
-  int mask = 0;
+  Work work = nullptr;  // for which it waits with the other lanes
+  void* given = nullptr;
   std::vector<Copy> copies;  // that it has not waited for
 };
 
@@ -88,12 +89,10 @@ class Block {
     fiber.waiting = what;
     if (_setjmp(fiber.jump) == 0) _longjmp(scheduler_, 1);
   }
-  uint64_t Shuffle(uint64_t bits, int mask) {
-    Fiber& fiber = fibers_[thread];
-    fiber.given = bits;
-    fiber.mask = mask;
-    Wait(Waiting::kShuffle);
-    return fiber.given;
+  void MeetLanes(Work work, void* given) {
+    fibers_[thread].work = work;
+    fibers_[thread].given = given;
+    Wait(Waiting::kLanes);
   }
   void StartCopy(const Copy& copy) {
     const auto misaligned = [&](const void* p) {
@@ -163,23 +162,24 @@ class Block {
     for (size_t first = 0; first < fibers_.size(); first += kWarp) {
       Fiber* warp = &fibers_[first];
       const int lanes = static_cast<int>(std::min<size_t>(kWarp, fibers_.size() - first));
-      const auto shuffles = [&](int lane) { return warp[lane].waiting == Waiting::kShuffle; };
       int count = 0;
-      for (int lane = 0; lane < lanes; ++lane) count += shuffles(lane);
+      for (int lane = 0; lane < lanes; ++lane) count += warp[lane].waiting == Waiting::kLanes;
       if (count == 0) continue;
       if (count != kWarp) {
-        *error = "a shuffle lacks lanes of its warp";
+        *error = "a shuffle or a product of matrices lacks lanes of its warp";
         return false;
       }
-      uint64_t given[kWarp];
-      for (int lane = 0; lane < kWarp; ++lane) given[lane] = warp[lane].given;
+      void* given[kWarp];
+      const char* wrong = nullptr;
       for (int lane = 0; lane < kWarp; ++lane) {
-        if (warp[lane].mask != warp[0].mask) {
-          *error = "lanes of a warp are at different shuffles";
-          return false;
-        }
-        warp[lane].given = given[lane ^ warp[lane].mask];
+        given[lane] = warp[lane].given;
+        if (warp[lane].work != warp[0].work) wrong = kDifferent;
         warp[lane].waiting = Waiting::kNothing;
+      }
+      if (wrong == nullptr) wrong = warp[0].work(given);
+      if (wrong != nullptr) {
+        *error = wrong;
+        return false;
       }
       any = true;
     }
@@ -218,6 +218,24 @@ class Block {
   jmp_buf scheduler_;
 };
 
+struct Shuffled {
+  uint64_t bits;
+  int mask;
+};
+const char* Shuffle(void* const (&lanes)[kWarp]) {
+  uint64_t given[kWarp];
+  const int mask = static_cast<Shuffled*>(lanes[0])->mask;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const Shuffled& shuffled = *static_cast<Shuffled*>(lanes[lane]);
+    given[lane] = shuffled.bits;
+    if (shuffled.mask != mask) return kDifferent;
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    static_cast<Shuffled*>(lanes[lane])->bits = given[lane ^ mask];
+  }
+  return nullptr;
+}
+
 thread_local Block* current = nullptr;
 
 void Block::Enter() {
@@ -236,7 +254,12 @@ int64_t BlockIndex() { return current->block; }
 int64_t BlockCount() { return current->grid.blocks; }
 char* SharedMemory() { return current->shared; }
 void SyncThreads() { current->Wait(Waiting::kBarrier); }
-uint64_t ShuffleBits(uint64_t bits, int mask) { return current->Shuffle(bits, mask); }
+void MeetLanes(Work work, void* given) { current->MeetLanes(work, given); }
+uint64_t ShuffleBits(uint64_t bits, int mask) {
+  Shuffled shuffled = {bits, mask};
+  MeetLanes(&Shuffle, &shuffled);
+  return shuffled.bits;
+}
 
 void CopyAsyncBytes(void* to, const void* from, int bytes) {
   CountRead(bytes);

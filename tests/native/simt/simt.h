@@ -5,9 +5,9 @@
 // result that depends on the order of threads shows. Shared memory is filled with NaN before every
 // block and lies between guards. An asynchronous copy fills its destination with NaN at once and
 // with the data when its thread waits, so both a wait that is missing and a reader that was not
-// waited for show. A barrier that some threads have passed by, a shuffle that lacks lanes of its
-// warp, a misaligned copy, or a write past the shared memory ends the process of no one: Launch
-// returns what went wrong.
+// waited for show. A barrier that some threads have passed by, a shuffle or a product of matrices
+// that lacks lanes of its warp, a misaligned copy, or a write past the shared memory ends the
+// process of no one: Launch returns what went wrong. Tensor cores are emulated in mma.cc.
 //
 // What it cannot show: races between blocks, effects of caches and of the memory model, warps whose
 // lanes run apart, and speed.
@@ -34,6 +34,12 @@ int64_t BlockCount();
 char* SharedMemory();
 void SyncThreads();
 
+// Waits for the other lanes of the warp, of which each gives something; then `work` is called once
+// with what they give, in their order. It returns what went wrong, or nullptr.
+constexpr int kWarp = 32;
+using Work = const char* (*)(void* const (&lanes)[kWarp]);
+void MeetLanes(Work work, void* given);
+
 // The value that lane (own ^ mask) of the warp gives, in 8 bytes.
 uint64_t ShuffleBits(uint64_t bits, int mask);
 template <typename T>
@@ -44,6 +50,16 @@ T ShuffleXor(T v, int mask) {
   bits = ShuffleBits(bits, mask);
   std::memcpy(&v, &bits, sizeof(v));
   return v;
+}
+
+// Products of matrices, and the loads of their operands (kernels/cuda/mma.cuh).
+void MultiplyBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void MultiplyTf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void MultiplyF64(double (&d)[2], double a, double b);
+void LoadMatricesFrom(const void* row, bool transposed, uint32_t (&out)[4]);
+template <bool kTransposed>
+void LoadMatrices(const void* row, uint32_t (&out)[4]) {
+  LoadMatricesFrom(row, kTransposed, out);
 }
 
 // `kBytes` from global to shared memory, which arrive when the thread calls WaitForCopies.
