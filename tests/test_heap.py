@@ -200,6 +200,12 @@ def test_enabled_is_a_bool():
         pass
 
 
+def test_the_variable_is_0_or_1(monkeypatch):
+    monkeypatch.setenv("CURVAX_KEEP_MEMORY", "no")
+    with pytest.raises(ValueError, match="CURVAX_KEEP_MEMORY must be 0 or 1, got 'no'"):
+        cx.trace(np.eye(3, dtype=np.float32))
+
+
 def test_it_changes_no_result():
     def loss(w, x):
         return jnp.mean(jnp.tanh(x @ w) ** 2)

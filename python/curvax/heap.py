@@ -70,6 +70,7 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
 
     Raises:
         TypeError: ``enabled`` is not a bool.
+        ValueError: `CURVAX_KEEP_MEMORY` is neither 0 nor 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,7 +97,7 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """What solves do: as `keep_memory`, unless that was turned off."""
-    if not _wanted.get() or os.environ.get("CURVAX_KEEP_MEMORY") == "0" or reason_against():
+    if not _wanted.get() or _turned_off() or reason_against():
         yield
         return
     _heap.enter()
@@ -104,6 +105,21 @@ def kept() -> Iterator[None]:
         yield
     finally:
         _heap.leave()
+
+
+def kept_or_not() -> str:
+    """In words, for a table."""
+    if _turned_off():
+        return "not kept: CURVAX_KEEP_MEMORY=0"
+    reason = reason_against()
+    return f"not kept: {reason}" if reason else "kept during solves"
+
+
+def _turned_off() -> bool:
+    value = os.environ.get("CURVAX_KEEP_MEMORY", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"CURVAX_KEEP_MEMORY must be 0 or 1, got {value!r}")
+    return value == "0"
 
 
 @functools.cache
