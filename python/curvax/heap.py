@@ -33,6 +33,7 @@ _NAMES = {
     "mmap_threshold": _MMAP_THRESHOLD,
     "mmap_max": _MMAP_MAX,
 }
+_TUNABLES = "glibc.malloc."
 # Growth in large steps: fewer calls of the system.
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
 _DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 128 << 10}
@@ -164,9 +165,8 @@ def _users_settings() -> dict[int, int]:
         found[option] = variables.get(f"MALLOC_{name.upper()}_", "")
     for entry in variables.get("GLIBC_TUNABLES", "").split(":"):
         name, _, value = entry.partition("=")
-        option = _NAMES.get(name.removeprefix("glibc.malloc."))
-        if option is not None:
-            found[option] = value
+        if name.startswith(_TUNABLES) and name.removeprefix(_TUNABLES) in _NAMES:
+            found[_NAMES[name.removeprefix(_TUNABLES)]] = value
     return {option: int(text, 0) for option, text in found.items() if _is_number(text)}
 
 
