@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from curvax.estimators.trace import trace as trace
     from curvax.filters import match_names as match_names
     from curvax.filters import match_regex as match_regex
+    from curvax.heap import keep_memory as keep_memory
     from curvax.krylov.eigsh import eigsh as eigsh
     from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal as lanczos_tridiagonal
     from curvax.krylov.linear_solve import solve as solve
@@ -80,6 +81,7 @@ _HOMES = {
     "ggn": "curvax.operators.ggn",
     "hessian": "curvax.operators.hessian",
     "identity": "curvax.operators.conversion",
+    "keep_memory": "curvax.heap",
     "lanczos_tridiagonal": "curvax.krylov.lanczos_tridiagonal",
     "load": "curvax.results",
     "log_det": "curvax.estimators.log_det",

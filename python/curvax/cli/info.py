@@ -26,6 +26,7 @@ def _info() -> Iterable[tuple[str, str]]:
     import jax
 
     from curvax import _native
+    from curvax.heap import kept_or_not
     from curvax.ops.fence import fence
 
     start_jax()
@@ -49,6 +50,7 @@ def _info() -> Iterable[tuple[str, str]]:
         return x
 
     yield "fence", "active" if fence(probe) is not probe else "not active"
+    yield "memory of products", kept_or_not()
     for variable in ("CURVAX_IMPL", "CURVAX_ISA"):
         if os.environ.get(variable):
             yield variable, os.environ[variable]

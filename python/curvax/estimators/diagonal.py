@@ -23,6 +23,7 @@ from curvax.estimators.arguments import (
 from curvax.estimators.exact import chunk_size, exact_diagonal
 from curvax.estimators.sampling import Sampling, Settings
 from curvax.estimators.sketch import Sketch
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import in_range, scaled_callback
@@ -113,7 +114,7 @@ def diagonal(
     method, settings = _settle(op, options, clock)
     smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
     explained = Explained(op, smaller, settings.block)
-    with InterruptFlag() as interrupted, explained, original_errors(op):
+    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
             callback = scaled_callback(scaled, settings.callback)

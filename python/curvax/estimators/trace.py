@@ -16,6 +16,7 @@ from curvax.estimators.deflation import Deflation
 from curvax.estimators.exact import chunk_size
 from curvax.estimators.sampling import Estimate, Sampling, Settings
 from curvax.estimators.trace_methods import SKETCH_PART
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import exponent_of, in_range, scaled_callback
@@ -133,7 +134,7 @@ def trace(
     request = _Request.of(op, **options)
     smaller = [] if request.method == "hutchinson" else _SMALLER
     explained = Explained(op, smaller, request.block)
-    with InterruptFlag() as interrupted, explained, original_errors(op):
+    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
         if not isinstance(A, Blocks):
             return _in_range(op, request, interrupted)
         if request.deflate is not None:

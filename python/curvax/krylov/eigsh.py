@@ -9,6 +9,7 @@ import numpy as np
 
 from curvax.arrays import reject_tracers
 from curvax.device.programs import solve_clock
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.dense import DenseSolve
 from curvax.krylov.failures import Explained
@@ -135,7 +136,7 @@ def _over_blocks(blocks: Blocks, k: object, options: EigshOptions) -> BlockResul
             f"None, got {type(v0).__name__}"
         )
     results: dict[str, EigenResult] = {}
-    with InterruptFlag() as interrupted:
+    with kept(), InterruptFlag() as interrupted:
         for name, op in blocks.alike():
             start = None if v0 is None else v0.get(name)
             try:
@@ -168,7 +169,7 @@ def _solve(A: OperatorLike, k: object, options: EigshOptions) -> EigenResult:
     with Explained(op) as explained, original_errors(op):
         request = Request.of(op, k, **options)
         explained.plan = plan = choose_to_fit(op, request, clock)
-        with InterruptFlag() as interrupted:
+        with kept(), InterruptFlag() as interrupted:
 
             def attempt(scaled: Operator) -> EigenResult:
                 callback = scaled_callback(scaled, request.callback)

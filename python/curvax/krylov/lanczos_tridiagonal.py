@@ -13,6 +13,7 @@ from curvax.checks import check_count, check_flag, check_seed
 from curvax.device import probing
 from curvax.device.probes import draw
 from curvax.device.programs import check_products, multiply, orthonormalize, unpack
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.recurrence import BREAKDOWN, Recurrence, normalize
@@ -84,7 +85,7 @@ def lanczos_tridiagonal(
     make = _reorthogonalized if full else _plain
     smaller = ["lower num_steps"] if keep or full else []
     explained = Explained(op, smaller)
-    with InterruptFlag() as interrupted, explained, original_errors(op):
+    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
 
         def attempt(scaled: Operator) -> LanczosTridiagonal:
             start = _start(scaled, v0, drawn, clock)

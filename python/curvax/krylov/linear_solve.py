@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator, cg, minres
 from curvax.arrays import reject_tracers, scale_of
 from curvax.checks import check_choice, check_integer, check_number
 from curvax.device.programs import multiply
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.lanczos_tridiagonal import lanczos_tridiagonal
@@ -115,7 +116,7 @@ def solve(
         )
 
     explained = Explained(op)
-    with InterruptFlag() as interrupted, explained, original_errors(op):
+    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
         return in_range(damped, attempt, lambda result, exponent: result)
 
 

@@ -31,6 +31,7 @@ from curvax.checks import (
 )
 from curvax.device import programs
 from curvax.device.programs import solve_clock
+from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
 from curvax.krylov.scaling import InRange, check_range, exponent_of, in_range, scaled_callback
@@ -97,7 +98,7 @@ def power_iteration(
     tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
     seed = check_seed(seed)
     explained = Explained(op, ["lower k"] if k > 1 else [])
-    with InterruptFlag() as interrupted, explained, original_errors(op):
+    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
         check_callback(callback)
 
         def attempt(scaled: Operator) -> EigenResult:

@@ -1,0 +1,217 @@
+"""Memory that products free stays with the process during a solve, and not after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.sparse.linalg import LinearOperator
+from tests.blocks_of_memory import mapped
+
+import curvax as cx
+from curvax import heap
+
+pytestmark = pytest.mark.skipif(bool(heap.reason_against()), reason=heap.reason_against())
+
+ROOT = Path(__file__).parents[1]
+LARGE = 100 << 20
+
+
+def python(source, **environment):
+    """What a program printed, of a process in which nothing was set before."""
+    names = ("MALLOC_", "GLIBC_TUNABLES", "CURVAX_KEEP")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    result = subprocess.run(
+        [sys.executable, "-c", "from tests.blocks_of_memory import mapped\n" + source],
+        cwd=ROOT,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_nested_contexts_end_with_the_last():
+    assert mapped(LARGE)
+    with heap.kept():
+        assert not mapped(LARGE)
+        with cx.keep_memory():
+            assert not mapped(LARGE)
+        assert not mapped(LARGE)
+    assert mapped(LARGE)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_it(error):
+    with pytest.raises(error), cx.keep_memory():
+        raise error
+    assert mapped(LARGE)
+
+
+def test_the_last_of_several_threads_gives_back():
+    inside, outside = threading.Event(), threading.Event()
+
+    def work():
+        with heap.kept():
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=work)
+    with heap.kept():
+        thread.start()
+        assert inside.wait(10)
+    assert not mapped(LARGE)
+    outside.set()
+    thread.join()
+    assert mapped(LARGE)
+
+
+def quadratic(see):
+    """An operator whose product tells, on the host, how a large block is taken."""
+
+    def matvec(v):
+        see.append(mapped(40 << 20))  # which also the heap of a thread has room for
+        return np.arange(1, 41, dtype=np.float32) * v
+
+    return LinearOperator((40, 40), matvec=matvec, dtype=np.float32)
+
+
+CALLS = {
+    "eigsh": lambda op: cx.eigsh(op, 1, max_basis=20, block_size=1),
+    "power_iteration": lambda op: cx.power_iteration(op, max_matvecs=4),
+    "sharpness": lambda op: cx.sharpness(op, tol=0.1),
+    "solve": lambda op: cx.solve(op, np.ones(40)),
+    "lanczos_tridiagonal": lambda op: cx.lanczos_tridiagonal(op, 5),
+    "trace": lambda op: cx.trace(op, num_matvecs=6),
+    "diagonal": lambda op: cx.diagonal(op, num_matvecs=6),
+    "log_det": lambda op: cx.log_det(op, num_runs=2, num_steps=5),
+    "spectral_density": lambda op: cx.spectral_density(op, num_runs=2, num_steps=5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore::curvax.ConvergenceWarning")
+def test_every_computation_keeps_it_and_gives_back(name):
+    see = []
+    CALLS[name](quadratic(see))
+    assert len(see) > 3 and not any(see)
+    assert mapped(LARGE)
+    see.clear()
+    with cx.keep_memory(False):
+        CALLS[name](quadratic(see))
+    assert all(see)
+
+
+# Sizes below and above each threshold, before, in and after the context.
+SETTINGS = {
+    "none": ({}, {64 << 10: "000", 1 << 20: "100", 33 << 20: "101"}),
+    "own variable": ({"MALLOC_MMAP_THRESHOLD_": "2000000"}, {1 << 20: "000", 3 << 20: "101"}),
+    "tunable": (
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=0x100000:glibc.malloc.top_pad=4096"},
+        {1 << 19: "000", 2 << 20: "101"},
+    ),
+    "no mapping": ({"MALLOC_MMAP_MAX_": "0"}, {1 << 20: "000", LARGE: "000"}),
+    "more than an int": ({"MALLOC_TRIM_THRESHOLD_": "4294967296"}, {1 << 20: "101"}),
+    "turned off": ({"CURVAX_KEEP_MEMORY": "0"}, {33 << 20: "111"}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_the_user_had_set_is_set_again(name):
+    environment, expected = SETTINGS[name]
+    source = f"""
+from curvax import heap
+for size in {list(expected)}:
+    found = [mapped(size)]
+    with heap.kept(): found.append(mapped(size))
+    print("".join(str(int(x)) for x in [*found, mapped(size)]))
+"""
+    # One process for each size, since the first context ends glibc's adjustment for good.
+    for size, wanted in expected.items():
+        assert python(source.replace(str(list(expected)), f"[{size}]"), **environment) == [wanted]
+
+
+SOLVE = """
+import resource, jax, jax.numpy as jnp, numpy as np
+import curvax as cx
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096
+def loss(w, x):
+    for _ in range(6):
+        x = jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+w, x = jnp.eye(32) + 0.01, jnp.ones((65536, 32))
+op = cx.hessian(loss, w, x)
+v = jnp.ones((1, 1024))
+product = lambda: jax.block_until_ready(op.product(v))
+solve = lambda: cx.eigsh(op, 3, tol=1e-2, seed=0)
+with cx.keep_memory(False): solve()
+for _ in range(3): product()
+before, rss = faults(), resident()
+for _ in range(5): product()
+print((faults() - before) // 5)
+with cx.keep_memory():
+    for _ in range(3): product()
+    before = faults()
+    for _ in range(5): product()
+    print((faults() - before) // 5)
+    solve()
+    print(resident() - rss)
+print(resident() - rss)
+"""
+
+
+def test_a_steady_product_faults_in_no_pages():
+    plain, kept, peak, grown = map(int, python(SOLVE, MALLOC_MMAP_THRESHOLD_="131072"))
+    assert plain > 1000 and kept <= 0.05 * plain
+    # Threads of XLA keep up to 64 MB each of their own, with or without this.
+    assert peak > 200 << 20 and grown < 80 << 20
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_another_allocator_is_left_alone_with_one_line(tmp_path):
+    source = "extern void *__libc_malloc(unsigned long); void *malloc(unsigned long n)"
+    (tmp_path / "other.c").write_text(source + " { return __libc_malloc(n); }\n")
+    library = tmp_path / "other.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "other.c"], check=True)
+    source = """
+import logging, sys
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+from curvax import heap
+for _ in range(2):
+    with heap.kept(): print(mapped(100 << 20))
+"""
+    printed = python(source, LD_PRELOAD=str(library))
+    message = f"memory that products free is not kept: malloc is that of {library}".split()
+    assert printed == [*message, "True", "True"]
+
+
+def test_enabled_is_a_bool():
+    with pytest.raises(TypeError, match="enabled must be True or False, got 1"), cx.keep_memory(1):
+        pass
+
+
+def test_the_variable_is_0_or_1(monkeypatch):
+    monkeypatch.setenv("CURVAX_KEEP_MEMORY", "no")
+    with pytest.raises(ValueError, match="CURVAX_KEEP_MEMORY must be 0 or 1, got 'no'"):
+        cx.trace(np.eye(3, dtype=np.float32))
+
+
+def test_it_changes_no_result():
+    def loss(w, x):
+        return jnp.mean(jnp.tanh(x @ w) ** 2)
+
+    op = cx.hessian(loss, jnp.ones((8, 3)), jnp.eye(8))
+    first = cx.eigsh(op, 2, seed=0)
+    with cx.keep_memory(False):
+        second = cx.eigsh(op, 2, seed=0)
+    assert first.eigenvalues.tobytes() == second.eigenvalues.tobytes()
