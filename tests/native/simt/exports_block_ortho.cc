@@ -1,10 +1,8 @@
-// A few float kernels on the emulated GPU as plain functions, for a copy of the device code that a
-// test has broken: small enough to be compiled once for every mutant.
+// As exports_softmax_ce.cc: block_ortho and rotate_basis in float.
 #include <string>
 #include <vector>
 
 #include "cuda/block_ortho_launch.h"
-#include "cuda/softmax_ce_launch.h"
 #include "simt/launcher.h"
 
 namespace {
@@ -19,18 +17,6 @@ const char* Keep(const std::string& error) {
 }
 
 }  // namespace
-
-// Each returns an empty string, or what went wrong. `workspace`: NaN, and large enough.
-extern "C" const char* softmax_ce(uint32_t seed, int64_t shared_bytes, int64_t residents,
-                                  const curvax::SoftmaxCeArgs* args) {
-  Launcher launcher({shared_bytes, seed, 0, residents});
-  if (args->softcap > 0) {
-    device::LaunchSoftmaxCeAs<float, true>(*args, launcher);
-  } else {
-    device::LaunchSoftmaxCeAs<float, false>(*args, launcher);
-  }
-  return Keep(launcher.error);
-}
 
 extern "C" const char* block_ortho(uint32_t seed, int64_t shared_bytes,
                                    const curvax::BlockOrthoArgs* args) {

@@ -1,5 +1,5 @@
-// As exports.cc: block_ortho with blocks of more than four vectors, of the types whose products are
-// made on tensor cores.
+// As exports_softmax_ce.cc: block_ortho with blocks of more than four vectors, of the types whose
+// products are made on tensor cores.
 #include <string>
 #include <vector>
 
