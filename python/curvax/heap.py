@@ -7,8 +7,10 @@ takes large blocks from its heap and leaves free memory at the heap's end; at th
 given back.
 
 M_MMAP_MAX = 0 rather than a high M_MMAP_THRESHOLD, which is an int, hence below 2 GiB. XLA takes
-its buffers in the thread that calls it; of threads other than the main one glibc maps blocks above
-64 MiB, where their heaps end, whatever is set. Any such call ends glibc's adjustment of the
+results in the thread that calls it and temporary memory in one of its own; of threads other than
+the main one glibc maps blocks above 64 MiB, where their heaps end, whatever is set. Hence programs
+have their temporary memory in smaller ones; see `curvax.program`. What stays is single temporary
+arrays above 64 MiB. Any such call ends glibc's adjustment of the
 threshold to what is freed (mallopt(3), M_MMAP_THRESHOLD) for the life of the process. Hence, where
 no setting of the user's had ended it before, the threshold becomes the one that this adjustment may
 at most come to.
@@ -57,8 +59,9 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
     end, also after an error. Solves in other threads, and contexts within one another, share it:
     the last to end gives back.
 
-    It works where memory comes from glibc's malloc (`curvax info` says so) and changes no result;
-    in threads other than the main one, for blocks of up to 64 MiB.
+    It works where memory comes from glibc's malloc (`curvax info` says so), and changes no result.
+    Single temporary arrays above 64 MiB are the system's each time, and in threads other than the
+    main one vectors of that size too.
     Until the end, the whole process keeps what it frees. Afterwards M_MMAP_MAX, M_TRIM_THRESHOLD
     and M_TOP_PAD are glibc's defaults, or those of `MALLOC_*_` and GLIBC_TUNABLES. One thing cannot
     be undone: glibc no longer adjusts M_MMAP_THRESHOLD to what is freed. If it did until then, it

@@ -163,10 +163,23 @@ def _placement(leaves: list[Any]) -> Hashable:
 _NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
+# Temporary memory in blocks of this size, of which two have room in the 64 MiB that the heap of a
+# thread has: larger ones glibc maps anew in each run; see `curvax.heap`. A larger array has a block
+# of its own.
+_BLOCKS: dict[str, Any] = {"xla_multiheap_size_constraint_per_heap": 30 << 20}
+# Numbers in an argument from which on a program may need such memory.
+_LARGE = 1 << 15
+
+
 def compiler_options(*args: object) -> dict[str, Any] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
-    wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
-    return _NARROW if wide else None
+    leaves = jax.tree.leaves(args)
+    options = {}
+    if any(getattr(leaf, "dtype", None) == np.float64 for leaf in leaves):
+        options.update(_NARROW)
+    if any(getattr(leaf, "size", 0) >= _LARGE for leaf in leaves) and present() == {"cpu"}:
+        options.update(_BLOCKS)
+    return options or None
 
 
 def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
@@ -193,7 +206,7 @@ def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
             fresh = functools.wraps(fun)(lambda *args, **named: fun(*args, **named))
             return jax.jit(fresh, static_argnums=static, compiler_options=options)
 
-        return _kept(programs, (structure, options is None), make)(*args, **named)
+        return _kept(programs, (structure, *(options or ())), make)(*args, **named)
 
     return call
 
