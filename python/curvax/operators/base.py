@@ -106,7 +106,7 @@ class Operator(abc.ABC):
     def matvec(self, vector: Vector) -> Vector:
         """Multiply one vector; the result has its structure."""
         check_operator(self)
-        return self.unravel(compiled_product(self, self.ravel(vector)[None])[0])
+        return self.unravel(compiled_product(self, self.ravel(vector)))
 
     def matmat(self, block: Block) -> Block:
         """Multiply a block of vectors, leaves `(b, *leaf)`; the result has its structure."""

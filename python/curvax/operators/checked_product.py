@@ -29,16 +29,16 @@ class Matrix(Protocol):
         """Multiply flat vectors `(b, n)`."""
 
 
-def compiled_product(op: Matrix, block: Array) -> Array:
-    """`op.product`, compiled; the operator's arrays are arguments."""
-    products: Array = _compiled_product(untracked_settings(), *as_arguments((op, block)))
+def compiled_product(op: Matrix, flat: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+    """`op.product` of a block or of one vector, compiled; the operator's arrays are arguments."""
+    products: Array = _compiled_product(untracked_settings(), *as_arguments((op, flat)))
     return products
 
 
 @functools.partial(jit, static=0)
-def _compiled_product(settings: Hashable, op: Matrix, block: Array) -> Array:
+def _compiled_product(settings: Hashable, op: Matrix, flat: Array) -> Array:
     """`settings` are read where the product is traced."""
-    return checked_product(op, block)
+    return checked_product(op, flat) if flat.ndim > 1 else checked_product(op, flat[None])[0]
 
 
 def checked_product(op: Matrix, block: Array) -> Array:
