@@ -1,4 +1,4 @@
-"""What a solve's products give back stays with the process, until the solve ends.
+"""What products give back stays with the process, where that is asked for.
 
 XLA:CPU takes a program's temporary buffer anew for each execution. glibc maps a block of that size
 by itself and unmaps it when it is freed, so that each product faults in the same pages again,
@@ -9,11 +9,13 @@ given back.
 M_MMAP_MAX = 0 rather than a high M_MMAP_THRESHOLD, which is an int, hence below 2 GiB. XLA takes
 results in the thread that calls it and temporary memory in one of its own; of threads other than
 the main one glibc maps blocks above 64 MiB, where their heaps end, whatever is set. Hence programs
-have their temporary memory in smaller ones; see `curvax.program`. What stays is single temporary
-arrays above 64 MiB. Any such call ends glibc's adjustment of the
-threshold to what is freed (mallopt(3), M_MMAP_THRESHOLD) for the life of the process. Hence, where
-no setting of the user's had ended it before, the threshold becomes the one that this adjustment may
-at most come to.
+that are compiled then have their temporary memory in smaller blocks; see `curvax.program`. What
+stays is single temporary arrays above 64 MiB. Each of XLA's threads keeps its own, which is why
+nothing is kept that nobody asked for.
+
+Any such call ends glibc's adjustment of the threshold to what is freed (mallopt(3),
+M_MMAP_THRESHOLD) for the life of the process. Hence, where no setting of the user's had ended it
+before, the threshold becomes the one that this adjustment may at most come to.
 """
 
 import contextlib
@@ -47,30 +49,30 @@ _LARGEST = 2**31 - 1
 _WORTH_TRIMMING = 16 << 20
 
 _log = logging.getLogger("curvax")
-_wanted: ContextVar[bool] = ContextVar("keep_memory", default=True)
+# None: what CURVAX_KEEP_MEMORY says.
+_wanted: ContextVar[bool | None] = ContextVar("keep_memory", default=None)
 
 
 @contextlib.contextmanager
 def keep_memory(enabled: bool = True) -> Iterator[None]:
     """Within the context, what computations on the host free is used again without the system.
 
-    Every solve and estimate does this by itself; around several of them, or around products
-    `op @ v` in a loop, it spares each the start. What was kept is given back to the system at the
-    end, also after an error. Solves in other threads, and contexts within one another, share it:
-    the last to end gives back.
+    Products are up to a third faster, and solves need more memory: each of XLA's threads, as many
+    as there are cores, keeps the temporary memory that it once had. Around several solves, or
+    products `op @ v` in a loop. What was kept is given back to the system at the end, also after an
+    error. Contexts in other threads, and within one another, share it: the last to end gives back.
 
     It works where memory comes from glibc's malloc (`curvax info` says so), and changes no result.
     Single temporary arrays above 64 MiB are the system's each time, and in threads other than the
-    main one vectors of that size too.
-    Until the end, the whole process keeps what it frees. Afterwards M_MMAP_MAX, M_TRIM_THRESHOLD
-    and M_TOP_PAD are glibc's defaults, or those of `MALLOC_*_` and GLIBC_TUNABLES. One thing cannot
-    be undone: glibc no longer adjusts M_MMAP_THRESHOLD to what is freed. If it did until then, it
-    stays at the most that the adjustment would come to: 32 MiB, with a trim threshold of 64 MiB.
+    main one vectors of that size too. Until the end, the whole process keeps what it frees.
+    Afterwards M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD are glibc's defaults, or those of
+    `MALLOC_*_` and GLIBC_TUNABLES. One thing cannot be undone: glibc no longer adjusts
+    M_MMAP_THRESHOLD to what is freed. If it did until then, it stays at the most that the
+    adjustment would come to: 32 MiB, with a trim threshold of 64 MiB.
 
     Args:
-        enabled: False keeps nothing, not even within solves in this context: blocks of some size
-            are the system's as soon as they are freed, and each product takes longer.
-            `CURVAX_KEEP_MEMORY=0` does this for a process.
+        enabled: False keeps nothing, as is the default. `CURVAX_KEEP_MEMORY=1` lets every solve and
+            estimate keep it that is not in such a context.
 
     Raises:
         TypeError: ``enabled`` is not a bool.
@@ -100,8 +102,11 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """What solves do: as `keep_memory`, unless that was turned off."""
-    if not _wanted.get() or _turned_off() or reason_against():
+    """What solves do: as `keep_memory`, if that or the variable says so."""
+    wanted = _wanted.get()
+    if wanted is None:
+        wanted = _said()
+    if not wanted or reason_against():
         yield
         return
     _heap.enter()
@@ -111,19 +116,24 @@ def kept() -> Iterator[None]:
         _heap.leave()
 
 
+def keeping() -> bool:
+    """Whether memory is kept now."""
+    return _heap.users > 0
+
+
 def kept_or_not() -> str:
     """In words, for a table."""
-    if _turned_off():
-        return "not kept: CURVAX_KEEP_MEMORY=0"
     reason = reason_against()
-    return f"not kept: {reason}" if reason else "kept during solves"
+    if reason:
+        return f"cannot be kept: {reason}"
+    return "kept during solves" if _said() else "kept within curvax.keep_memory()"
 
 
-def _turned_off() -> bool:
-    value = os.environ.get("CURVAX_KEEP_MEMORY", "1")
+def _said() -> bool:
+    value = os.environ.get("CURVAX_KEEP_MEMORY", "0")
     if value not in ("0", "1"):
         raise ValueError(f"CURVAX_KEEP_MEMORY must be 0 or 1, got {value!r}")
-    return value == "0"
+    return value == "1"
 
 
 @functools.cache
@@ -131,7 +141,7 @@ def reason_against() -> str:
     """Why memory is not kept in this process; empty if it is."""
     found = _other_allocator()
     if found:
-        _log.info("memory that products free is not kept: %s", found)
+        _log.info("memory that products free cannot be kept: %s", found)
     return found
 
 
@@ -189,20 +199,20 @@ class _Heap:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self.users = 0
         self._before = (0, 0)
 
     def enter(self) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
+            self.users += 1
+            if self.users == 1:
                 self._before = _resident(), _end_of_heap()
                 _set(_KEEPING)
 
     def leave(self) -> None:
         with self._lock:
-            self._users -= 1
-            if self._users > 0:
+            self.users -= 1
+            if self.users > 0:
                 return
             own = _users_settings()
             # The first of any of the four settings had ended the adjustment.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
+from curvax.heap import keeping
 from curvax.jax_internals import backends
 from curvax.typing import PyTree
 
@@ -163,12 +164,9 @@ def _placement(leaves: list[Any]) -> Hashable:
 _NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
-# Temporary memory in blocks of this size, of which two have room in the 64 MiB that the heap of a
-# thread has: larger ones glibc maps anew in each run; see `curvax.heap`. A larger array has a block
-# of its own.
+# Where memory is kept: temporary memory in blocks of this size, of which two have room in the 64
+# MiB that the heap of a thread has; see `curvax.heap`. A larger array has a block of its own.
 _BLOCKS: dict[str, Any] = {"xla_multiheap_size_constraint_per_heap": 30 << 20}
-# Numbers in an argument from which on a program may need such memory.
-_LARGE = 1 << 15
 
 
 def compiler_options(*args: object) -> dict[str, Any] | None:
@@ -177,7 +175,7 @@ def compiler_options(*args: object) -> dict[str, Any] | None:
     options = {}
     if any(getattr(leaf, "dtype", None) == np.float64 for leaf in leaves):
         options.update(_NARROW)
-    if any(getattr(leaf, "size", 0) >= _LARGE for leaf in leaves) and present() == {"cpu"}:
+    if keeping() and present() == {"cpu"}:
         options.update(_BLOCKS)
     return options or None
 
@@ -282,7 +280,8 @@ class Program(Generic[P, R]):
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
-        return self, treedef, types, _placement(leaves), _users_mode.get(), _settings()
+        settings = _users_mode.get(), keeping(), _settings()
+        return self, treedef, types, _placement(leaves), settings
 
     def _compiled(self, clock: Clock, args: tuple[object, ...]) -> Compiled:
         def make() -> Compiled:
