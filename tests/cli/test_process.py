@@ -54,7 +54,7 @@ def test_full_demo_end_to_end(tmp_path):
     low = [-3.5361, -4.2166, -4.5588, -4.7149]
     np.testing.assert_allclose(written["eigenvalues"][:8], high, atol=1e-3)
     np.testing.assert_allclose(written["eigenvalues"][-4:], low, atol=1e-3)
-    assert abs(written["eigenvalues"][10] + 3.1558) <= written["bounds"][10]
+    assert abs(written["eigenvalues"][10] + 3.1558) <= written["residuals"][10]
 
 
 # A program that does not inherit a background job's deafness to Ctrl-C.
