@@ -75,6 +75,23 @@ def test_the_last_of_several_threads_gives_back():
     assert mapped(LARGE)
 
 
+def test_a_solve_does_not_compile_anew_for_what_another_thread_asks():
+    inside, outside = threading.Event(), threading.Event()
+
+    def work():
+        with cx.keep_memory():
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(10) and not heap.keeping()
+    with cx.keep_memory():
+        assert heap.keeping()
+    outside.set()
+    thread.join()
+
+
 def quadratic(see):
     """An operator whose product tells, on the host, how a large block is taken."""
 

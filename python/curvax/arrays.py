@@ -34,9 +34,8 @@ def to_array(value: object, what: str, dtype: DTypeLike | None = None) -> Array:
         )
     if isinstance(value, Array) or hasattr(value, "__jax_array__"):
         array = value if isinstance(value, Array) else jnp.asarray(value)
-        if (
-            dtype is None or array.dtype == dtype
-        ):  # that of random keys too, which is no NumPy dtype
+        # Compared as they are: the dtype of random keys is none of NumPy.
+        if dtype is None or array.dtype == dtype:
             return array
         target = jnp.dtype(dtype)
         _check_kind(array.dtype, target, what)

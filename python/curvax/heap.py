@@ -71,12 +71,11 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
     adjustment would come to: 32 MiB, with a trim threshold of 64 MiB.
 
     Args:
-        enabled: False keeps nothing, as is the default. `CURVAX_KEEP_MEMORY=1` lets every solve and
-            estimate keep it that is not in such a context.
+        enabled: False asks for nothing, as is the default, whatever `CURVAX_KEEP_MEMORY` says: with
+            1, every solve and estimate asks that is not in such a context.
 
     Raises:
         TypeError: ``enabled`` is not a bool.
-        ValueError: `CURVAX_KEEP_MEMORY` is neither 0 nor 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,10 +102,7 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """What solves do: as `keep_memory`, if that or the variable says so."""
-    wanted = _wanted.get()
-    if wanted is None:
-        wanted = _said()
-    if not wanted or reason_against():
+    if not keeping():
         yield
         return
     _heap.enter()
@@ -117,8 +113,9 @@ def kept() -> Iterator[None]:
 
 
 def keeping() -> bool:
-    """Whether memory is kept now."""
-    return _heap.users > 0
+    """Whether computations here ask for it; what another thread does changes nothing in a solve."""
+    wanted = _wanted.get()
+    return (_said() if wanted is None else wanted) and not reason_against()
 
 
 def kept_or_not() -> str:
@@ -199,20 +196,20 @@ class _Heap:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.users = 0
+        self._users = 0
         self._before = (0, 0)
 
     def enter(self) -> None:
         with self._lock:
-            self.users += 1
-            if self.users == 1:
+            self._users += 1
+            if self._users == 1:
                 self._before = _resident(), _end_of_heap()
                 _set(_KEEPING)
 
     def leave(self) -> None:
         with self._lock:
-            self.users -= 1
-            if self.users > 0:
+            self._users -= 1
+            if self._users > 0:
                 return
             own = _users_settings()
             # The first of any of the four settings had ended the adjustment.

@@ -1,5 +1,4 @@
 // As exports_softmax_ce.cc: block_ortho and rotate_basis in float.
-#include <string>
 #include <vector>
 
 #include "cuda/block_ortho_launch.h"
@@ -8,13 +7,8 @@
 namespace {
 
 namespace device = curvax::CURVAX_TARGET;
+using curvax::emulated::Keep;
 using curvax::emulated::Launcher;
-
-const char* Keep(const std::string& error) {
-  static std::string kept;
-  kept = error;
-  return kept.c_str();
-}
 
 }  // namespace
 

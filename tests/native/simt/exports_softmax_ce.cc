@@ -1,20 +1,13 @@
 // softmax_ce in float on the emulated GPU as a plain function, for a copy of the device code that a
 // test has broken: small enough to be compiled once for every mutant.
-#include <string>
-
 #include "cuda/softmax_ce_launch.h"
 #include "simt/launcher.h"
 
 namespace {
 
 namespace device = curvax::CURVAX_TARGET;
+using curvax::emulated::Keep;
 using curvax::emulated::Launcher;
-
-const char* Keep(const std::string& error) {
-  static std::string kept;
-  kept = error;
-  return kept.c_str();
-}
 
 }  // namespace
 

@@ -1,6 +1,5 @@
 // As exports_softmax_ce.cc: block_ortho with blocks of more than four vectors, of the types whose
 // products are made on tensor cores.
-#include <string>
 #include <vector>
 
 #include "cuda/block_ortho_launch.h"
@@ -21,7 +20,6 @@ void Run(const curvax::BlockOrthoArgs& args, curvax::emulated::Launcher& launche
 
 extern "C" const char* block_ortho_tensor(uint32_t seed, int64_t shared_bytes,
                                           const curvax::BlockOrthoArgs* args) {
-  static std::string kept;
   curvax::emulated::Launcher launcher({shared_bytes, seed});
   std::vector<char> workspace(device::BlockOrthoLayout(*args).bytes, char(0xff));
   curvax::BlockOrthoArgs with = *args;
@@ -29,6 +27,5 @@ extern "C" const char* block_ortho_tensor(uint32_t seed, int64_t shared_bytes,
   if (args->dtype == curvax::DType::kF64) Run<double>(with, launcher);
   if (args->dtype == curvax::DType::kBF16) Run<device::BFloat16>(with, launcher);
   if (args->dtype == curvax::DType::kF16) Run<device::Half>(with, launcher);
-  kept = launcher.error;
-  return kept.c_str();
+  return curvax::emulated::Keep(launcher.error);
 }

@@ -34,6 +34,13 @@ class Launcher {
   Device device_;
 };
 
+// An error as a C string, valid until the next.
+inline const char* Keep(const std::string& error) {
+  static std::string kept;
+  kept = error;
+  return kept.c_str();
+}
+
 }  // namespace curvax::emulated
 
 #endif  // CURVAX_TESTS_SIMT_LAUNCHER_H_
