@@ -77,7 +77,7 @@ def all_programs():
 def recorded():
     """Of `everything()`: the programs that ran with their arguments, and all products traced."""
     programs, products = {}, []
-    compile_program, bind = compiled.Program._compiled, dot_general_p.bind
+    compile_program, bind = compiled.Program._ready, dot_general_p.bind
 
     def record(self, clock, args):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
@@ -93,7 +93,7 @@ def recorded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CURVAX_IMPL", "reference")  # kernels of the CPU would hide products
         patch.setattr(compiled, "compiler_options", lambda *args: quick)
-        patch.setattr(compiled.Program, "_compiled", record)
+        patch.setattr(compiled.Program, "_ready", record)
         patch.setattr(dot_general_p, "bind", traced)
         with jax.default_matmul_precision(REFUSED):
             everything()

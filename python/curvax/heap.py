@@ -1,17 +1,16 @@
-"""What products give back stays with the process, where that is asked for.
+"""What products give back stays with the process, and is used again.
 
 XLA:CPU takes a program's temporary buffer anew for each execution. glibc maps a block of that size
 by itself and unmaps it when it is freed, so that each product faults in the same pages again,
-zeroed by the kernel: a third of the time of a product (docs/performance.md). Within `kept` glibc
-takes large blocks from its heap and leaves free memory at the heap's end; at the end the heap is
-given back.
+zeroed by the kernel: a third of the time of a product (docs/performance.md). Within `kept`, the
+programs of a solve take large blocks from glibc's heap, which keeps what is free at its end; when
+the solve ends, that is given back. All else maps its large blocks as ever, the basis and results
+among them: in the heap they would lie between what comes and goes, and raise the peak.
 
-M_MMAP_MAX = 0 rather than a high M_MMAP_THRESHOLD, which is an int, hence below 2 GiB. XLA takes
-results in the thread that calls it and temporary memory in one of its own; of threads other than
-the main one glibc maps blocks above 64 MiB, where their heaps end, whatever is set. Hence programs
-that are compiled then have their temporary memory in smaller blocks; see `curvax.program`. What
-stays is single temporary arrays above 64 MiB. Each of XLA's threads keeps its own, which is why
-nothing is kept that nobody asked for.
+M_MMAP_MAX = 0 rather than a high M_MMAP_THRESHOLD, which is an int, hence below 2 GiB. Only the
+heap of the main thread has room for any block: of other threads glibc maps blocks above 64 MiB,
+where their heaps end, whatever is set. Hence the programs of a solve run in the thread that calls
+them, where XLA would take any of its own (`curvax.program`).
 
 Any such call ends glibc's adjustment of the threshold to what is freed (mallopt(3),
 M_MMAP_THRESHOLD) for the life of the process. Hence, where no setting of the user's had ended it
@@ -27,6 +26,9 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+import jax
 
 # <malloc.h>
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -39,7 +41,7 @@ _NAMES = {
 }
 _TUNABLES = "glibc.malloc."
 # Growth in large steps: fewer calls of the system.
-_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
+_KEEPING = {_TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
 _DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 128 << 10}
 # DEFAULT_MMAP_THRESHOLD_MAX on 64 bits, and the trim threshold that the adjustment sets with it.
 _ADJUSTED = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
@@ -48,31 +50,38 @@ _LARGEST = 2**31 - 1
 # Less than this is not worth a walk over all free blocks at the end, which costs milliseconds.
 _WORTH_TRIMMING = 16 << 20
 
+# XLA aligns by 64 bytes, a block is at least 32 long, and may be that much longer than asked for.
+# The cache of a thread has 7 blocks of each size (tcache_count).
+_CUT_OFF, _CACHED = 64 + 32 + 32, 7
+_SMALL = range(24, _CUT_OFF, 16)
+
 _log = logging.getLogger("curvax")
 # None: what CURVAX_KEEP_MEMORY says.
 _wanted: ContextVar[bool | None] = ContextVar("keep_memory", default=None)
+_within: ContextVar[bool] = ContextVar("within_kept", default=False)
 
 
 @contextlib.contextmanager
 def keep_memory(enabled: bool = True) -> Iterator[None]:
-    """Within the context, what computations on the host free is used again without the system.
+    """Within the context, what products on the host free is used again without the system.
 
-    Products are up to a third faster, and solves need more memory: each of XLA's threads, as many
-    as there are cores, keeps the temporary memory that it once had. Around several solves, or
-    products `op @ v` in a loop. What was kept is given back to the system at the end, also after an
-    error. Contexts in other threads, and within one another, share it: the last to end gives back.
+    Solves and estimates do so by themselves, which makes their products up to a third faster. The
+    context is for several of them, for products `op @ v` in a loop, or, with False, to have none
+    of it. What was kept is given back to the system at the end, also after an error. Contexts in
+    other threads, and within one another, share it: the last to end gives back.
 
     It works where memory comes from glibc's malloc (`curvax info` says so), and changes no result.
-    Single temporary arrays above 64 MiB are the system's each time, and in threads other than the
-    main one vectors of that size too. Until the end, the whole process keeps what it frees.
+    In threads other than the main one blocks above 64 MiB are the system's each time. Programs that
+    run so are not written to JAX's persistent compilation cache; where there is one, nothing is
+    kept that was not asked for. Until the end, the process keeps small blocks that it frees too.
     Afterwards M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD are glibc's defaults, or those of
     `MALLOC_*_` and GLIBC_TUNABLES. One thing cannot be undone: glibc no longer adjusts
     M_MMAP_THRESHOLD to what is freed. If it did until then, it stays at the most that the
     adjustment would come to: 32 MiB, with a trim threshold of 64 MiB.
 
     Args:
-        enabled: False asks for nothing, as is the default, whatever `CURVAX_KEEP_MEMORY` says: with
-            1, every solve and estimate asks that is not in such a context.
+        enabled: False keeps nothing, whatever `CURVAX_KEEP_MEMORY` says: with 0, solves and
+            estimates that are not in such a context keep nothing either.
 
     Raises:
         TypeError: ``enabled`` is not a bool.
@@ -101,21 +110,44 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """What solves do: as `keep_memory`, if that or the variable says so."""
+    """What solves do: as `keep_memory`, if neither that nor the variable says otherwise."""
     if not keeping():
         yield
         return
+    token = _within.set(True)
     _heap.enter()
     try:
         yield
     finally:
+        _within.reset(token)
         _heap.leave()
 
 
+@contextlib.contextmanager
+def unmapped() -> Iterator[None]:
+    """Around a program: in `kept`, what it takes, large or not, is of the heap."""
+    if not _within.get():
+        yield
+        return
+    _heap.enter_program()
+    try:
+        yield
+    finally:
+        _heap.leave_program()
+
+
 def keeping() -> bool:
-    """Whether computations here ask for it; what another thread does changes nothing in a solve."""
+    """Whether solves here do so; what another thread does changes nothing in a solve."""
     wanted = _wanted.get()
-    return (_said() if wanted is None else wanted) and not reason_against()
+    if wanted is None:
+        said = _said()
+        wanted = not _programs_are_written() if said is None else said
+    return wanted and not reason_against()
+
+
+def within() -> bool:
+    """Whether the caller is in such a solve or context."""
+    return _within.get()
 
 
 def kept_or_not() -> str:
@@ -123,14 +155,21 @@ def kept_or_not() -> str:
     reason = reason_against()
     if reason:
         return f"cannot be kept: {reason}"
-    return "kept during solves" if _said() else "kept within curvax.keep_memory()"
+    if keeping():
+        return "kept during solves"
+    return "kept within curvax.keep_memory()"
 
 
-def _said() -> bool:
-    value = os.environ.get("CURVAX_KEEP_MEMORY", "0")
-    if value not in ("0", "1"):
+def _said() -> bool | None:
+    value = os.environ.get("CURVAX_KEEP_MEMORY")
+    if value not in (None, "0", "1"):
         raise ValueError(f"CURVAX_KEEP_MEMORY must be 0 or 1, got {value!r}")
-    return value == "1"
+    return None if value is None else value == "1"
+
+
+def _programs_are_written() -> bool:
+    config: Any = jax.config
+    return bool(config.jax_enable_compilation_cache and config.jax_compilation_cache_dir)
 
 
 @functools.cache
@@ -196,7 +235,7 @@ class _Heap:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self._users = self._programs = 0
         self._before = (0, 0)
 
     def enter(self) -> None:
@@ -204,29 +243,71 @@ class _Heap:
             self._users += 1
             if self._users == 1:
                 self._before = _resident(), _end_of_heap()
-                _set(_KEEPING)
+                _set(_otherwise() | _KEEPING)
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
             if self._users > 0:
                 return
-            own = _users_settings()
-            # The first of any of the four settings had ended the adjustment.
-            _set(_DEFAULTS | (own or _ADJUSTED))
+            _set(_otherwise())
             resident, end = self._before
             if max(_resident() - resident, _end_of_heap() - end) > _WORTH_TRIMMING:
-                ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+                _libc().malloc_trim(0)
+
+    def enter_program(self) -> None:
+        with self._lock:
+            self._programs += 1
+            if self._programs == 1:
+                _set({_MMAP_MAX: 0})
+
+    def leave_program(self) -> None:
+        with self._lock:
+            self._programs -= 1
+            if self._programs == 0:
+                _join_free_blocks()
+                _set({_MMAP_MAX: _otherwise()[_MMAP_MAX]})
 
 
 _heap = _Heap()
+
+
+def _otherwise() -> dict[int, int]:
+    """The settings where nothing is kept; the first of any of them had ended the adjustment."""
+    return _DEFAULTS | (_users_settings() or _ADJUSTED)
+
+
+def _join_free_blocks() -> None:
+    """Have what posix_memalign cut off a block join it again, once that is free.
+
+    It cuts aligned blocks from such as are longer by up to `_CUT_OFF` bytes, and frees the rest
+    into the thread's cache of small blocks. A block beside one in the cache is as short ever after,
+    and the next that is asked for of that size takes another place, at the end of the heap. So the
+    cache is emptied, filled with others, and what was in it comes to the heap's own lists of small
+    blocks, whose neighbours the next mallopt joins.
+    """
+    libc = _libc()
+    held = [[libc.malloc(size) for _ in range(2 * _CACHED)] for size in _SMALL]
+    for blocks in held:
+        for block in reversed(blocks):  # from the cache came the first
+            libc.free(block)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    return libc
 
 
 def _set(options: dict[int, int]) -> None:
     lasting = {option for option, value in _users_settings().items() if value > _LARGEST}
     for option, value in options.items():
         if option not in lasting:  # which could not be set again
-            ctypes.CDLL(None).mallopt(option, value)
+            _libc().mallopt(option, value)
 
 
 def _resident() -> int:
@@ -236,6 +317,4 @@ def _resident() -> int:
 
 def _end_of_heap() -> int:
     """The address behind it, as brk(2) set it: also what nobody has touched yet."""
-    sbrk = ctypes.CDLL(None).sbrk
-    sbrk.restype = ctypes.c_void_p
-    return int(sbrk(ctypes.c_ssize_t(0)))
+    return int(_libc().sbrk(0))

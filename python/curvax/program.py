@@ -9,14 +9,15 @@ import functools
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jax.stages import Compiled
 
-from curvax.heap import keeping
+from curvax.heap import keeping, unmapped, within
 from curvax.jax_internals import backends
 from curvax.typing import PyTree
 
@@ -93,7 +94,7 @@ class Clock:
 
 
 _users_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("users_mode")
-_cache: collections.OrderedDict[Hashable, Compiled] = collections.OrderedDict()
+_cache: collections.OrderedDict[Hashable, "_Ready"] = collections.OrderedDict()
 _CACHED = 32
 
 
@@ -164,20 +165,31 @@ def _placement(leaves: list[Any]) -> Hashable:
 _NARROW: dict[str, Any] = {"xla_cpu_prefer_vector_width": 128}
 
 
-# Where memory is kept: temporary memory in blocks of this size, of which two have room in the 64
-# MiB that the heap of a thread has; see `curvax.heap`. A larger array has a block of its own.
-_BLOCKS: dict[str, Any] = {"xla_multiheap_size_constraint_per_heap": 30 << 20}
-
-
 def compiler_options(*args: object) -> dict[str, Any] | None:
     """XLA's options for a program of these arguments; only an outermost `jit` may have any."""
-    leaves = jax.tree.leaves(args)
-    options = {}
-    if any(getattr(leaf, "dtype", None) == np.float64 for leaf in leaves):
-        options.update(_NARROW)
-    if keeping() and present() == {"cpu"}:
-        options.update(_BLOCKS)
-    return options or None
+    wide = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(args))
+    return _NARROW if wide else None
+
+
+def _memory_stays(args: PyTree) -> bool:
+    """Whether what a program of these arguments frees is to be used again; see `curvax.heap`."""
+    # A callback in a program for several devices would have to be placed on one of them.
+    placed = _placement(jax.tree.leaves(args))
+    return keeping() and present() == {"cpu"} and isinstance(placed, frozenset)
+
+
+def _in_the_callers_thread(fun: Callable[P, R]) -> Callable[P, R]:
+    """The same function, as a program that runs in the thread that calls it.
+
+    XLA:CPU does so with programs that have callbacks, lest these wait for each other, and takes any
+    thread of a pool for the rest. This callback is not in the compiled program: its branch is dead.
+    """
+
+    def with_callback(*args: P.args, **named: P.kwargs) -> R:
+        jax.lax.cond(False, lambda: io_callback(lambda: None, None), lambda: None)
+        return fun(*args, **named)
+
+    return with_callback
 
 
 def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
@@ -194,19 +206,33 @@ def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
     @functools.wraps(fun)
     def call(*args: P.args, **named: P.kwargs) -> R:
         leaves, structure = jax.tree.flatten((args, named))
-        options = compiler_options(leaves)
+        options, here = compiler_options(leaves), within() and _memory_stays(leaves)
         # Within a trace a new array is traced too, whatever the arguments are.
-        if options is not None and traced(leaves):
-            options = None
+        if (options is not None or here) and traced(leaves):
+            options, here = None, False
 
         def make() -> Callable[P, R]:
+            called = _in_the_callers_thread(fun) if here else fun
             # A function of its own, with which JAX drops what it has compiled for it.
-            fresh = functools.wraps(fun)(lambda *args, **named: fun(*args, **named))
+            fresh = functools.wraps(fun)(lambda *args, **named: called(*args, **named))
             return jax.jit(fresh, static_argnums=static, compiler_options=options)
 
-        return _kept(programs, (structure, *(options or ())), make)(*args, **named)
+        run = _kept(programs, (structure, here, *(options or ())), make)
+        with unmapped() if here else contextlib.nullcontext():
+            return run(*args, **named)
 
     return call
+
+
+class _Ready(NamedTuple):
+    """A compiled program, and what a run of it allocates."""
+
+    run: Compiled
+    work_bytes: int
+
+
+# From where on a program is worth the microseconds that `unmapped` takes.
+_LARGE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -223,12 +249,15 @@ class Program(Generic[P, R]):
         donate: the arguments whose memory the results take over.
         wide: whether it is traced and run under JAX's 64-bit mode, whatever the user has set.
         check: called with the arguments before a run, to refuse them.
+        lasting: whether its results outlive the computation that it is part of, and so should not
+            lie among memory that is used again.
     """
 
     fun: Callable[P, R]
     donate: tuple[int, ...] = ()
     wide: bool = False
     check: Callable[..., object] | None = None
+    lasting: bool = False
 
     def __call__(self, clock: Clock, *args: P.args, **named: P.kwargs) -> R:
         """Run; the arrays of the donated arguments are gone after it.
@@ -242,7 +271,10 @@ class Program(Generic[P, R]):
             self.check(*args)
         needed = as_arguments(args)
         with self._mode():
-            return self._compiled(clock, needed)(*needed)
+            ready = self._ready(clock, needed)
+            reused = ready.work_bytes >= _LARGE and not self.lasting
+            with unmapped() if reused else contextlib.nullcontext():
+                return ready.run(*needed)
 
     def work_bytes(self, clock: Clock, *args: object) -> int:
         """What a run allocates beside its arguments: scratch, and results not in donated memory.
@@ -252,18 +284,18 @@ class Program(Generic[P, R]):
             args: arrays, or `jax.ShapeDtypeStruct`s in their place.
         """
         with self._mode():
-            return _work_bytes(self._compiled(clock, as_arguments(args)))
+            return self._ready(clock, as_arguments(args)).work_bytes
 
     def known_work_bytes(self, *args: object) -> int | None:
         """The same, if the program has been compiled for these arguments, else None."""
         with self._mode():
-            compiled = _cache.get(self._key(as_arguments(args)))
-        return None if compiled is None else _work_bytes(compiled)
+            ready = _cache.get(self._key(as_arguments(args)))
+        return None if ready is None else ready.work_bytes
 
     def result_shardings(self, clock: Clock, *args: object) -> PyTree:
         """How each result lies on the devices; the arguments are those of `work_bytes`."""
         with self._mode():
-            return self._compiled(clock, as_arguments(args)).output_shardings
+            return self._ready(clock, as_arguments(args)).run.output_shardings
 
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
@@ -280,16 +312,18 @@ class Program(Generic[P, R]):
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
-        settings = _users_mode.get(), keeping(), _settings()
+        settings = _users_mode.get(), _memory_stays(args), _settings()
         return self, treedef, types, _placement(leaves), settings
 
-    def _compiled(self, clock: Clock, args: tuple[object, ...]) -> Compiled:
-        def make() -> Compiled:
+    def _ready(self, clock: Clock, args: tuple[object, ...]) -> _Ready:
+        def make() -> _Ready:
+            called = _in_the_callers_thread(self.fun) if _memory_stays(args) else self.fun
             # A function of its own, since JAX would return what it has traced under other settings.
-            fresh = functools.wraps(self.fun)(lambda *args: self.fun(*args))  # type: ignore[call-arg]
+            fresh = functools.wraps(self.fun)(lambda *args: called(*args))  # type: ignore[call-arg]
             with clock.part("compile"):
                 lowered = jax.jit(fresh, donate_argnums=self.donate).lower(*args)
-                return lowered.compile(compiler_options(*args))
+                compiled = lowered.compile(compiler_options(*args))
+            return _Ready(compiled, _work_bytes(compiled))
 
         return _kept(_cache, self._key(args), make)
 
@@ -311,7 +345,11 @@ def users_mode() -> contextlib.AbstractContextManager[None]:
 
 
 def program(
-    *, donate: tuple[int, ...] = (), wide: bool = False, check: Callable[..., object] | None = None
+    *,
+    donate: tuple[int, ...] = (),
+    wide: bool = False,
+    check: Callable[..., object] | None = None,
+    lasting: bool = False,
 ) -> Callable[[Callable[P, R]], Program[P, R]]:
     """Turn a function into a `Program` with these options."""
-    return lambda fun: Program(fun, donate, wide, check)
+    return lambda fun: Program(fun, donate, wide, check, lasting)

@@ -230,7 +230,7 @@ def gram(
     return over_columns(add, jnp.zeros((k, k)), length, rows=k)
 
 
-@program()
+@program(lasting=True)
 def combine(
     basis: Float[Array, "m columns"], weights: Float[Array, "b m"], n: Length | None = None
 ) -> Float[Array, "b n"]:
@@ -258,7 +258,7 @@ def squared_distance(a: Float[Array, "b n"], b: Float[Array, "b n"]) -> Float64[
     return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1], rows=3 * a.shape[0]))
 
 
-@program()
+@program(lasting=True)
 def take(
     basis: Float[Array, "rows columns"], rows: Integer[Array, " k"]
 ) -> Float[Array, "k columns"]:
@@ -266,7 +266,7 @@ def take(
     return basis[rows]
 
 
-@program()
+@program(lasting=True)
 def deliver(op: Operator, stored: Float[Array, "k columns"]) -> Block:
     """Stored rows as vectors of the operator."""
     n = op.shape[0]
