@@ -115,6 +115,7 @@ REARRANGEMENTS = _names(
     known.copy_p,
     known.convert_element_type_p,
 )
+SUMS = _names(known.add_p, known.add_jaxvals_p)
 # Each runs one jaxpr on its operands, once.
 _CALLS = _names(
     known.jit_p,
@@ -234,6 +235,11 @@ def is_dot(eqn: JaxprEqn) -> bool:
     return eqn.primitive is known.dot_general_p
 
 
+def transposed(eqn: JaxprEqn) -> tuple[int, ...] | None:
+    """The order in which a transposition takes the axes; None of another equation."""
+    return eqn.params["permutation"] if eqn.primitive is known.transpose_p else None
+
+
 def source_of(eqn: JaxprEqn) -> str:
     """The function that a call is of, as "name at file:line"."""
     (inner, _) = called(eqn) or (None, None)
@@ -251,6 +257,8 @@ class Loop:
         test: of a while loop: from constants of its own, which are the first operands, and the
             carry to whether the body runs again.
         test_consts: number of those constants.
+        length: of a scan: how often the body runs.
+        reverse: of a scan: whether it begins with the last of what it walks over.
     """
 
     body: AnyJaxpr
@@ -258,6 +266,8 @@ class Loop:
     carry: int
     test: AnyJaxpr | None = None
     test_consts: int = 0
+    length: int = 0
+    reverse: bool = False
 
 
 def loop(eqn: JaxprEqn) -> Loop | None:
@@ -265,9 +275,11 @@ def loop(eqn: JaxprEqn) -> Loop | None:
     params = eqn.params
     if eqn.primitive is known.scan_p:
         if "num_carry" in params:  # before JAX 0.11
-            return Loop(params["jaxpr"], params["num_consts"], params["num_carry"])
-        consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
-        return Loop(params["jaxpr"], consts, carry)
+            consts, carry = params["num_consts"], params["num_carry"]
+        else:
+            consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+        length, reverse = params["length"], params["reverse"]
+        return Loop(params["jaxpr"], consts, carry, length=length, reverse=reverse)
     if eqn.primitive is known.while_p:
         tests, consts = params["cond_nconsts"], params["body_nconsts"]
         carry = len(eqn.outvars)

@@ -75,7 +75,8 @@ def product_of(vocab, tokens=TOKENS):
     batch = {"x": shape((tokens, WIDTH), np.float32), "y": shape((tokens,), np.int32)}
     treedef = jax.tree.structure({"head": 0, "mix": 0})
     product = HessianMap(treedef, {}, (True, True), False, loss).recomputing(leaves, batch)
-    return lowered(product.multiply_one, leaves, batch, leaves)
+    program, before, after = product.program(leaves, batch)
+    return lowered(program, before, leaves, after)
 
 
 def test_products_of_a_language_model_head_are_counted_in_chunks(on_device, monkeypatch):

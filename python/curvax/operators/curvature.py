@@ -79,15 +79,15 @@ class WeightedSum(Operator):
 
 
 def _weighted_sum(op: WeightedSum, block: Array) -> Array:
-    total: Any = sum(
+    alone = len(op.stacks) == 1 and op.stacks[0].weights.shape[0] == 1
+
+    def share(stack: Stack) -> Array | None:
         # By a weight itself, a product may leave the range of float32.
-        stack.product.multiply(
-            op.space,
-            op.leaves,
-            stack.batch,
-            shares(stack.weights.astype(op.dtype), op.weight.astype(op.dtype)),
-            block,
-        )
+        weights, whole = stack.weights.astype(op.dtype), op.weight.astype(op.dtype)
+        return None if alone else shares(weights, whole)
+
+    total: Any = sum(
+        stack.product.multiply(op.space, op.leaves, stack.batch, share(stack), block)
         for stack in op.stacks
     )
     return total

@@ -27,7 +27,7 @@ from curvax.operators.checked_product import compiled_product
 from curvax.operators.closure import Closed
 from curvax.operators.curvature import Curvature, Stack
 from curvax.operators.microbatch import LossMap
-from curvax.operators.products import OneByOne
+from curvax.operators.products import Call, OneByOne
 from curvax.options import takes_options
 from curvax.typing import Batch, Batches, Params
 from curvax.warnings import warn
@@ -99,11 +99,9 @@ class Differences(OneByOne):
     quotient: Closed
     relative_step: Array
 
-    def multiply_one(
-        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
-    ) -> list[Array]:
+    def program(self, leaves: Sequence[Array], batch: Batch) -> Call:
         """See `OneByOne`."""
-        return list(self.quotient(leaves, batch, tangents, self.relative_step))
+        return self.quotient, jax.tree.leaves((leaves, batch)), [self.relative_step]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ parameters, what they are to hold there.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import Array
 
 from curvax.columns import CHUNK, over_columns
 from curvax.operators.closure import Closed
+from curvax.operators.flat_product import flat_product
 from curvax.operators.space import VectorSpace
 from curvax.typing import Batch, Batches, PyTree
 
@@ -40,7 +41,7 @@ class Product(abc.ABC):
         space: VectorSpace,
         leaves: Sequence[Array],
         batches: Batches,
-        shares: Array,
+        shares: Array | None,
         block: Array,
     ) -> Array:
         """The sum over the microbatches of their shares times their products.
@@ -49,7 +50,7 @@ class Product(abc.ABC):
             space: that of the vectors.
             leaves: of the parameters.
             batches: the microbatches, stacked.
-            shares: `(microbatches,)`.
+            shares: `(microbatches,)`; None of the only microbatch that there is.
             block: `(b, n)` flat vectors.
         """
 
@@ -63,39 +64,41 @@ class Product(abc.ABC):
         return dataclasses.replace(self, residuals=tuple(residuals))
 
 
+# A program from leaves of a vector to leaves, with its arguments before and after these.
+Call: TypeAlias = tuple[Closed, list[Array], list[Array]]
+
+
 class OneByOne(Product):
     """One microbatch after the other."""
 
     @abc.abstractmethod
-    def multiply_one(
-        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
-    ) -> list[Array]:
-        """The product of one microbatch, whose own residuals are held, as leaves."""
+    def program(self, leaves: Sequence[Array], batch: Batch) -> Call:
+        """What multiplies by the matrix of one microbatch, whose own residuals are held."""
 
     def multiply(
         self,
         space: VectorSpace,
         leaves: Sequence[Array],
         batches: Batches,
-        shares: Array,
+        shares: Array | None,
         block: Array,
     ) -> Array:
         """See `Product`."""
 
         def one(entry: PyTree) -> Array:
             batch, residuals, share = entry
-            held = self.holding(residuals)
+            program, before, after = self.holding(residuals).program(leaves, batch)
 
             def column(flat: Array) -> Array:
-                tangents = jax.tree.leaves(space.unravel(flat))
-                out = held.multiply_one(leaves, batch, tangents)
-                return space.ravel(jax.tree.unflatten(space.treedef, out))
+                return flat_product(program, before, flat, after, space)
 
             rows = column(block[0])[None] if block.shape[0] == 1 else jax.vmap(column)(block)
+            if share is None:
+                return rows
             # A microbatch without any label has weight 0, and often the mean 0/0.
             return jnp.where(share > 0, share * rows, 0)
 
-        if shares.shape[0] == 1:
+        if shares is None or shares.shape[0] == 1:
             batch, share = jax.tree.map(lambda leaf: leaf[0], (batches, shares))
             return one((batch, self.residuals, share))
 
@@ -130,12 +133,10 @@ class Linearised(OneByOne):
         mean, weight, operands = self.primal(leaves, batch)
         return mean, weight, tuple(operands[i] for i in self.kept)
 
-    def multiply_one(
-        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
-    ) -> list[Array]:
+    def program(self, leaves: Sequence[Array], batch: Batch) -> Call:
         """See `OneByOne`."""
         known = [*self.primal.consts, *jax.tree.leaves((leaves, batch)), *self.residuals]
-        return list(self.linear([known[place] for place in self.places], tangents))
+        return self.linear, [known[place] for place in self.places], []
 
 
 @jax.tree_util.register_dataclass
@@ -149,11 +150,9 @@ class Recomputed(OneByOne):
 
     whole: Closed
 
-    def multiply_one(
-        self, leaves: Sequence[Array], batch: Batch, tangents: list[Array]
-    ) -> list[Array]:
+    def program(self, leaves: Sequence[Array], batch: Batch) -> Call:
         """See `OneByOne`."""
-        return list(self.whole(leaves, batch, tangents))
+        return self.whole, jax.tree.leaves((leaves, batch)), []
 
 
 @jax.tree_util.register_dataclass
@@ -166,14 +165,16 @@ class OuterProducts(Product):
         space: VectorSpace,
         leaves: Sequence[Array],
         batches: Batches,
-        shares: Array,
+        shares: Array | None,
         block: Array,
     ) -> Array:
         """See `Product`: all microbatches at once, as products of matrices."""
-        rows = [x.reshape(shares.shape[0], -1).astype(block.dtype) for x in self.residuals]
+        count = 1 if shares is None else shares.shape[0]
+        rows = [x.reshape(count, -1).astype(block.dtype) for x in self.residuals]
         pieces = jnp.split(block, np.cumsum(space.sizes)[:-1], axis=1)
         inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
-        inner = inner * shares[None]
+        if shares is not None:
+            inner = inner * shares[None]
         out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
         return jnp.concatenate(out, axis=1)
 

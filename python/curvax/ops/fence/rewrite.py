@@ -35,6 +35,7 @@ from curvax.jax_internals import (
 )
 from curvax.jaxprs import Rewriter, rewritten
 from curvax.ops.fence.ffi import FENCE
+from curvax.ops.fence.transposes import without_transposes
 from curvax.typing import DTypeLike, PyTree
 
 # A fence costs a custom call, some microseconds: below this size recomputing is cheaper.
@@ -70,6 +71,7 @@ class _Fencer(Rewriter):
         return called(eqn) is not None or eqn.primitive.name in CONTROL_FLOW
 
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
+        jaxpr = without_transposes(jaxpr)
         wanted = _values_to_fence(jaxpr)
         fenced: dict[Var, Var] = {}
 
