@@ -240,6 +240,25 @@ def transposed(eqn: JaxprEqn) -> tuple[int, ...] | None:
     return eqn.params["permutation"] if eqn.primitive is known.transpose_p else None
 
 
+Axes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def convolution_axes(eqn: JaxprEqn) -> Axes | None:
+    """Of each operand and of the result of a convolution, the places of its axes.
+
+    Batch and features, or features out and in, and then those of space.
+    """
+    if eqn.primitive is not known.conv_general_dilated_p:
+        return None
+    lhs, rhs, out = eqn.params["dimension_numbers"]
+    return tuple(lhs), tuple(rhs), tuple(out)
+
+
+def with_convolution_axes(eqn: JaxprEqn, axes: Axes) -> dict[str, Any]:
+    """The parameters of a convolution with its axes in other places."""
+    return {**eqn.params, "dimension_numbers": jax.lax.ConvDimensionNumbers(*axes)}
+
+
 def source_of(eqn: JaxprEqn) -> str:
     """The function that a call is of, as "name at file:line"."""
     (inner, _) = called(eqn) or (None, None)

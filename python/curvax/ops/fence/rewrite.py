@@ -34,6 +34,7 @@ from curvax.jax_internals import (
     warn_unrecognised,
 )
 from curvax.jaxprs import Rewriter, rewritten
+from curvax.ops.fence.convolutions import in_fast_order
 from curvax.ops.fence.ffi import FENCE
 from curvax.ops.fence.transposes import without_transposes
 from curvax.typing import DTypeLike, PyTree
@@ -71,7 +72,7 @@ class _Fencer(Rewriter):
         return called(eqn) is not None or eqn.primitive.name in CONTROL_FLOW
 
     def rewrite(self, jaxpr: Jaxpr) -> Jaxpr:
-        jaxpr = without_transposes(jaxpr)
+        jaxpr = in_fast_order(without_transposes(jaxpr))
         wanted = _values_to_fence(jaxpr)
         fenced: dict[Var, Var] = {}
 
