@@ -78,11 +78,9 @@ def flat_product(
         tangents = jax.tree.leaves(space.unravel(flat))
         out = program(before, tangents, after)
         return space.ravel(jax.tree.unflatten(space.treedef, list(out)))
-    run = _Run(jaxpr, flat, pieces, results)
-    given = [*program.consts, *before, *([None] * len(leaves)), *after]
-    values = zip(jaxpr.invars, given, strict=True)
-    run.values = {var: value for var, value in values if value is not None}
-    return run(scans, places)
+    others = [var for var in jaxpr.invars if var not in pieces]
+    values = dict(zip(others, [*program.consts, *before, *after], strict=True))
+    return _Run(jaxpr, values, flat, pieces, results)(scans, places)
 
 
 def _call(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
@@ -115,11 +113,16 @@ class _Run:
     """The evaluation, scan by scan, and of what is between as it is."""
 
     def __init__(
-        self, jaxpr: Jaxpr, flat: Array, pieces: dict[Var, _Piece], results: dict[Var, int]
+        self,
+        jaxpr: Jaxpr,
+        values: dict[Var, Array],
+        flat: Array,
+        pieces: dict[Var, _Piece],
+        results: dict[Var, int],
     ) -> None:
-        self.jaxpr, self.flat = jaxpr, flat
+        self.jaxpr, self.values, self.flat = jaxpr, values, flat
         self.pieces, self.results = pieces, results
-        self.values: dict[Var, Array] = {}
+        # Each leaf of the result is put into it, by a scan or at the end.
         self.out = uninitialised_like(flat)
 
     def __call__(self, scans: list[JaxprEqn], places: np.ndarray) -> Array:
