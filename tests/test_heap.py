@@ -99,7 +99,7 @@ def test_a_solve_does_not_compile_anew_for_what_another_thread_asks():
     thread.join()
 
 
-# Each tells, within a product on the host of vectors of half a MB, how a large block is taken: where
+# Each tells, within a product on the host of vectors of half a MB, how a block is taken: where
 # the variable says 0, by default, after that, and where the context says no.
 CALLS = """
 import os, warnings, numpy as np
