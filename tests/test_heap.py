@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import shutil
 import subprocess
@@ -106,7 +107,7 @@ import os, warnings, numpy as np
 from scipy.sparse.linalg import LinearOperator
 import curvax as cx
 from curvax import program
-program._LARGE = 1 << 18
+program._LARGE = 0
 warnings.simplefilter("ignore", cx.ConvergenceWarning)
 calls = {
     "eigsh": lambda op: cx.eigsh(op, 1, max_basis=20, block_size=1),
@@ -265,3 +266,58 @@ def test_programs_are_written_to_a_persistent_cache(tmp_path):
     assert python(CACHED) == ["True", "True"]
     assert python(CACHED, JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == ["False", "True"]
     assert any("multiply" in entry.name for entry in tmp_path.iterdir())
+
+
+def test_a_generator_may_end_in_another_context():
+    def generator():
+        with cx.keep_memory():
+            yield heap.within()
+
+    ended = generator()
+    assert contextvars.copy_context().run(next, ended)
+    assert next(ended, None) is None and not heap._heap.solves and not heap.within()
+    left = generator()
+    assert next(left)
+    del left
+    assert not heap._heap.solves and not heap.within()
+
+
+def test_an_interrupt_anywhere_ends_it():
+    """Ctrl-C at each line of the file in turn."""
+    lines = stop = 0
+
+    def tracer(frame, event, argument):
+        nonlocal lines
+        names, outer = set(), frame
+        while outer is not None:
+            names.add(outer.f_code.co_name)
+            outer = outer.f_back
+        # An exception out of `__del__` is not raised.
+        if frame.f_code.co_filename != heap.__file__ or "__del__" in names:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == stop:
+                raise KeyboardInterrupt
+        return tracer
+
+    def interrupted():
+        nonlocal lines
+        lines, before = 0, sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            with cx.keep_memory(), heap.unmapped():
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    assert not interrupted()
+    total = lines
+    assert total > 40
+    for stop in range(1, total + 1):  # noqa: B007
+        assert interrupted()
+        assert not heap._heap.solves and not heap._heap.programs and not heap.within(), stop
+        heap._wanted.set(None)

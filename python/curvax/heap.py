@@ -23,8 +23,9 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextvars import ContextVar
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar, Token
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ _SMALL = range(24, _CUT_OFF, 16)
 _log = logging.getLogger("curvax")
 # None: what CURVAX_KEEP_MEMORY says.
 _wanted: ContextVar[bool | None] = ContextVar("keep_memory", default=None)
-_within: ContextVar[bool] = ContextVar("within_kept", default=False)
+_within: ContextVar[Callable[[], "_Use | None"]] = ContextVar("within_kept", default=lambda: None)
 
 
 @contextlib.contextmanager
@@ -100,12 +101,13 @@ def keep_memory(enabled: bool = True) -> Iterator[None]:
     """
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled must be True or False, got {enabled!r}")
-    token = _wanted.set(enabled)
+    token = None
     try:
+        token = _wanted.set(enabled)
         with kept():
             yield
     finally:
-        _wanted.reset(token)
+        _reset(_wanted, token)
 
 
 @contextlib.contextmanager
@@ -114,26 +116,35 @@ def kept() -> Iterator[None]:
     if not keeping():
         yield
         return
-    token = _within.set(True)
-    _heap.enter()
+    use, token = _Use(_heap.solves), None
     try:
+        token = _within.set(weakref.ref(use))
+        use.begin()
         yield
     finally:
-        _within.reset(token)
-        _heap.leave()
+        use.end()
+        _reset(_within, token)
 
 
 @contextlib.contextmanager
 def unmapped() -> Iterator[None]:
     """Around a program: in `kept`, what it takes, large or not, is of the heap."""
-    if not _within.get():
+    if not within():
         yield
         return
-    _heap.enter_program()
+    use = _Use(_heap.programs)
     try:
+        use.begin()
         yield
     finally:
-        _heap.leave_program()
+        use.end()
+
+
+def _reset(variable: ContextVar[Any], token: Token[Any] | None) -> None:
+    # A generator may be ended in another context than that in which it began, whose is the value.
+    with contextlib.suppress(ValueError):
+        if token is not None:
+            variable.reset(token)
 
 
 def keeping() -> bool:
@@ -147,7 +158,8 @@ def keeping() -> bool:
 
 def within() -> bool:
     """Whether the caller is in such a solve or context."""
-    return _within.get()
+    use = _within.get()()
+    return use is not None and use.lasts
 
 
 def kept_or_not() -> str:
@@ -161,10 +173,10 @@ def kept_or_not() -> str:
 
 
 def _said() -> bool | None:
-    value = os.environ.get("CURVAX_KEEP_MEMORY")
-    if value not in (None, "0", "1"):
+    value = os.environ.get("CURVAX_KEEP_MEMORY", "")
+    if value not in ("", "0", "1"):
         raise ValueError(f"CURVAX_KEEP_MEMORY must be 0 or 1, got {value!r}")
-    return None if value is None else value == "1"
+    return None if not value else value == "1"
 
 
 def _programs_are_written() -> bool:
@@ -231,42 +243,74 @@ def _is_number(text: str) -> bool:
 
 
 class _Heap:
-    """The settings of glibc's malloc, which are the process's."""
+    """The settings of glibc's malloc, which are the process's, and who needs them.
+
+    Attributes:
+        solves: that keep memory.
+        programs: that run in them.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = self._programs = 0
+        # One thread may enter it twice: what is collected in the middle ends its use.
+        self.lock = threading.RLock()
+        self.solves: set[int] = set()
+        self.programs: set[int] = set()
         self._before = (0, 0)
 
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._before = _resident(), _end_of_heap()
-                _set(_otherwise() | _KEEPING)
+    def began(self) -> None:
+        """The first solve has begun."""
+        self._before = _resident(), _end_of_heap()
+        _set(_otherwise() | _KEEPING)
 
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users > 0:
+    def ended(self) -> None:
+        """The last solve has ended."""
+        _set(_otherwise())
+        resident, end = self._before
+        if max(_resident() - resident, _end_of_heap() - end) > _WORTH_TRIMMING:
+            _libc().malloc_trim(0)
+
+    def program_began(self) -> None:
+        """The first program has begun."""
+        _set({_MMAP_MAX: 0})
+
+    def program_ended(self) -> None:
+        """The last program has ended."""
+        _join_free_blocks()
+        _set({_MMAP_MAX: _otherwise()[_MMAP_MAX]})
+
+
+class _Use:
+    """One of those who need the settings, until it ends, or is let go of.
+
+    A KeyboardInterrupt may come anywhere in between, so that all can be done twice.
+    """
+
+    lasts = False
+
+    def __init__(self, users: set[int]) -> None:
+        self._users = users
+        solve = users is _heap.solves
+        self._first = _heap.began if solve else _heap.program_began
+        self._last = _heap.ended if solve else _heap.program_ended
+
+    def begin(self) -> None:
+        with _heap.lock:
+            self.lasts = True
+            self._users.add(id(self))
+            if len(self._users) == 1:
+                self._first()
+
+    def end(self) -> None:
+        with _heap.lock:
+            if not self.lasts:
                 return
-            _set(_otherwise())
-            resident, end = self._before
-            if max(_resident() - resident, _end_of_heap() - end) > _WORTH_TRIMMING:
-                _libc().malloc_trim(0)
+            self._users.discard(id(self))
+            if not self._users:
+                self._last()
+            self.lasts = False
 
-    def enter_program(self) -> None:
-        with self._lock:
-            self._programs += 1
-            if self._programs == 1:
-                _set({_MMAP_MAX: 0})
-
-    def leave_program(self) -> None:
-        with self._lock:
-            self._programs -= 1
-            if self._programs == 0:
-                _join_free_blocks()
-                _set({_MMAP_MAX: _otherwise()[_MMAP_MAX]})
+    def __del__(self) -> None:
+        self.end()
 
 
 _heap = _Heap()

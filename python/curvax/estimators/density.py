@@ -103,7 +103,7 @@ def spectral_density(
     check_count("num_steps", num_steps, low=2)
     options = (num_runs, num_steps, deflate, seed, block_size)
     explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
         return in_range(
             op, lambda scaled: _estimate(scaled, chosen, callback, options, interrupted)
         )

@@ -114,7 +114,7 @@ def diagonal(
     method, settings = _settle(op, options, clock)
     smaller = [] if method == "hutchinson" else ["use method='hutchinson', which keeps no vectors"]
     explained = Explained(op, smaller, settings.block)
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
 
         def attempt(scaled: Operator) -> DiagonalResult | BlockResults[DiagonalResult]:
             callback = scaled_callback(scaled, settings.callback)

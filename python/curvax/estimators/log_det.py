@@ -99,7 +99,7 @@ def log_det(
     damping = check_number("damping", damping)
     options = (num_runs, num_steps, deflate, seed, block_size)
     explained = Explained(op, block=arguments.check_block(block_size, op.shape[0]))
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
         # A logarithm is not in the operator's units: its shift is taken off where it is made.
         return in_range(
             op,

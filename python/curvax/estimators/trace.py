@@ -134,7 +134,7 @@ def trace(
     request = _Request.of(op, **options)
     smaller = [] if request.method == "hutchinson" else _SMALLER
     explained = Explained(op, smaller, request.block)
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
         if not isinstance(A, Blocks):
             return _in_range(op, request, interrupted)
         if request.deflate is not None:

@@ -136,7 +136,7 @@ def _over_blocks(blocks: Blocks, k: object, options: EigshOptions) -> BlockResul
             f"None, got {type(v0).__name__}"
         )
     results: dict[str, EigenResult] = {}
-    with kept(), InterruptFlag() as interrupted:
+    with InterruptFlag() as interrupted, kept():
         for name, op in blocks.alike():
             start = None if v0 is None else v0.get(name)
             try:
@@ -169,7 +169,7 @@ def _solve(A: OperatorLike, k: object, options: EigshOptions) -> EigenResult:
     with Explained(op) as explained, original_errors(op):
         request = Request.of(op, k, **options)
         explained.plan = plan = choose_to_fit(op, request, clock)
-        with kept(), InterruptFlag() as interrupted:
+        with InterruptFlag() as interrupted, kept():
 
             def attempt(scaled: Operator) -> EigenResult:
                 callback = scaled_callback(scaled, request.callback)

@@ -85,7 +85,7 @@ def lanczos_tridiagonal(
     make = _reorthogonalized if full else _plain
     smaller = ["lower num_steps"] if keep or full else []
     explained = Explained(op, smaller)
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
 
         def attempt(scaled: Operator) -> LanczosTridiagonal:
             start = _start(scaled, v0, drawn, clock)

@@ -116,7 +116,7 @@ def solve(
         )
 
     explained = Explained(op)
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
         return in_range(damped, attempt, lambda result, exponent: result)
 
 

@@ -98,7 +98,7 @@ def power_iteration(
     tol, momentum = check_number("tol", tol), check_number("momentum", momentum)
     seed = check_seed(seed)
     explained = Explained(op, ["lower k"] if k > 1 else [])
-    with kept(), InterruptFlag() as interrupted, explained, original_errors(op):
+    with InterruptFlag() as interrupted, kept(), explained, original_errors(op):
         check_callback(callback)
 
         def attempt(scaled: Operator) -> EigenResult:
