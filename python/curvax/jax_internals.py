@@ -70,6 +70,7 @@ from jax.extend.core import (  # noqa: E402
 )
 from jax.extend.core import primitives as known  # noqa: E402
 from jax.interpreters import ad, batching, mlir  # noqa: E402
+from jax.interpreters import partial_eval as pe  # noqa: E402
 
 # A program by itself, or with its constants; one class from JAX 0.11 on.
 AnyJaxpr: TypeAlias = Jaxpr | ClosedJaxpr
@@ -330,6 +331,12 @@ def opened(closed: ClosedJaxpr) -> Jaxpr:
     """The jaxpr whose first arguments are the constants, which it does not hold."""
     jaxpr = closed.jaxpr
     return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+
+
+def live(closed: ClosedJaxpr) -> Jaxpr:
+    """As `opened`, without what no result is computed from."""
+    jaxpr = opened(closed)
+    return pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 # Programs of each kind that has to be recognised, of one product.

@@ -9,7 +9,16 @@ from typing import TypeVar
 
 import jax
 
-from curvax.jax_internals import is_custom_vjp, is_placeholder, source_of, unrecognised
+from curvax.jax_internals import (
+    ClosedJaxpr,
+    Jaxpr,
+    is_custom_vjp,
+    is_placeholder,
+    jaxpr_as_fun,
+    live,
+    source_of,
+    unrecognised,
+)
 from curvax.jaxprs import equations, jaxpr_of_linear
 from curvax.typing import PyTree
 
@@ -61,8 +70,25 @@ def check_linear(linear: Callable[..., PyTree], *like: PyTree) -> None:
     Raises:
         TypeError: it holds the tangent map of a `custom_vjp` function, which is a placeholder.
     """
-    found = equations(jaxpr_of_linear(linear, *like))
-    if any(map(is_placeholder, found)):
+    _check(jaxpr_of_linear(linear, *like))
+
+
+def checked_linear(linear: Callable[[PyTree], PyTree], tangents: PyTree) -> PyTree:
+    """`linear(tangents)`, for which it is traced once.
+
+    Raises:
+        TypeError: as `check_linear`, of what the result is computed from. With jax_custom_vjp3
+            JAX 0.11 says so no sooner than the whole is compiled, of what it is not too.
+    """
+    closed, shapes = jax.make_jaxpr(linear, return_shape=True)(tangents)
+    jaxpr = live(closed)
+    _check(jaxpr)
+    out = jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*closed.consts, *jax.tree.leaves(tangents))
+    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+
+def _check(jaxpr: Jaxpr) -> None:
+    if any(map(is_placeholder, equations(jaxpr))):
         raise TypeError("can't apply forward-mode differentiation (jvp) to a custom_vjp function.")
 
 

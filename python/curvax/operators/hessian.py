@@ -15,7 +15,7 @@ from curvax.filters import Filter, select
 from curvax.operators.assembly import CurvatureOptions, assemble
 from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import Curvature
-from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
+from curvax.operators.custom_vjp import check_linear, checked_linear, first_possible, pull_back
 from curvax.operators.finite_difference import DifferenceHessian, DifferenceMap, tuned
 from curvax.operators.microbatch import LinearMap, LossMap
 from curvax.operators.model import Model, accepts_model
@@ -58,7 +58,10 @@ class HessianMap(LinearMap, LossMap):
         gradient, taken = self.gradient(leaves, batch), self.taken(leaves)
 
         def forward_over_reverse() -> PyTree:
-            return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
+            def along(tangents: PyTree) -> PyTree:
+                return jax.jvp(lambda s: gradient(s)[0], (taken,), (tangents,))[1]
+
+            return checked_linear(along, tangents)
 
         def reverse_over_reverse() -> PyTree:
             return jax.vjp(gradient, taken, has_aux=True)[1](tangents)[0]
