@@ -7,8 +7,8 @@
 
 #define CURVAX_FOR_EACH_CPU_HANDLER(X) \
   X(fence)                             \
-  X(uninitialised_like)               \
-  X(put)                              \
+  X(uninitialised_like)                \
+  X(put)                               \
   X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \
   X(softmax_ce_derivatives)            \

@@ -50,8 +50,7 @@ ffi::Error Put(ffi::ThreadPool pool, ffi::AnyBuffer out, ffi::AnyBuffer part,
     return ffi::Error::InvalidArgument(std::string(kPut) +
                                        ": expected vectors of one dtype and a scalar start");
   }
-  CURVAX_RETURN_IF_ERROR(
-      CheckBuffer(kPut, "result", *result, out.element_type(), {whole[0]}));
+  CURVAX_RETURN_IF_ERROR(CheckBuffer(kPut, "result", *result, out.element_type(), {whole[0]}));
   const int64_t count = static_cast<int64_t>(part.element_count());
   const int64_t first = *start.typed_data();
   if (first < 0 || first + count > whole[0]) {
