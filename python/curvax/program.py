@@ -171,10 +171,9 @@ def compiler_options(*args: object) -> dict[str, Any] | None:
     return _NARROW if wide else None
 
 
-def _memory_stays(args: PyTree) -> bool:
-    """Whether what a program of these arguments frees is to be used again; see `curvax.heap`."""
+def _memory_stays(placed: Hashable) -> bool:
+    """Whether what a program of arguments placed so frees is used again; see `curvax.heap`."""
     # A callback in a program for several devices would have to be placed on one of them.
-    placed = _placement(jax.tree.leaves(args))
     return keeping() and present() == {"cpu"} and isinstance(placed, frozenset)
 
 
@@ -206,7 +205,7 @@ def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
     @functools.wraps(fun)
     def call(*args: P.args, **named: P.kwargs) -> R:
         leaves, structure = jax.tree.flatten((args, named))
-        options, here = compiler_options(leaves), within() and _memory_stays(leaves)
+        options, here = compiler_options(leaves), within() and _memory_stays(_placement(leaves))
         # Within a trace a new array is traced too, whatever the arguments are.
         if (options is not None or here) and traced(leaves):
             options, here = None, False
@@ -313,12 +312,14 @@ class Program(Generic[P, R]):
         types = tuple(
             (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
         )
-        settings = _users_mode.get(), _memory_stays(args), _settings()
-        return self, treedef, types, _placement(leaves), settings
+        placed = _placement(leaves)
+        settings = _users_mode.get(), _memory_stays(placed), _settings()
+        return self, treedef, types, placed, settings
 
     def _ready(self, clock: Clock, args: tuple[object, ...]) -> _Ready:
         def make() -> _Ready:
-            called = _in_the_callers_thread(self.fun) if _memory_stays(args) else self.fun
+            stays = _memory_stays(_placement(jax.tree.leaves(args)))
+            called = _in_the_callers_thread(self.fun) if stays else self.fun
             # A function of its own, since JAX would return what it has traced under other settings.
             fresh = functools.wraps(self.fun)(lambda *args: called(*args))  # type: ignore[call-arg]
             with clock.part("compile"):
