@@ -8,6 +8,7 @@
 #define CURVAX_FOR_EACH_CPU_HANDLER(X) \
   X(fence)                             \
   X(uninitialised_like)                \
+  X(zeros)                             \
   X(put)                               \
   X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \

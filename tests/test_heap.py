@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import heap
+from curvax import _native, heap
 
 pytestmark = pytest.mark.skipif(bool(heap.reason_against()), reason=heap.reason_against())
 
@@ -208,6 +208,54 @@ def test_a_steady_product_faults_in_no_pages():
     assert plain > 4000 and kept <= 0.005 * plain
     # The temporary memory of one product, once.
     assert 30 << 20 < peak < 1.1 * 4096 * plain and grown < 8 << 20, (plain, peak, grown)
+
+
+LOOP = """
+import resource, jax, jax.numpy as jnp
+import curvax as cx
+from curvax.device.programs import empty_basis, multiply, solve_clock
+def faults(call):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(call())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def loss(w, x):
+    for _ in range(6):
+        x = jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+op = cx.hessian(loss, jnp.eye(32) + 0.01, jnp.ones((40000, 32)), linearize=False)
+large = jnp.ones((1000, 1000))
+normalized = jax.jit(lambda v: v / jnp.linalg.norm(v) + 0 * jnp.sum(large @ large))
+v = jnp.ones((32, 32))
+block, clock = jnp.ones((1, 1024)), solve_clock()
+with cx.keep_memory(False):
+    multiply(clock, op, +block)
+    print(faults(lambda: multiply(clock, op, block)))
+with cx.keep_memory():
+    multiply.work_bytes(clock, op, v.reshape(1, -1))  # compiles
+    print(faults(lambda: multiply(clock, op, v.reshape(1, -1))))
+with cx.keep_memory():
+    op @ v
+    # Of what is still being computed XLA would have the product wait in another thread.
+    print(sorted(faults(lambda: op @ normalized(v)) for _ in range(9))[4])
+empty_basis(clock, (1, 5), jnp.float32)
+print(faults(lambda: empty_basis(clock, (8, 4 << 20), jnp.float32)))
+"""
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_products_of_a_users_loop_fault_in_no_pages_either():
+    plain, _, steady, _ = map(int, python(LOOP))
+    assert plain > 4000 and steady <= 0.005 * plain, (plain, steady)
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[never]" in THP.read_text(), reason="a system without huge pages"
+)
+def test_what_stays_is_on_huge_pages():
+    plain, first, _, basis = map(int, python(LOOP))
+    assert first < 0.1 * plain, (plain, first)
+    if _native.available("zeros"):
+        assert basis < 0.1 * (128 << 20) / 4096, basis
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import mmap
 import os
 import threading
 import weakref
@@ -50,6 +51,8 @@ _ADJUSTED = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 _LARGEST = 2**31 - 1
 # Less than this is not worth a walk over all free blocks at the end, which costs milliseconds.
 _WORTH_TRIMMING = 16 << 20
+
+_HUGE_PAGE = 2 << 20
 
 # XLA aligns by 64 bytes, a block is at least 32 long, and may be that much longer than asked for.
 # The cache of a thread has 7 blocks of each size (tcache_count).
@@ -127,14 +130,19 @@ def kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unmapped() -> Iterator[None]:
-    """Around a program: in `kept`, what it takes, large or not, is of the heap."""
+def unmapped(nbytes: int = 0) -> Iterator[None]:
+    """Around a program: in `kept`, what it takes, large or not, is of the heap.
+
+    Args:
+        nbytes: what it takes, for which there are to be huge pages; 0 where that is not known.
+    """
     if not within():
         yield
         return
     use = _Use(_heap.programs)
     try:
         use.begin()
+        _heap.ask_for_huge_pages(nbytes)
         yield
     finally:
         use.end()
@@ -256,10 +264,12 @@ class _Heap:
         self.solves: set[int] = set()
         self.programs: set[int] = set()
         self._before = (0, 0)
+        self._on_huge_pages = 0
 
     def began(self) -> None:
         """The first solve has begun."""
         self._before = _resident(), _end_of_heap()
+        self._on_huge_pages = 0
         _set(_otherwise() | _KEEPING)
 
     def ended(self) -> None:
@@ -272,6 +282,26 @@ class _Heap:
     def program_began(self) -> None:
         """The first program has begun."""
         _set({_MMAP_MAX: 0})
+
+    def ask_for_huge_pages(self, nbytes: int) -> None:
+        """Where the next block of that size will lie, before any of its pages is touched.
+
+        512 times fewer page faults, where the system has huge pages for who asks for them.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        with self.lock:
+            if nbytes <= self._on_huge_pages or not main:
+                return
+            self._on_huge_pages = nbytes
+            block = None
+            try:
+                block = _libc().malloc(nbytes)
+                if block:
+                    first = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+                    length = (block + nbytes - first) // _HUGE_PAGE * _HUGE_PAGE
+                    _libc().madvise(first, max(length, 0), mmap.MADV_HUGEPAGE)
+            finally:
+                _libc().free(block)
 
     def program_ended(self) -> None:
         """The last program has ended."""
@@ -343,6 +373,7 @@ def _libc() -> ctypes.CDLL:
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
     return libc
 

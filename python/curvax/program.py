@@ -191,6 +191,13 @@ def _in_the_callers_thread(fun: Callable[P, R]) -> Callable[P, R]:
     return with_callback
 
 
+def _reused(args: PyTree, nbytes: int = 0) -> contextlib.AbstractContextManager[None]:
+    """Around a program `_in_the_callers_thread`, which takes that much memory."""
+    # XLA would run it in a thread of its own once what is still being computed is ready.
+    jax.block_until_ready(args)
+    return unmapped(nbytes)
+
+
 def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
     """`jax.jit` with `compiler_options` where it is outermost, that keeps the programs last used.
 
@@ -217,7 +224,7 @@ def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
             return jax.jit(fresh, static_argnums=static, compiler_options=options)
 
         run = _kept(programs, (structure, here, *(options or ())), make)
-        with unmapped() if here else contextlib.nullcontext():
+        with _reused(leaves) if here else contextlib.nullcontext():
             return run(*args, **named)
 
     return call
@@ -272,8 +279,8 @@ class Program(Generic[P, R]):
         needed = as_arguments(args)
         with self._mode():
             ready = self._ready(clock, needed)
-            reused = ready.work_bytes >= _LARGE and not self.lasting
-            with unmapped() if reused else contextlib.nullcontext():
+            reused = ready.work_bytes >= _LARGE and not self.lasting and within()
+            with _reused(needed, ready.work_bytes) if reused else contextlib.nullcontext():
                 return ready.run(*needed)
 
     def work_bytes(self, clock: Clock, *args: object) -> int:

@@ -16,7 +16,7 @@ from curvax import _native
 from curvax.jaxprs import equations
 from curvax.operators import flat_product
 from curvax.operators.checked_product import compiled_product
-from curvax.ops.assembly import put, uninitialised_like
+from curvax.ops.assembly import put, uninitialised_like, zeros
 
 native = pytest.mark.skipif(not _native.available("put"), reason="built without compiled kernels")
 
@@ -243,6 +243,16 @@ def test_put(x64, dtype, start, size):
 def test_put_refuses_to_write_elsewhere():
     with pytest.raises(Exception, match="the part reaches beyond the vector"):
         jax.block_until_ready(jax.jit(put)(jnp.ones(5), jnp.ones(3), jnp.int32(3)))
+
+
+@native
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (1, (4 << 20) + 3), (3, 6_000_019)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_zeros(shape, dtype):
+    for _ in range(2):  # of memory that was in use before
+        found = np.array(jax.jit(zeros, static_argnums=(0, 1))(shape, dtype))
+        assert found.shape == shape and found.dtype == dtype and not found.astype(np.float32).any()
+        jax.block_until_ready(jnp.full(shape, jnp.nan, dtype))
 
 
 @native

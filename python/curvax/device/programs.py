@@ -13,10 +13,11 @@ from curvax.operators.base import Operator
 from curvax.operators.checked_product import checked_product
 from curvax.operators.closure import close
 from curvax.operators.shards import sharded_arrays
+from curvax.ops import assembly
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
 from curvax.ops.shards import whole
-from curvax.program import Clock, program, users_mode
-from curvax.typing import Block, Float64Array, PyTree
+from curvax.program import Clock, host, program, users_mode
+from curvax.typing import Block, DTypeLike, Float64Array, PyTree
 
 # The most steps that one program does.
 TOGETHER = 8
@@ -44,6 +45,18 @@ def random_block(
         return lax.dynamic_update_slice_in_dim(block, piece, first, axis=1)
 
     return over_columns(fill, jnp.zeros((b, n), op.dtype), n, rows=b)
+
+
+@program(lasting=True)
+def zeros(rows: Length, columns: Length, like: Array) -> Shaped[Array, "rows columns"]:
+    """Room for a basis, of the dtype of `like`."""
+    return assembly.zeros((int(rows), int(columns)), like.dtype)
+
+
+def empty_basis(clock: Clock, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+    """Zeros `(rows, columns)`, to be written to."""
+    rows, columns = map(Length, shape)
+    return jax.block_until_ready(zeros(clock, rows, columns, host(np.zeros(0, dtype))))
 
 
 @program()

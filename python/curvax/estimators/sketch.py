@@ -72,7 +72,8 @@ class Sketch:
         self._known = source.deflation.count
         self._replacements = 0
         n = source.op.shape[0]
-        self.basis = jnp.zeros((self._known + capacity, n), source.op.dtype)
+        shape = (self._known + capacity, n)
+        self.basis = programs.empty_basis(source.clock, shape, source.op.dtype)
         if source.deflation.vectors is not None:
             first = np.int32(0)
             self.basis = probing.store(

@@ -116,7 +116,9 @@ class Lanczos:
         self.replaced = False
         self._like = jnp.zeros(block, jnp.int32)
         self.n = storage.Length(op.shape[0])
-        self.basis = jnp.zeros(storage.shape(rows, self.n, dtype), dtype)
+        with clock.part("orthogonalization"):
+            shape = storage.shape(rows, self.n, dtype)
+            self.basis = programs.empty_basis(clock, shape, dtype)
         # The next block, as it will be multiplied, if it need not be read from the basis.
         self._next: Array | None = None
         # Since the start: the cycles that ended, and the first row of the block that began this.
@@ -150,7 +152,8 @@ class Lanczos:
         """A block of standard normal vectors, the next of the seed's sequence."""
         self._draws += 1
         seed, draw = seed_word(self._seed), np.uint32(self._draws)
-        return programs.random_block(self.clock, self.op, self._like, host(seed), host(draw))
+        with self.clock.part("orthogonalization"):
+            return programs.random_block(self.clock, self.op, self._like, host(seed), host(draw))
 
     @property
     def full(self) -> bool:

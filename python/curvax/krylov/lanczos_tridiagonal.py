@@ -12,7 +12,13 @@ from curvax.arrays import reject_tracers
 from curvax.checks import check_count, check_flag, check_seed
 from curvax.device import probing
 from curvax.device.probes import draw
-from curvax.device.programs import check_products, multiply, orthonormalize, unpack
+from curvax.device.programs import (
+    check_products,
+    empty_basis,
+    multiply,
+    orthonormalize,
+    unpack,
+)
 from curvax.heap import kept
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.failures import Explained
@@ -109,7 +115,7 @@ def _plain(
 ) -> tuple[Float64Array, Float64Array, Array | None]:
     """αs `(j,)`, βs `(j,)` with the last coupling, and the basis if it is to be kept."""
     recurrence = Recurrence(op, start, clock)
-    basis = jnp.zeros((steps, op.shape[0]), op.dtype) if keep else None
+    basis = empty_basis(clock, (steps, op.shape[0]), op.dtype) if keep else None
     while recurrence.steps < steps and not recurrence.ended.all():
         if basis is not None:
             row = np.int32(recurrence.steps)

@@ -1,6 +1,7 @@
-"""A vector that is put together of parts, with no pass over memory but those that write the parts.
+"""Large arrays that are filled bit by bit, with no pass over memory but those that write the parts.
 
-On a CPU alone, where XLA would fill the vector with zeros first, and write with one thread.
+On a CPU alone, where XLA would fill a vector with zeros before others are put into it, writes with
+one thread, and takes memory by small pages.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,22 @@ from jaxtyping import Int32, Shaped
 
 from curvax import _native
 from curvax.jax_internals import Primitive, ad, batching, mlir
+from curvax.typing import DTypeLike
 
 _LIKE, _PUT = Primitive("curvax_uninitialised_like"), Primitive("curvax_put")
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Shaped[Array, "..."]:
+    """An array of zeros, to be kept and written to: a large one lies on huge pages.
+
+    Args:
+        shape: its shape.
+        dtype: its dtype.
+    """
+    if not _native.use_native("zeros"):
+        return jnp.zeros(shape, dtype)
+    filled: Array = jax.ffi.ffi_call("curvax.zeros", jax.ShapeDtypeStruct(shape, dtype))()
+    return filled
 
 
 def uninitialised_like(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
