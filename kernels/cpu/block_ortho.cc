@@ -48,9 +48,10 @@ struct Layout {
   int64_t sums, result, coefficients, a, mix, bytes;
   Layout(const BlockOrthoArgs& args, int64_t max_workers) {
     const int64_t m = args.used, b = args.block;
-    const int64_t element = args.dtype == DType::kF64 ? sizeof(double) : sizeof(float);
+    const int64_t element = ComputedBytes(args.dtype), stored = StoredBytes(args.dtype);
     const int64_t tile = Min<int64_t>(b, kMaxTileColumns);
-    plan = PlanSweep(args.n, m + b, b + DotRows(static_cast<int>(tile)), element, (m + b) * b);
+    plan = PlanSweep(args.n, m * stored + b * element,
+                     DotRows(static_cast<int>(tile)) * stored + b * element, (m + b) * b);
     int64_t at = max_workers * plan.worker_bytes;
     const auto take = [&at](int64_t bytes) {
       const int64_t begin = at;

@@ -24,25 +24,29 @@ struct SweepPlan {
   int64_t panels;        // in a vector
   int64_t chunk_panels;  // panels in a chunk
   int64_t chunks;
-  int64_t stride;        // elements between vectors in scratch: the panel and a line of padding,
-                         // so that equal offsets do not share a cache set
+  int64_t stride;        // elements between vectors in scratch: the panel and at least a line of
+                         // padding, so that equal offsets do not share a cache set
   int64_t sums;          // doubles in one chunk's sums, (m + b) b
   int64_t worker_bytes;  // scratch of one worker
 };
 
-// `vectors` of `element` bytes share a panel, of which `hot` are in use at once.
-CURVAX_INLINE SweepPlan PlanSweep(int64_t n, int64_t vectors, int64_t hot, int64_t element,
-                                  int64_t sums) {
+CURVAX_INLINE int64_t StoredBytes(DType dtype) {
+  return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
+}
+CURVAX_INLINE int64_t ComputedBytes(DType dtype) { return dtype == DType::kF64 ? 8 : 4; }
+
+// An element of all vectors that share a panel takes `shared` bytes, of those in use at once `hot`.
+CURVAX_INLINE SweepPlan PlanSweep(int64_t n, int64_t shared, int64_t hot, int64_t sums) {
   constexpr int64_t kL1Bytes = 28 << 10, kHalfL2Bytes = 256 << 10, kMaxChunks = 256;
   SweepPlan plan;
-  const int64_t l1 = kL1Bytes / (hot * element), l2 = kHalfL2Bytes / (vectors * element);
-  plan.panel = Max<int64_t>(64, Min<int64_t>(Min(l1, l2), 1024) / 64 * 64);
+  const int64_t widest = Min(kL1Bytes / hot, kHalfL2Bytes / shared);
+  plan.panel = Max<int64_t>(64, Min<int64_t>(widest, 1024) / 64 * 64);
   plan.panels = CeilDiv(n, plan.panel);
   plan.chunk_panels = Max<int64_t>(2, CeilDiv(plan.panels, kMaxChunks));
   plan.chunks = CeilDiv(plan.panels, plan.chunk_panels);
-  plan.stride = plan.panel + 64 / element;
+  plan.stride = plan.panel + 32;
   plan.sums = sums;
-  plan.worker_bytes = RoundUp(plan.stride * vectors * element, 64);
+  plan.worker_bytes = RoundUp(plan.stride * shared, 64);
   return plan;
 }
 
@@ -54,7 +58,6 @@ class Sweep {
   // `sums` has room for plan.chunks * plan.sums doubles, `scratch` for one worker's bytes each.
   Sweep(const BlockOrthoArgs& args, const SweepPlan& plan, double* sums, char* scratch)
       : args_(args), plan_(plan), sums_(sums), scratch_(scratch), m_(args.used), b_(args.block) {
-    direct_ = sizeof(S) == sizeof(C);
     clashes_ = RowsClash();
   }
 
@@ -77,7 +80,7 @@ class Sweep {
     int64_t begin, width, padded;  // padded: to whole cache lines, with zeros
     bool packed;                   // rows are used from scratch
     C* w;                          // the block's panel, b vectors plan.stride apart
-    C* rows;                       // the basis' panel if packed, likewise
+    S* rows;                       // the basis' panel if packed, likewise
   };
 
   // Whether more rows than a set of an 8-way L2 holds fall on the same sets of 64 KB, as they do
@@ -107,11 +110,10 @@ class Sweep {
         Panel panel;
         panel.begin = p * plan_.panel;
         panel.width = Min(plan_.panel, args_.n - panel.begin);
-        panel.padded = RoundUp(panel.width, kLine<C>);
-        panel.packed =
-            !direct_ || panel.padded != panel.width || (clashes_ && a != nullptr && measure);
+        panel.padded = RoundUp(panel.width, kLine<S>);
+        panel.packed = panel.padded != panel.width || (clashes_ && a != nullptr && measure);
         panel.w = scratch;
-        panel.rows = scratch + b_ * plan_.stride;
+        panel.rows = reinterpret_cast<S*>(scratch + b_ * plan_.stride);
         LoadBlock(panel, mix);
         if (a != nullptr) {
           Update(panel, a, measure ? 0 : plan_.panel);
@@ -175,36 +177,33 @@ class Sweep {
   }
 
   // Pointers to `count` rows from `first`, copied to scratch before if the panel is packed.
-  void Rows(const Panel& panel, int64_t first, int64_t count, bool copy, const C** rows) const {
+  void Rows(const Panel& panel, int64_t first, int64_t count, bool copy, const S** rows) const {
     for (int64_t r = 0; r < count; ++r) {
       const S* row = Row(first + r) + panel.begin;
       if (!panel.packed) {
-        rows[r] = reinterpret_cast<const C*>(row);  // direct_: S is C
+        rows[r] = row;
         continue;
       }
-      C* out = panel.rows + (first + r) * plan_.stride;
+      S* out = panel.rows + (first + r) * plan_.stride;
       rows[r] = out;
       if (!copy) continue;
-      const int64_t whole = panel.width / kLanes<C> * kLanes<C>;
-      for (int64_t i = 0; i < whole; i += kLanes<C>) {
-        __builtin_prefetch(row + i + count * args_.stride);
-        StoreVec(out + i, LoadAs(row + i));
-      }
-      for (int64_t i = whole; i < panel.padded; i += kLanes<C>) {
-        StoreVec(out + i, LoadPartial(row + i, Max<int64_t>(0, panel.width - i), C{0}));
-      }
+      __builtin_memcpy(out, row, static_cast<size_t>(panel.width) * sizeof(S));
+      for (int64_t i = panel.width; i < panel.padded; ++i) out[i] = S{};
     }
   }
 
-  // Calls f(r, count, ahead) for groups of rows [r, r + count). The rows that follow are `ahead`
-  // elements away: the next group's, or after the last the first ones `wrap` elements further on.
-  // The odd group comes first, so that no prefetch reaches past the used rows.
+  // Calls f(r, count, ahead) for groups of rows [r, r + count), at most `group` and as equal as can
+  // be: in a small one fewer lines would be under way. The rows that follow are `ahead` elements
+  // away: the next group's, or after the last the first ones `wrap` elements further on. A group is
+  // never larger than the next, so that no prefetch reaches past the used rows.
   template <typename F>
   void ForRows(const Panel& panel, int64_t group, int64_t wrap, const F& f) const {
     const int64_t stride = panel.packed ? plan_.stride : args_.stride;
-    int64_t count = m_ % group == 0 ? group : m_ % group;
-    for (int64_t r = 0; r < m_; r += count, count = group) {
-      f(r, count, r + count < m_ ? count * stride : wrap - r * stride);
+    const int64_t groups = CeilDiv(m_, group);
+    for (int64_t r = 0, g = 0; g < groups; ++g) {
+      const int64_t count = (m_ + g) / groups;
+      f(r, count, g + 1 < groups ? count * stride : wrap - r * stride);
+      r += count;
     }
   }
 
@@ -226,12 +225,12 @@ class Sweep {
   void Update(const Panel& panel, const C* a, int64_t wrap) const {
     WithWidestTile([&](auto widest) {
       constexpr int kRows = UpdateRows(decltype(widest)::value);
-      const C* rows[kRows];
+      const S* rows[kRows];
       ForRows(panel, kRows, wrap, [&](int64_t r, int64_t count, int64_t ahead) {
         Rows(panel, r, count, true, rows);
         ForColumns([&](int64_t c, auto columns) {
           WithConstant<kRows>(count, [&](auto height) {
-            UpdateTile<decltype(height)::value, decltype(columns)::value, C>(
+            UpdateTile<decltype(height)::value, decltype(columns)::value, S, C>(
                 rows, ahead, a + r * b_ + c, b_, panel.padded, panel.w + c * plan_.stride,
                 plan_.stride);
           });
@@ -244,25 +243,29 @@ class Sweep {
   void Products(const Panel& panel, bool copied, double* sums) const {
     WithWidestTile([&](auto widest) {
       constexpr int kRows = DotRows(decltype(widest)::value);
-      const C* rows[kRows];
-      const auto tiles = [&](int64_t r, int64_t count, int64_t ahead) {
-        ForColumns([&](int64_t c, auto columns) {
-          WithConstant<kRows>(count, [&](auto height) {
-            DotTile<decltype(height)::value, decltype(columns)::value, C>(
-                rows, ahead, panel.w + c * plan_.stride, plan_.stride, panel.padded,
-                sums + r * b_ + c, b_);
-          });
-        });
-      };
+      const S* rows[kRows];
       ForRows(panel, kRows, plan_.panel, [&](int64_t r, int64_t count, int64_t ahead) {
         Rows(panel, r, count, !copied, rows);
-        tiles(r, count, ahead);
+        Dots<kRows>(panel, rows, count, ahead, sums + r * b_);
       });
+      const C* columns[kRows];
       for (int64_t k = 0; k < b_; k += kRows) {
         const int64_t count = Min<int64_t>(kRows, b_ - k);
-        for (int64_t r = 0; r < count; ++r) rows[r] = panel.w + (k + r) * plan_.stride;
-        tiles(m_ + k, count, 0);
+        for (int64_t r = 0; r < count; ++r) columns[r] = panel.w + (k + r) * plan_.stride;
+        Dots<kRows>(panel, columns, count, 0, sums + (m_ + k) * b_);
       }
+    });
+  }
+
+  // Adds <rows[r], w_c> to sums[r b + c], for `count` rows of at most kRows.
+  template <int kRows, typename T>
+  void Dots(const Panel& panel, const T* const* rows, int64_t count, int64_t ahead,
+            double* sums) const {
+    ForColumns([&](int64_t c, auto columns) {
+      WithConstant<kRows>(count, [&](auto height) {
+        DotTile<decltype(height)::value, decltype(columns)::value, T, C>(
+            rows, ahead, panel.w + c * plan_.stride, plan_.stride, panel.padded, sums + c, b_);
+      });
     });
   }
 
@@ -279,7 +282,7 @@ class Sweep {
   double* const sums_;
   char* const scratch_;
   const int64_t m_, b_;
-  bool direct_, clashes_;
+  bool clashes_;
 };
 
 }  // namespace curvax::CURVAX_TARGET

@@ -8,7 +8,7 @@
 #ifndef CURVAX_CPU_BLOCK_ORTHO_TILES_H_
 #define CURVAX_CPU_BLOCK_ORTHO_TILES_H_
 
-#include "cpu/simd.h"
+#include "cpu/convert.h"
 
 namespace curvax::CURVAX_TARGET {
 
@@ -24,24 +24,24 @@ constexpr int UpdateRows(int columns) {
 }
 
 // Elements in a cache line.
-template <typename C>
-constexpr int kLine = 64 / static_cast<int>(sizeof(C));
+template <typename T>
+constexpr int kLine = 64 / static_cast<int>(sizeof(T));
 
 // out[r * out_stride + c] += <rows[r], w_c>, with w_c at w + c * w_stride.
-template <int R, int B, typename C>
-void DotTile(const C* const* rows, int64_t ahead, const C* w, int64_t w_stride, int64_t width,
+template <int R, int B, typename S, typename C>
+void DotTile(const S* const* rows, int64_t ahead, const C* w, int64_t w_stride, int64_t width,
              double* out, int64_t out_stride) {
-  const C* row[R];  // a copy, which no store can be thought to change
+  const S* row[R];  // a copy, which no store can be thought to change
   for (int r = 0; r < R; ++r) row[r] = rows[r];
   Vec<C> sum[R][B] = {};
-  for (int64_t i = 0; i < width; i += kLine<C>) {
+  for (int64_t i = 0; i < width; i += kLine<S>) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + ahead + i);
 #pragma GCC unroll 4
-    for (int v = 0; v < kLine<C>; v += kLanes<C>) {
+    for (int v = 0; v < kLine<S>; v += kLanes<C>) {
       Vec<C> q[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) q[r] = LoadVec(row[r] + i + v);
+      for (int r = 0; r < R; ++r) q[r] = LoadAs(row[r] + i + v);
 #pragma GCC unroll 4
       for (int c = 0; c < B; ++c) {
         const Vec<C> x = LoadVec(w + c * w_stride + i + v);
@@ -56,10 +56,10 @@ void DotTile(const C* const* rows, int64_t ahead, const C* w, int64_t w_stride, 
 }
 
 // w_c += sum_r a[r * a_stride + c] rows[r].
-template <int R, int B, typename C>
-void UpdateTile(const C* const* rows, int64_t ahead, const C* a, int64_t a_stride, int64_t width,
+template <int R, int B, typename S, typename C>
+void UpdateTile(const S* const* rows, int64_t ahead, const C* a, int64_t a_stride, int64_t width,
                 C* w, int64_t w_stride) {
-  const C* row[R];
+  const S* row[R];
   for (int r = 0; r < R; ++r) row[r] = rows[r];
   Vec<C> k[R][B];
 #pragma GCC unroll 8
@@ -67,14 +67,14 @@ void UpdateTile(const C* const* rows, int64_t ahead, const C* a, int64_t a_strid
 #pragma GCC unroll 4
     for (int c = 0; c < B; ++c) k[r][c] = Splat(a[r * a_stride + c]);
   }
-  for (int64_t i = 0; i < width; i += kLine<C>) {
+  for (int64_t i = 0; i < width; i += kLine<S>) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + ahead + i);
 #pragma GCC unroll 4
-    for (int v = 0; v < kLine<C>; v += kLanes<C>) {
+    for (int v = 0; v < kLine<S>; v += kLanes<C>) {
       Vec<C> q[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) q[r] = LoadVec(row[r] + i + v);
+      for (int r = 0; r < R; ++r) q[r] = LoadAs(row[r] + i + v);
 #pragma GCC unroll 4
       for (int c = 0; c < B; ++c) {
         C* p = w + c * w_stride + i + v;

@@ -23,8 +23,8 @@ struct Layout {
   SweepPlan plan;
   int64_t groups, entries, bytes;
   Layout(const RotateBasisArgs& args, int64_t max_workers) {
-    const int64_t element = args.dtype == DType::kF64 ? sizeof(double) : sizeof(float);
-    plan = PlanSweep(args.n, Max<int64_t>(1, args.used), 1, element, 0);
+    const int64_t element = ComputedBytes(args.dtype);
+    plan = PlanSweep(args.n, Max<int64_t>(1, args.used) * element, element, 0);
     groups = CeilDiv(args.kept, kTileRows);
     entries = max_workers * plan.worker_bytes;
     bytes = entries + RoundUp(groups * args.used * kTileRows * int64_t{sizeof(double)}, 64);
