@@ -14,8 +14,10 @@
 // W - C1^T C1 makes them orthonormal among themselves to m d^2. With 4 eps of the compute type,
 // what rounding leaves after an update is a few times eps already: the coefficients are rounded to
 // it. Rows are then orthonormal to 5e-7 in float, far below sqrt(eps), where a recurrence is as
-// good as with exact orthogonality (Simon 1984). W_in = Q C + Q_new S holds as ever: what is not
-// subtracted is not added to C.
+// good as with exact orthogonality (Simon 1984). Rows of 16 bits depart from that by their own
+// rounding, of norm 0.2 eps; what is left below a quarter of it, eps / 16, is no larger than what
+// storing the new row adds, and W is not cleaned of more by an update with such rows. W_in = Q C +
+// Q_new S holds as ever: what is not subtracted is not added to C.
 //
 // Everything of size m x b or b x b is in double. C and S are accumulated from the coefficients as
 // rounded for the sweeps, so W_in = Q C + Q_new S holds to the rounding of the sweeps themselves.

@@ -3,9 +3,10 @@
 // Algorithm: a panel of the used rows is copied to scratch that fits half of L2; tiles of four new
 // rows by one cache line are then formed in registers and written over the old rows. Memory
 // traffic: the used rows are read once and the kept ones written once; nothing of size n is
-// allocated. Accumulation: in the compute type over `used` terms. For float, a rotation entry is
-// split in two floats: rounding it to one would leave the rows orthonormal only to 1e-7 after every
-// restart, an error that is the same for all elements and so adds up. Determinism: elements are
+// allocated. Accumulation: in the compute type over `used` terms. For rows in float, a rotation
+// entry is split in two floats: rounding it to one would leave the rows orthonormal only to 1e-7
+// after every restart, an error that is the same for all elements and so adds up; in 16 bits that
+// is below a thousandth of the rounding of a row. Determinism: elements are
 // independent; the result does not depend on the thread count.
 #include "cpu/block_ortho.h"
 #include "cpu/block_ortho_sweep.h"
@@ -16,14 +17,14 @@ namespace {
 constexpr int kTileRows = 4;
 
 // Entries of one rotation row and four new rows; for float the rounding errors behind the values.
-template <typename C>
-constexpr int kParts = sizeof(C) == sizeof(float) ? 2 : 1;
+template <typename S>
+constexpr int kParts = sizeof(S) == sizeof(float) ? 2 : 1;
 
 struct Layout {
   SweepPlan plan;
   int64_t groups, entries, bytes;
   Layout(const RotateBasisArgs& args, int64_t max_workers) {
-    const int64_t element = ComputedBytes(args.dtype);
+    const int64_t element = StoredBytes(args.dtype);
     plan = PlanSweep(args.n, Max<int64_t>(1, args.used) * element, element, 0);
     groups = CeilDiv(args.kept, kTileRows);
     entries = max_workers * plan.worker_bytes;
@@ -35,7 +36,7 @@ template <typename S>
 class Rotation {
  public:
   using C = Compute<S>;
-  static constexpr int kEntry = kTileRows * kParts<C>;
+  static constexpr int kEntry = kTileRows * kParts<S>;
 
   Rotation(const RotateBasisArgs& args, const ParallelFor& pool)
       : args_(args), pool_(pool), layout_(args, pool.max_workers) {
@@ -46,16 +47,16 @@ class Rotation {
     PackEntries();
     const SweepPlan& plan = layout_.plan;
     For(pool_, plan.chunks, [&](int64_t worker, int64_t chunk) {
-      C* rows =
-          reinterpret_cast<C*>(static_cast<char*>(args_.workspace) + worker * plan.worker_bytes);
+      S* rows =
+          reinterpret_cast<S*>(static_cast<char*>(args_.workspace) + worker * plan.worker_bytes);
       const int64_t end = Min(plan.panels, (chunk + 1) * plan.chunk_panels);
       for (int64_t p = chunk * plan.chunk_panels; p < end; ++p) {
         const int64_t begin = p * plan.panel;
         const int64_t width = Min(plan.panel, args_.n - begin);
         CopyPanel(begin, width, rows);
-        for (int64_t i = 0; i < width; i += kLine<C>) {
+        for (int64_t i = 0; i < width; i += kLine<S>) {
           for (int64_t g = 0; g < layout_.groups; ++g) {
-            Tile(rows + i, g, begin + i, Min<int64_t>(kLine<C>, width - i));
+            Tile(rows + i, g, begin + i, Min<int64_t>(kLine<S>, width - i));
           }
         }
       }
@@ -74,42 +75,38 @@ class Rotation {
           const int64_t j = g * kTileRows + k;
           const double value = j < args_.kept ? args_.rotation[i * args_.rows + j] : 0.0;
           out[k] = C(value);
-          if constexpr (kParts<C> == 2) out[kTileRows + k] = C(value - double(out[k]));
+          if constexpr (kParts<S> == 2) out[kTileRows + k] = C(value - double(out[k]));
         }
       }
     }
   }
 
-  void CopyPanel(int64_t begin, int64_t width, C* rows) const {
-    const int64_t whole = width / kLanes<C> * kLanes<C>;
-    for (int64_t r = 0; r < args_.used; ++r) {
+  void CopyPanel(int64_t begin, int64_t width, S* rows) const {
+    for (int64_t r = 0; r < args_.used; ++r, rows += layout_.plan.stride) {
       const S* in = Row(r) + begin;
-      C* out = rows + r * layout_.plan.stride;
-      for (int64_t i = 0; i < whole; i += kLanes<C>) {
+      for (int64_t i = 0; i < width; i += kLine<S>) {
         __builtin_prefetch(in + i + layout_.plan.panel, 0, 2);
-        StoreVec(out + i, LoadAs(in + i));
+        __builtin_memcpy(rows + i, in + i, Min<int64_t>(kLine<S>, width - i) * sizeof(S));
       }
-      for (int64_t i = whole; i < RoundUp(width, kLine<C>); i += kLanes<C>) {
-        StoreVec(out + i, LoadPartial(in + i, Max<int64_t>(0, width - i), C{0}));
-      }
+      for (int64_t i = width; i < RoundUp(width, kLine<S>); ++i) rows[i] = S{};
     }
   }
 
   // One cache line of four new rows.
-  void Tile(const C* rows, int64_t group, int64_t at, int64_t width) const {
-    constexpr int kVectors = kLine<C> / kLanes<C>;
+  void Tile(const S* rows, int64_t group, int64_t at, int64_t width) const {
+    constexpr int kVectors = kLine<S> / kLanes<C>;
     Vec<C> sum[kTileRows][kVectors] = {};
     const C* entry = entries_ + group * args_.used * kEntry;
     for (int64_t i = 0; i < args_.used; ++i, rows += layout_.plan.stride, entry += kEntry) {
       Vec<C> q[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) q[v] = LoadVec(rows + v * kLanes<C>);
+      for (int v = 0; v < kVectors; ++v) q[v] = LoadAs(rows + v * kLanes<C>);
 #pragma GCC unroll 4
       for (int k = 0; k < kTileRows; ++k) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           sum[k][v] += entry[k] * q[v];
-          if constexpr (kParts<C> == 2) sum[k][v] += entry[kTileRows + k] * q[v];
+          if constexpr (kParts<S> == 2) sum[k][v] += entry[kTileRows + k] * q[v];
         }
       }
     }

@@ -11,7 +11,7 @@ from jax.scipy.fft import dct, idct
 from tests.krylov.spectra import true_residuals, wanted
 
 import curvax as cx
-from curvax.device import storage
+from curvax.device import programs, storage
 from curvax.krylov.lanczos import Lanczos
 
 OUTLIERS = [30.1, 24.3, 19.2, 15.7, 12.3, 9.6, 7.5, 5.9, 4.8, 4.1, 3.6, 3.2, 2.9, 2.5]
@@ -247,3 +247,25 @@ class TestPadding:
                     np.testing.assert_array_equal(*pair)
                 assert before.orthogonality == after.orthogonality < 0.01
                 assert before.num_matvecs == after.num_matvecs
+
+
+class TestOrthogonalisation:
+    """The last update is left out where the deviation measured before it is below eps / 16."""
+
+    @pytest.mark.parametrize("block", [1, 2])
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_most_steps_read_the_basis_twice(self, dtype, block, monkeypatch):
+        deviations, unpack = [], programs.unpack
+
+        def observed(numbers, block):
+            deviations.append(numbers[2])
+            return unpack(numbers, block)
+
+        monkeypatch.setattr(programs, "unpack", observed)
+        op, options = network_operator(20_001), {"seed": 0, "tol": 3e-3, "block_size": block}
+        result = cx.eigsh(op, 5, basis_dtype=dtype, max_basis=30, **options)
+        left = np.array(deviations) < float(jnp.finfo(dtype).eps) / 16
+        assert left.mean() >= 0.6, deviations
+        wide = cx.eigsh(op, 5, basis_dtype="float32", max_basis=30, **options)
+        assert result.all_converged and result.num_matvecs <= wide.num_matvecs + block
+        assert result.orthogonality <= 2 * storage.roundoff(dtype)

@@ -22,9 +22,7 @@ __all__ = ["MAX_BLOCK", "orthonormalize_block", "padded_length", "rotate_basis"]
 MAX_BLOCK = 32
 # The width of a transaction with a GPU's memory, a multiple of what its loads and copies align to.
 _ROW_BYTES = 128
-# A deviation from orthonormality that "lazy" leaves, in eps of the arithmetic: what rounding leaves
-# after an update is a few eps. common/block_ortho_pass.h derives what it costs.
-_LAZY = {"full": 0, "lazy": 4}
+_REORTHOGONALIZE = ("full", "lazy")
 
 
 def padded_length(n: int, dtype: DTypeLike) -> int:
@@ -89,9 +87,10 @@ def orthonormalize_block(
         reorthogonalize: ``"full"`` updates the block once more after the measurement that shows it
             to be orthonormal enough for that to be the last update; ``"lazy"`` only scales it, and
             the kernel reads the basis twice instead of three times, where the measured deviation is
-            below 4 eps of the arithmetic. New rows are then orthogonal to 5e-7 instead of 1e-7 in
-            float32, which a Krylov method does not notice. Random blocks and most steps of Lanczos
-            gain; nearly dependent blocks are updated as by ``"full"``.
+            below 4 eps of the arithmetic, or below eps / 16 of 16-bit rows, whose rounding is then
+            four times as large. New rows are orthogonal to 5e-7 instead of 1e-7 in float32, which a
+            Krylov method does not notice. Random blocks and most steps of Lanczos gain; nearly
+            dependent blocks are updated as by ``"full"``.
         impl: ``"auto"``, ``"ffi"`` (compiled kernel) or ``"reference"`` (plain JAX).
 
     Returns:
@@ -123,7 +122,7 @@ def orthonormalize_block(
     if w.dtype != compute:
         raise ValueError(f"block must have dtype {compute}, got {w.dtype}")
     scale = _scale(scale, q.dtype, compute)
-    check_choice("reorthogonalize", reorthogonalize, tuple(_LAZY))
+    check_choice("reorthogonalize", reorthogonalize, _REORTHOGONALIZE)
     if axes := sharded_axes(q, w):
         raise ValueError(
             f"under shard_map, over the mesh axes {sorted(axes)}, orthonormalize_block would "
@@ -133,7 +132,7 @@ def orthonormalize_block(
     most = min(q.shape[0], w.shape[1]) - w.shape[0]
     m = _count("used", used, most, "min(rows, n) - b")
     module = ffi if resolve(impl, "block_ortho") == "ffi" else reference
-    lazy_below = _LAZY[reorthogonalize] * float(jnp.finfo(compute).eps)
+    lazy_below = _lazy_below(q.dtype) if reorthogonalize == "lazy" else 0.0
     return module.orthonormalize_block(Arguments(q, w, m, _seed(seed), scale, lazy_below))
 
 
@@ -187,6 +186,16 @@ def rotate_basis(
     k = _count("kept", kept, *most)
     module = ffi if resolve(impl, "rotate_basis") == "ffi" else reference
     return module.rotate_basis(q, r, m, k)
+
+
+def _lazy_below(storage: jnp.dtype) -> float:
+    """The deviation from orthonormality that "lazy" leaves.
+
+    A few times what an update leaves by rounding in the arithmetic; in 16 bits a quarter of the
+    norm 0.2 eps of the error of a stored row. common/block_ortho_pass.h derives what it costs.
+    """
+    arithmetic, stored = (float(jnp.finfo(x).eps) for x in (compute_dtype(storage), storage))
+    return max(4 * arithmetic, stored / 16)
 
 
 def _scale(value: float, storage: jnp.dtype, compute: jnp.dtype) -> float:
