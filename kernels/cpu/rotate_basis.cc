@@ -82,12 +82,14 @@ class Rotation {
   }
 
   void CopyPanel(int64_t begin, int64_t width, S* rows) const {
+    const int64_t whole = width / kLine<S> * kLine<S>;
     for (int64_t r = 0; r < args_.used; ++r, rows += layout_.plan.stride) {
       const S* in = Row(r) + begin;
-      for (int64_t i = 0; i < width; i += kLine<S>) {
+      for (int64_t i = 0; i < whole; i += kLine<S>) {
         __builtin_prefetch(in + i + layout_.plan.panel, 0, 2);
-        __builtin_memcpy(rows + i, in + i, Min<int64_t>(kLine<S>, width - i) * sizeof(S));
+        __builtin_memcpy(rows + i, in + i, 64);
       }
+      for (int64_t i = whole; i < width; ++i) rows[i] = in[i];
       for (int64_t i = width; i < RoundUp(width, kLine<S>); ++i) rows[i] = S{};
     }
   }
