@@ -24,6 +24,9 @@ TARGETS = {
     "block_ortho b=4: best jnp / kernel": (1.5, True),
     "block_ortho b=4: kernel / sum(Q)": (4.5, False),
     "block_ortho b=8: best jnp / kernel": (2.0, True),
+    "block_ortho float32: bandwidth / that of sum": (0.85, True),
+    "block_ortho: float32 / float16": (1.7, True),
+    "block_ortho: float32 / bfloat16": (1.7, True),
 }
 
 

@@ -61,14 +61,14 @@ def row_loop(w, q):
     return normalised(normalised(w))
 
 
-def orthonormal_basis():
-    q = jax.random.normal(jax.random.key(0), (USED, LENGTH), jnp.float32)
+def orthonormal_basis(used, n):
+    q = jax.random.normal(jax.random.key(0), (used, n), jnp.float32)
     return jax.jit(lambda q: normalised(normalised(q)), donate_argnums=0)(q)
 
 
 @pytest.mark.parametrize("b", [1, 4, 8])
 def test_orthonormalise_block(benchmark, b):
-    q = orthonormal_basis()
+    q = orthonormal_basis(USED, LENGTH)
     full = jnp.concatenate([q, jnp.zeros((b, LENGTH))])
     block = jax.random.normal(jax.random.key(1), (b, LENGTH)) + 500 * q[:1]
     fresh = jax.jit(lambda x: x + 0)
@@ -113,3 +113,45 @@ def test_orthonormalise_block(benchmark, b):
 
 def _apply(call, q, w):
     return call(w, q)
+
+
+def test_storage_types(benchmark):
+    """Twelve rows of each type, by three reads of them: the shape of a language model's solve."""
+    used, n = (12, 20_000) if SMOKE else (12, 10_000_000)
+    rows = jnp.concatenate([orthonormal_basis(used, n), jnp.zeros((1, n))])
+    block = jax.random.normal(jax.random.key(1), (1, n)) + n**0.5 * rows[:1]
+    restore = jax.jit(lambda old, new: new + 0 * old, donate_argnums=0)
+    kernel = jax.jit(
+        lambda basis, w: call_block_ortho(
+            Arguments(basis, w, jnp.int32(used), jnp.zeros(2, jnp.uint32), 1.0, 0.0)
+        ),
+        donate_argnums=(0, 1),
+    )
+    state = {"block": block + 0}
+
+    def prepare():
+        state["block"] = restore(state["block"], block)
+        return state["block"]
+
+    def run(dtype, w):
+        state[dtype], state["block"], *small = kernel(state[dtype], w)
+        return state[dtype], small
+
+    total = jax.jit(jnp.sum)
+    ways = {"sum": ((lambda: None), lambda _: total(rows))}
+    for dtype in ("float32", "float16", "bfloat16"):
+        state[dtype] = jnp.array(rows, dtype, copy=True)
+        _, (_, _, info) = run(dtype, prepare())
+        assert np.asarray(info)[0] == 2
+        ways[dtype] = prepare, functools.partial(run, dtype)
+    seconds = medians(ways, rounds=3 if SMOKE else 7)
+    share = 3 * used / (used + 1) * seconds["sum"] / seconds["float32"]
+    benchmark.extra_info.update(
+        seconds=seconds,
+        ratios={
+            "block_ortho float32: bandwidth / that of sum": share,
+            "block_ortho: float32 / float16": seconds["float32"] / seconds["float16"],
+            "block_ortho: float32 / bfloat16": seconds["float32"] / seconds["bfloat16"],
+        },
+    )
+    benchmark.pedantic(lambda w: run("float16", w), setup=lambda: ((prepare(),), {}), rounds=3)
