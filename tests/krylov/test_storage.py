@@ -269,3 +269,21 @@ class TestOrthogonalisation:
         wide = cx.eigsh(op, 5, basis_dtype="float32", max_basis=30, **options)
         assert result.all_converged and result.num_matvecs <= wide.num_matvecs + block
         assert result.orthogonality <= 2 * storage.roundoff(dtype)
+
+    @pytest.mark.parametrize(
+        ("dtype", "how"), [("float16", "lazy"), ("bfloat16", "lazy"), ("float32", "full")]
+    )
+    def test_only_a_basis_in_16_bits_leaves_updates_out(self, dtype, how, monkeypatch):
+        asked, kernel = [], programs.orthonormalize_block
+
+        def observed(*arguments, **options):
+            asked.append(options["reorthogonalize"])
+            return kernel(*arguments, **options)
+
+        monkeypatch.setattr(programs, "orthonormalize_block", observed)
+        basis = jax.ShapeDtypeStruct(storage.shape(9, 500, dtype), jnp.dtype(dtype))
+        block = jax.ShapeDtypeStruct((1, 500), np.float32)
+        seed = np.zeros(2, np.uint32)
+        with jax.enable_x64(True):
+            jax.eval_shape(programs.orthonormalize.fun, basis, block, np.int32(0), seed)
+        assert asked == [how]
