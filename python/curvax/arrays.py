@@ -50,7 +50,11 @@ def to_array(value: object, what: str, dtype: DTypeLike | None = None) -> Array:
     present()
     # A number without a dtype of its own takes that of what it meets.
     plain = dtype is None and isinstance(value, (bool, int, float, complex))
-    return jnp.asarray(value if plain and not isinstance(value, np.generic) else host, dtype)
+    if plain and not isinstance(value, np.generic):
+        return jnp.asarray(value)
+    # A copy: JAX may share aligned memory, which the caller may write to. By `device_put`, since
+    # `jnp.asarray` compiles a program for each shape.
+    return jax.device_put(host.astype(target))
 
 
 def scale_of(x: Array, axis: int | None = None) -> Array:

@@ -7,11 +7,13 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvax.arrays import to_array
 from curvax.checks import check_integer, cut, shown
 from curvax.filters import leaf_names
 from curvax.operators.placement import check_not_typed_by_shards
+from curvax.program import default_platform
 from curvax.typing import Batch, Batches, PyTree, PyTreeDef
 from curvax.warnings import warn
 
@@ -73,6 +75,9 @@ def stack_batches(
 ) -> list[tuple[Batch, list[int]]]:
     """Split batches into microbatches and stack those of equal shapes.
 
+    Each shape is traced and compiled by itself. Batches of many lengths leave as many rests, which
+    are cut into powers of two where these are fewer.
+
     Args:
         batches: what `read_batches` returned.
         microbatch_size: the largest number of samples per microbatch; a function that returns the
@@ -92,8 +97,10 @@ def stack_batches(
         microbatch_size = check_integer("microbatch_size", microbatch_size, low=1)
     groups: dict[Hashable, tuple[list[Batch], list[int]]] = {}
     samples = 0
+    lengths = [leading_size(batch) or 0 for batch in batches]
+    binary = isinstance(microbatch_size, int) and _many_rests(lengths, microbatch_size)
     for position, batch in enumerate(batches):
-        for piece in _split(batch, microbatch_size, position):
+        for piece in _split(batch, microbatch_size, position, binary):
             if numbered:
                 piece = Numbered(piece, _numbers(piece, position, samples))
                 samples += len(piece.numbers)
@@ -101,9 +108,30 @@ def stack_batches(
             pieces.append(piece)
             positions.append(position)
     return [
-        (jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces), positions)
-        for pieces, positions in groups.values()
+        (jax.tree.map(_stacked, *pieces), positions) for pieces, positions in groups.values()
     ]
+
+
+def _stacked(*leaves: Array | np.ndarray) -> Array:
+    views = [_view(leaf) for leaf in leaves]
+    if len(leaves) == 1 or not all(isinstance(view, np.ndarray) for view in views):
+        return jnp.stack(leaves)
+    return jax.device_put(np.stack(views))
+
+
+def _view(leaf: Array | np.ndarray) -> Array | np.ndarray:
+    """An array in the host's memory as NumPy's, without a copy; another as it is.
+
+    XLA compiles a program for each place that it cuts an array at, and for each number of arrays
+    that it stacks, which takes longer than to compute with them.
+    """
+    if isinstance(leaf, np.ndarray) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    # One that is bound to a device stays there; a weak type is none of NumPy.
+    plain = isinstance(leaf.dtype, np.dtype) and not (leaf.committed or leaf.weak_type)
+    on_host = default_platform() == "cpu" and all(d.platform == "cpu" for d in leaf.devices())
+    same = plain and leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return np.asarray(leaf) if same and on_host else leaf
 
 
 def _looks(batch: Batch) -> tuple[PyTreeDef, Hashable]:
@@ -227,7 +255,19 @@ def _each(batches: Batches) -> Iterable[Batch]:
     return [batches]
 
 
-def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Batch]:
+def _many_rests(lengths: Iterable[int], size: int) -> bool:
+    """Whether what microbatches of `size` leave of batches has fewer binary digits than lengths."""
+    rests = {length % size for length in lengths} - {0}
+    return len({digit for rest in rests for digit in _digits(rest)}) < len(rests)
+
+
+def _digits(rest: int) -> list[int]:
+    """Powers of two that add up to it, the largest first."""
+    return [1 << i for i in reversed(range(rest.bit_length())) if rest >> i & 1]
+
+
+def _split(batch: Batch, how: Microbatches, position: int, binary: bool) -> Iterator[Batch]:
+    """The microbatches of a batch; of a size, with the rest in powers of two if `binary`."""
     if callable(how):
         yield from _split_by(how, batch, position)
         return
@@ -241,9 +281,12 @@ def _split(batch: Batch, how: Microbatches, position: int) -> Iterator[Batch]:
             f"batch {position} has {sorted(lengths)}. Pass a function from a batch to its "
             "microbatches instead, microbatch_size=split"
         )
-    for start, stop in itertools.pairwise([*range(0, samples, how), samples]):
+    whole, rest = divmod(samples, how)
+    sizes = [how] * whole + (_digits(rest) if binary else [rest] * (rest > 0))
+    views = jax.tree.map(_view, batch)
+    for start, stop in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
         yield jax.tree.map(
-            lambda leaf, a=start, b=stop: leaf[a:b] if np.ndim(leaf) > 0 else leaf, batch
+            lambda leaf, a=start, b=stop: leaf[a:b] if np.ndim(leaf) > 0 else leaf, views
         )
 
 

@@ -53,18 +53,16 @@ def weighted_mean(means: Sequence[Array], weights: Sequence[Array]) -> tuple[Arr
     Raises:
         ValueError: the sum is not positive and finite.
     """
-    total = jnp.stack([jnp.sum(own) for own in weights]).sum()
+    # As one array: XLA compiles each operation anew for every length.
+    own, mean = (jnp.concatenate(parts) for parts in (weights, means))
+    total = jnp.sum(own)
     if not isinstance(total, jax.core.Tracer) and not 0 < float(total) < float("inf"):
         raise ValueError(
             "the weights that loss returned must have a positive sum, which fits in "
             f"{total.dtype}, got {total}. {_PAIR}"
         )
     # The shares first: a large weight times a mean may leave the range of float32.
-    parts = [
-        jnp.sum(jnp.where(own > 0, shares(own, total) * mean, 0))
-        for own, mean in zip(weights, means, strict=True)
-    ]
-    return jnp.stack(parts).sum(), total
+    return jnp.sum(jnp.where(own > 0, shares(own, total) * mean, 0)), total
 
 
 def warn_of_metric() -> None:
