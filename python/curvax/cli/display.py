@@ -44,6 +44,12 @@ def print_facts(console: Console, facts: dict[str, str]) -> None:
         console.print(Text.assemble((name.ljust(indent), "cyan"), lines), soft_wrap=True)
 
 
+def seconds_by_part(seconds: dict[str, float]) -> str:
+    """What a field `seconds` says, in words."""
+    parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items() if part != "total")
+    return f"{seconds['total']:.2f} in all: {parts}"
+
+
 class Display:
     """Shows nothing: the quiet display, and the base of the others."""
 

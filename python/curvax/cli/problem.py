@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from curvax.cli.display import seconds_by_part
 from curvax.cli.machine import device, kernels, start_jax
 from curvax.cli.target import find_target, make_problem, read_parameters, refuse
 
@@ -56,6 +57,7 @@ class Problem:
             "operator": f"{self.matrix} of {op.shape[0]:,} parameters in "
             f"{leaves} {'leaf' if leaves == 1 else 'leaves'}",
             "loss": f"{float(op.loss):.6g}",
+            "construction": seconds_by_part(op.seconds),
             "device": device(),
             "kernels": kernels(),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from curvax.cli.display import print_facts
+from curvax.cli.display import print_facts, seconds_by_part
 
 if TYPE_CHECKING:
     from curvax.results import EigenResult
@@ -54,9 +54,6 @@ def _value_format(result: EigenResult) -> str:
 
 
 def _facts(result: EigenResult) -> dict[str, str]:
-    seconds = dict(result.seconds)
-    total = seconds.pop("total")
-    parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
     return {
         "tol_effective": f"{_range(result.tol_effective)} of max |eigenvalue|",
         "noise": f"{result.noise:.1e} of max |eigenvalue|",
@@ -64,7 +61,7 @@ def _facts(result: EigenResult) -> dict[str, str]:
         "complete": _COMPLETE[result.complete],
         "products": f"{result.num_matvecs} solve + {result.num_verification} verification",
         "restarts": str(result.num_restarts),
-        "seconds": f"{total:.2f} in all: {parts}",
+        "seconds": seconds_by_part(result.seconds),
     }
 
 

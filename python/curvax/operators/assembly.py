@@ -18,14 +18,22 @@ from curvax.operators.batches import (
     warn_of_pair,
 )
 from curvax.operators.budget import ResidualBudget
-from curvax.operators.curvature import Curvature, Stack, explained
+from curvax.operators.curvature import (
+    Curvature,
+    Part,
+    Seconds,
+    Stack,
+    construction_clock,
+    explained,
+)
 from curvax.operators.microbatch import MicrobatchMap
 from curvax.operators.parameters import Structure, constants_of, widen
 from curvax.operators.placement import check_not_typed_by_shards
 from curvax.operators.products import Product
 from curvax.operators.split import check_split
 from curvax.operators.weights import check_values, warn_of_metric, warn_of_zeros, weighted_mean
-from curvax.typing import Batches, Params
+from curvax.program import Clock
+from curvax.typing import Batch, Batches, Params
 
 
 class CurvatureOptions(TypedDict, total=False):
@@ -60,44 +68,58 @@ def assemble(
     if not isinstance(linearize, bool) and linearize != "auto":
         error_type = ValueError if isinstance(linearize, str) else TypeError
         raise error_type(f"linearize must be True, False or 'auto', got {shown(linearize)}")
-    chosen = select(params, where)
-    check_not_typed_by_shards(params, "parameter")
-    constants = constants_of(params, chosen)
-    leaves, space = widen(params, chosen, constants)
-    listed = read_batches(batches, num_batches)
-    stacked = stack_batches(listed, microbatch_size, numbered)
-    chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
-    several = sum(len(positions) for _, positions in stacked) > 1
-    treedef = jax.tree.structure(params)
-    model = make_map(treedef, constants, chosen, several)
-    budget = ResidualBudget.of(linearize, space, (leaves, listed))
-    stacks: list[Stack] = []
-    means: list[Array] = []
-    with explained((leaves, listed), bool(linearize)):
-        for batch, positions in stacked:
+    clock = construction_clock()
+    with clock.part("host"):
+        chosen = select(params, where)
+        check_not_typed_by_shards(params, "parameter")
+        constants = constants_of(params, chosen)
+        leaves, space = widen(params, chosen, constants)
+        listed = read_batches(batches, num_batches)
+        stacked = stack_batches(listed, microbatch_size, numbered)
+        chosen = tuple(taken for i, taken in enumerate(chosen) if i not in constants)
+        several = sum(len(positions) for _, positions in stacked) > 1
+        treedef = jax.tree.structure(params)
+        model = make_map(treedef, constants, chosen, several)
+        with explained((leaves, listed), bool(linearize)):
             try:
-                product = _product(model, leaves, batch, len(positions), budget)
-                stack, own = Stack.of(product, leaves, batch, jnp.asarray(positions, jnp.int32))
+                budget = ResidualBudget.of(linearize, space, (leaves, listed))
+                parts = _traced(clock, model, leaves, stacked, budget)
+                stacks, means = Stack.all_of(clock, leaves, parts)
             except Exception as error:
                 add_hint(error, batches)
                 raise
-            check_values(own, stack.weights, positions)
-            kept = sum(leaf.nbytes for leaf in stack.product.residuals)
+        for stack, own in zip(stacks, means, strict=True):
+            check_values(own, stack.weights, stack.positions)
+        weights = [stack.weights for stack in stacks]
+        loss, weight = weighted_mean(means, weights)
+        if callable(microbatch_size):
+            check_split(model, leaves, listed, loss, numbered)
+        warn_of_pair(batches)
+        warn_of_zeros(weights, [positions for _, positions in stacked])
+        if any(model.weight_moves(stack.product.primal) for stack in stacks):
+            warn_of_metric()
+        structure = Structure(
+            treedef, constants, microbatch_size, num_batches, numbered, model.precision
+        )
+    return kind(leaves, stacks, loss, weight, space, structure, Seconds(clock.parts()))
+
+
+def _traced(
+    clock: Clock,
+    model: MicrobatchMap,
+    leaves: tuple[Array, ...],
+    stacked: list[tuple[Batch, list[int]]],
+    budget: ResidualBudget,
+) -> list[Part]:
+    """The parts of `Stack.all_of`; the residuals of all stacks fit the budget."""
+    parts: list[Part] = []
+    with clock.part("trace"):
+        for batch, positions in stacked:
+            product = _product(model, leaves, batch, len(positions), budget)
+            kept = len(positions) * product.bytes_of_one
             budget = dataclasses.replace(budget, bytes=budget.bytes - kept)
-            means.append(own)
-            stacks.append(stack)
-    weights = [stack.weights for stack in stacks]
-    loss, weight = weighted_mean(means, weights)
-    if callable(microbatch_size):
-        check_split(model, leaves, listed, loss, numbered)
-    warn_of_pair(batches)
-    warn_of_zeros(weights, [positions for _, positions in stacked])
-    if any(model.weight_moves(stack.product.primal) for stack in stacks):
-        warn_of_metric()
-    structure = Structure(
-        treedef, constants, microbatch_size, num_batches, numbered, model.precision
-    )
-    return kind(leaves, tuple(stacks), loss, weight, space, structure)
+            parts.append((product, batch, jnp.asarray(positions, jnp.int32)))
+    return parts
 
 
 def _product(

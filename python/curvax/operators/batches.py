@@ -107,9 +107,7 @@ def stack_batches(
             pieces, positions = groups.setdefault(_looks(piece), ([], []))
             pieces.append(piece)
             positions.append(position)
-    return [
-        (jax.tree.map(_stacked, *pieces), positions) for pieces, positions in groups.values()
-    ]
+    return [(jax.tree.map(_stacked, *pieces), positions) for pieces, positions in groups.values()]
 
 
 def _stacked(*leaves: Array | np.ndarray) -> Array:

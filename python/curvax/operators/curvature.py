@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,39 @@ from curvax.operators.space import VectorSpace
 from curvax.operators.weights import check_values, warn_of_zeros, weighted_mean
 from curvax.ops.fence import fence
 from curvax.options import takes_options
-from curvax.program import Argument, as_arguments, jit, untracked_settings
+from curvax.program import Argument, Clock, as_arguments, program, traced
 from curvax.typing import Batch, Batches, FloatArray, Params, PyTree
+
+# A product, the microbatches that it is of, and the batches that they came from.
+Part: TypeAlias = tuple[Product, Batch, Array]
+
+
+def construction_clock() -> Clock:
+    """The clock of the field `seconds` of operators."""
+    return Clock("trace", "evaluate", "host")
+
+
+@jax.tree_util.register_pytree_node_class
+class Seconds(dict[str, float]):
+    """Wall seconds by part, and their `total`.
+
+    Without leaves, and forgotten by what an operator passes through: a transformation that returns
+    another operator did not make it in that time.
+    """
+
+    def tree_flatten(self) -> tuple[tuple[()], None]:
+        """Nothing."""
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, auxiliary: None, children: tuple[()]) -> Self:
+        """Of no part."""
+        return cls()
+
+    def plus(self, part: str, spent: float) -> "Seconds":
+        """With one more part."""
+        parts = {name: own for name, own in self.items() if name != "total"}
+        return Seconds({**parts, part: spent, "total": self["total"] + spent})
 
 
 @jax.tree_util.register_dataclass
@@ -44,13 +75,29 @@ class Stack:
     product: Product
 
     @classmethod
-    def of(
-        cls, product: Product, leaves: tuple[Array, ...], batch: Batch, positions: Array
-    ) -> tuple[Self, Array]:
-        """The stack, whose weights and residuals are computed; and the mean losses."""
-        product = product.holding(())
-        means, weights, residuals = _evaluate(product, leaves, batch)
-        return cls(batch, weights, positions, product.holding(residuals)), means
+    def all_of(
+        cls, clock: Clock, leaves: tuple[Array, ...], parts: Sequence[Part]
+    ) -> tuple[tuple[Self, ...], list[Array]]:
+        """The stacks, whose weights and residuals are computed; and the mean losses of each.
+
+        By one program, which is kept as such, however many stacks there are.
+
+        Args:
+            clock: charged for it.
+            leaves: of the parameters.
+            parts: of each stack its product, its batch and its positions.
+        """
+        products = [product.holding(()) for product, _, _ in parts]
+        batches = [batch for _, batch, _ in parts]
+        with clock.part("evaluate"):
+            results = jax.block_until_ready(_evaluate(clock, products, leaves, batches))
+        stacks = tuple(
+            cls(batch, weights, positions, product.holding(residuals))
+            for (product, batch, positions), (_, weights, residuals) in zip(
+                parts, results, strict=True
+            )
+        )
+        return stacks, [means for means, _, _ in results]
 
     def entry(self, place: int) -> Self:
         """One microbatch of several, as a stack of its own; `batch` keeps its leading axis."""
@@ -100,6 +147,9 @@ class Curvature(Operator, Argument):
     Attributes:
         loss: the weighted mean loss, a scalar array.
         weight: the sum of the weights.
+        seconds: the wall time of its making, or of `at`, by part: `compile`, `trace`, `evaluate`
+            (of the loss, and of what products share), `host`, `total`; for finite differences also
+            `tuning`. Empty for an operator that a transformation of JAX returned.
     """
 
     leaves: tuple[Array, ...]
@@ -108,6 +158,7 @@ class Curvature(Operator, Argument):
     weight: Array
     space: VectorSpace = dataclasses.field(metadata={"static": True})
     structure: Structure = dataclasses.field(metadata={"static": True})
+    seconds: Seconds = dataclasses.field(default_factory=Seconds)
 
     def __repr__(self) -> str:
         text = super().__repr__().removesuffix(")")
@@ -189,22 +240,24 @@ class Curvature(Operator, Argument):
             ValueError: another structure, other shapes, or another leaf that is not an array.
             FloatingPointError: the loss is not finite.
         """
+        clock = construction_clock()
+        with clock.part("host"):
+            moved = self._at(clock, params, batches)
+        return dataclasses.replace(moved, seconds=Seconds(clock.parts()))
+
+    def _at(self, clock: Clock, params: Params, batches: Batches) -> Self:
         leaves = self.structure.leaves(params, self.leaves)
         old = self.stacks if batches is None else self._on(batches)
-        stacks, means = [], []
         with explained((leaves, old), bool(self.residual_bytes)):
-            for stack in old:
-                moved, own = Stack.of(stack.product, leaves, stack.batch, stack.positions)
-                check_values(own, moved.weights, moved.positions)
-                means.append(own)
-                stacks.append(moved)
+            parts = [(stack.product, stack.batch, stack.positions) for stack in old]
+            stacks, means = Stack.all_of(clock, leaves, parts)
+        for stack, own in zip(stacks, means, strict=True):
+            check_values(own, stack.weights, stack.positions)
         weights = [stack.weights for stack in stacks]
         loss, weight = weighted_mean(means, weights)
         if batches is not None:
             warn_of_zeros(weights, [stack.positions for stack in stacks])
-        return dataclasses.replace(
-            self, leaves=leaves, stacks=tuple(stacks), loss=loss, weight=weight
-        )
+        return dataclasses.replace(self, leaves=leaves, stacks=stacks, loss=loss, weight=weight)
 
     def _on(self, batches: Batches) -> list[Stack]:
         """The stacks with other batches; weights and residuals are still those of the old ones."""
@@ -258,36 +311,43 @@ def explained(arrays: PyTree, linearized: bool) -> Explained:
 
 
 def _evaluate(
-    product: Product, leaves: tuple[Array, ...], batches: Batches
-) -> tuple[Array, Array, PyTree]:
-    """The means, weights and residuals of microbatches, compiled.
+    clock: Clock, products: list[Product], leaves: tuple[Array, ...], batches: list[Batches]
+) -> Sequence[tuple[Array, Array, PyTree]]:
+    """The means, weights and residuals of stacks of microbatches, compiled.
 
     Args:
-        product: of their matrices, without residuals.
+        clock: charged for the compilation.
+        products: of the matrices of each stack, without residuals.
         leaves: of the parameters.
         batches: the microbatches, stacked.
     """
-    single = jax.tree.leaves(batches)[0].shape[0] == 1
-    run = _evaluate_one if single else _evaluate_many
-    result: tuple[Array, Array, PyTree] = run(
-        untracked_settings(), *as_arguments((product, leaves, batches))
+    if traced(leaves, batches):
+        return jax.jit(_evaluate_stacks.fun)(products, leaves, batches)
+    return _evaluate_stacks(clock, products, leaves, batches)
+
+
+@program(lasting=True)
+def _evaluate_stacks(
+    products: list[Product], leaves: PyTree, batches: list[Batches]
+) -> list[tuple[Array, Array, PyTree]]:
+    return [
+        _evaluate_stack(product, leaves, batch)
+        for product, batch in zip(products, batches, strict=True)
+    ]
+
+
+def _evaluate_stack(
+    product: Product, leaves: PyTree, batches: Batches
+) -> tuple[Array, Array, PyTree]:
+    if jax.tree.leaves(batches)[0].shape[0] == 1:
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        mean, weight, residuals = fence(_primal)(product, leaves, first)
+        return mean[None], weight[None], residuals
+    result: tuple[Array, Array, PyTree] = jax.lax.map(
+        lambda batch: fence(_primal)(product, leaves, batch), batches
     )
     return result
 
 
 def _primal(product: Product, leaves: PyTree, batch: Batch) -> tuple[Array, Array, PyTree]:
     return product.evaluate(leaves, batch)
-
-
-@functools.partial(jit, static=0)
-def _evaluate_one(settings: Hashable, product: Product, leaves: PyTree, batches: Batches) -> PyTree:
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    mean, weight, residuals = fence(_primal)(product, leaves, first)
-    return mean[None], weight[None], residuals
-
-
-@functools.partial(jit, static=0)
-def _evaluate_many(
-    settings: Hashable, product: Product, leaves: PyTree, batches: Batches
-) -> PyTree:
-    return jax.lax.map(lambda batch: fence(_primal)(product, leaves, batch), batches)

@@ -12,6 +12,7 @@ root mean square of the parameters and c is a power of two times eps^(1/3), chos
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,6 +168,7 @@ def tuned(op: DifferenceHessian, params: Sequence[ArrayLike]) -> DifferenceHessi
     """
     if isinstance(op.loss, jax.core.Tracer):
         return op
+    began = time.perf_counter()
     steps = [2.0**e * float(op.relative_step) for e in _EXPONENTS]
     middle = op.with_step(steps[len(steps) // 2])
     key = jax.random.key(0, impl="threefry2x32")
@@ -198,7 +200,8 @@ def tuned(op: DifferenceHessian, params: Sequence[ArrayLike]) -> DifferenceHessi
             "loss with kinks, or parameters of very different sizes: take method='autodiff', or "
             "parameters of like sizes by where=, or scale them"
         )
-    return dataclasses.replace(chosen, relative_error=np.float32(error))
+    seconds = op.seconds.plus("tuning", time.perf_counter() - began)
+    return dataclasses.replace(chosen, relative_error=np.float32(error), seconds=seconds)
 
 
 def _power_of_two(rows: Array) -> float:

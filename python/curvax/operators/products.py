@@ -7,8 +7,9 @@ parameters, what they are to hold there.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,15 @@ class Product(abc.ABC):
         """The mean loss of one microbatch, its weight, and its residuals."""
         mean, weight, residuals = self.primal(leaves, batch)
         return mean, weight, residuals
+
+    @property
+    def bytes_of_one(self) -> int:
+        """Bytes of the residuals of one microbatch, by their types."""
+        return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in self.kept_types())
+
+    def kept_types(self) -> list[Any]:
+        """The types of the residuals of one microbatch."""
+        return [out.aval for out in self.primal.traced.jaxpr.outvars[2:]]
 
     def holding(self, residuals: Sequence[Array]) -> Self:
         """The same with other residuals."""
@@ -132,6 +142,11 @@ class Linearised(OneByOne):
         """See `Product`."""
         mean, weight, operands = self.primal(leaves, batch)
         return mean, weight, tuple(operands[i] for i in self.kept)
+
+    def kept_types(self) -> list[Any]:
+        """See `Product`."""
+        types = super().kept_types()
+        return [types[i] for i in self.kept]
 
     def program(self, leaves: Sequence[Array], batch: Batch) -> Call:
         """See `OneByOne`."""
