@@ -20,6 +20,10 @@ from curvax.warnings import warn
 Microbatches: TypeAlias = int | Callable[[Batch], Iterable[Batch]] | None
 
 
+# A rest becomes powers of it: of 2 a third fewer pieces than of 4, but twice as many to compile.
+_RADIX = 4
+
+
 class Numbered(NamedTuple):
     """A batch whose samples are numbered, whatever microbatches they are split into.
 
@@ -76,7 +80,7 @@ def stack_batches(
     """Split batches into microbatches and stack those of equal shapes.
 
     Each shape is traced and compiled by itself. Batches of many lengths leave as many rests, which
-    are cut into powers of two where these are fewer.
+    are cut into powers of `_RADIX` where these are fewer.
 
     Args:
         batches: what `read_batches` returned.
@@ -98,9 +102,9 @@ def stack_batches(
     groups: dict[Hashable, tuple[list[Batch], list[int]]] = {}
     samples = 0
     lengths = [leading_size(batch) or 0 for batch in batches]
-    binary = isinstance(microbatch_size, int) and _many_rests(lengths, microbatch_size)
+    cut_rests = isinstance(microbatch_size, int) and _many_rests(lengths, microbatch_size)
     for position, batch in enumerate(batches):
-        for piece in _split(batch, microbatch_size, position, binary):
+        for piece in _split(batch, microbatch_size, position, cut_rests):
             if numbered:
                 piece = Numbered(piece, _numbers(piece, position, samples))
                 samples += len(piece.numbers)
@@ -254,18 +258,23 @@ def _each(batches: Batches) -> Iterable[Batch]:
 
 
 def _many_rests(lengths: Iterable[int], size: int) -> bool:
-    """Whether what microbatches of `size` leave of batches has fewer binary digits than lengths."""
+    """Whether what microbatches of `size` leave of batches has more lengths than pieces have."""
     rests = {length % size for length in lengths} - {0}
-    return len({digit for rest in rests for digit in _digits(rest)}) < len(rests)
+    return len({piece for rest in rests for piece in _pieces(rest)}) < len(rests)
 
 
-def _digits(rest: int) -> list[int]:
-    """Powers of two that add up to it, the largest first."""
-    return [1 << i for i in reversed(range(rest.bit_length())) if rest >> i & 1]
+def _pieces(rest: int) -> list[int]:
+    """Powers of `_RADIX` that add up to it, the largest first."""
+    powers = list(itertools.takewhile(lambda p: p <= rest, (_RADIX**i for i in itertools.count())))
+    pieces = []
+    for power in reversed(powers):
+        count, rest = divmod(rest, power)
+        pieces += [power] * count
+    return pieces
 
 
-def _split(batch: Batch, how: Microbatches, position: int, binary: bool) -> Iterator[Batch]:
-    """The microbatches of a batch; of a size, with the rest in powers of two if `binary`."""
+def _split(batch: Batch, how: Microbatches, position: int, cut_rests: bool) -> Iterator[Batch]:
+    """The microbatches of a batch; of a size, its rest in `_pieces` if `cut_rests`."""
     if callable(how):
         yield from _split_by(how, batch, position)
         return
@@ -280,7 +289,7 @@ def _split(batch: Batch, how: Microbatches, position: int, binary: bool) -> Iter
             "microbatches instead, microbatch_size=split"
         )
     whole, rest = divmod(samples, how)
-    sizes = [how] * whole + (_digits(rest) if binary else [rest] * (rest > 0))
+    sizes = [how] * whole + (_pieces(rest) if cut_rests else [rest] * (rest > 0))
     views = jax.tree.map(_view, batch)
     for start, stop in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
         yield jax.tree.map(
