@@ -28,6 +28,7 @@ class FakeHessian:
     dtype = np.dtype(np.float32)
     space = types.SimpleNamespace(names=("head",))
     loss = jnp.float32(2.036439)
+    seconds = types.MappingProxyType({"compile": 1.5, "trace": 0.25, "total": 1.75})
 
 
 class FakeSolver:
@@ -96,6 +97,7 @@ def test_demo_names_model_and_certificates(solver, tmp_path):
         "problem curvax.models.gpt:make_problem",
         "16 sequences of English, 1,024 predicted bytes; nats per byte",
         "loss 2.03644",
+        "construction 1.75 in all: compile 1.50, trace 0.25",
         "10 highest and 5 lowest",
         "tol_effective 1.00e-03",
         "noise 3.0e-06",

@@ -187,11 +187,15 @@ def test_few_programs_are_traced_and_compiled():
     assert counts[1] <= counts[0]
 
 
-def test_no_length_is_compiled_again_by_at():
-    """More of them than programs are kept."""
+def test_no_length_is_compiled_again_by_at(caplog):
+    """More of them than programs are kept; it is said what would spare them."""
     lengths = range(1, 36)
-    op = cx.hessian(lambda w, x: jnp.mean(jnp.cos(x @ w)), jnp.ones(2), _rows(0, lengths))
+    with caplog.at_level("INFO", logger="curvax"):
+        op = cx.hessian(lambda w, x: jnp.mean(jnp.cos(x @ w)), jnp.ones(2), _rows(0, lengths))
+        cx.hessian(lambda w, x: jnp.mean(x @ w) ** 2, jnp.ones(2), _rows(0, (3, 4)))
     assert len(op.stacks) == 35
+    assert [record.getMessage()[:20] for record in caplog.records] == ["batches of 35 shapes"]
+    assert "microbatch_size=35 needs few" in caplog.text
     op.at(2 * jnp.ones(2))
     count, moved = compiled(lambda: op.at(3 * jnp.ones(2), batches=_rows(1, lengths)).loss)
     assert count == 0

@@ -7,7 +7,7 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -44,7 +44,7 @@ def print_facts(console: Console, facts: dict[str, str]) -> None:
         console.print(Text.assemble((name.ljust(indent), "cyan"), lines), soft_wrap=True)
 
 
-def seconds_by_part(seconds: dict[str, float]) -> str:
+def seconds_by_part(seconds: Mapping[str, float]) -> str:
     """What a field `seconds` says, in words."""
     parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items() if part != "total")
     return f"{seconds['total']:.2f} in all: {parts}"

@@ -1,6 +1,7 @@
 """Batches of data as stacks of equal microbatches, so that one program serves each stack."""
 
 import itertools
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -16,6 +17,8 @@ from curvax.operators.placement import check_not_typed_by_shards
 from curvax.program import default_platform
 from curvax.typing import Batch, Batches, PyTree, PyTreeDef
 from curvax.warnings import warn
+
+_log = logging.getLogger("curvax")
 
 Microbatches: TypeAlias = int | Callable[[Batch], Iterable[Batch]] | None
 
@@ -111,6 +114,13 @@ def stack_batches(
             pieces, positions = groups.setdefault(_looks(piece), ([], []))
             pieces.append(piece)
             positions.append(position)
+    if microbatch_size is None and _many_rests(lengths, longest := max(lengths) + 1):
+        _log.info(
+            "batches of %d shapes, each of which is compiled; if the loss of a batch is the mean "
+            "of those of its parts, microbatch_size=%d needs few",
+            len(groups),
+            longest - 1,
+        )
     return [(jax.tree.map(_stacked, *pieces), positions) for pieces, positions in groups.values()]
 
 

@@ -127,9 +127,11 @@ def hessian(
             many there are. Arrays in 64 bits are narrowed with JAX's 64-bit mode off; numbers that
             do not fit are refused.
         microbatch_size: split batches along their leading axis, to bound the memory of a product.
-            Or a function that gets a batch and returns its microbatches, as for arrays of different
-            lengths. The mean over them, by the weights that the loss returns, must be that of the
-            batch, which is checked: return `(mean, weight)`, since a plain mean weighs by its
+            The loss of a batch must be the mean of those of its parts, by the weights that it
+            returns. Each size is compiled by itself: where batches have many lengths, what full
+            microbatches leave is cut into powers of four. Or a function that gets a batch and
+            returns its microbatches, as for arrays of different lengths; that their mean is that of
+            the batch is then checked: return `(mean, weight)`, since a plain mean weighs by its
             length (and cannot if there are several).
         num_batches: how many batches to read, the first ones of a list, a loader or a generator;
             None for all.
