@@ -7,7 +7,7 @@ Everything here may change with any release of JAX, in four ways:
   `jax.extend` has; of the few that it has not, and of the settings that put other primitives in the
   place of these, `unrecognised` traces a program of each kind, and says which it cannot read;
 - the parameters of an equation change: `calls`, `called`, `with_calls`, `loop` and `branches`
-  alone read them, but for the precision of products;
+  alone read them, but for the precision of products and the shapes in `operators.sample_rules`;
 - the class of traced programs changes: since JAX 0.11 `ClosedJaxpr` is `Jaxpr`, and a jaxpr may
   carry its constants. Test for `Jaxpr` first, and take constants out with `opened`.
 
@@ -90,6 +90,7 @@ __all__ = [
     "backends",
     "batching",
     "jaxpr_as_fun",
+    "known",
     "mlir",
 ]
 
@@ -117,6 +118,19 @@ REARRANGEMENTS = _names(
     known.convert_element_type_p,
 )
 SUMS = _names(known.add_p, known.add_jaxvals_p)
+_UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clz conj
+    convert_element_type copy cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor imag
+    integer_pow is_finite lgamma log log1p logistic name neg not population_count real
+    reduce_precision round rsqrt sign sin sinh sqrt square stop_gradient tan tanh"""
+_OF_SEVERAL = """add add_jaxvals and atan2 clamp complex div eq ge gt igamma igamma_grad_a igammac
+    le lt max min mul ne nextafter or polygamma pow regularized_incomplete_beta rem select_n
+    shift_left shift_right_arithmetic shift_right_logical sub xor zeta"""
+# Of arrays of one shape, and scalars beside them, each number by itself.
+ELEMENTWISE = _names(
+    *(getattr(known, f"{name}_p") for name in (_UNARY + " " + _OF_SEVERAL).split())
+)
+# Two that `jax.extend` does not have.
+SPLIT, BARRIER = "split", "optimization_barrier"
 # Each runs one jaxpr on its operands, once.
 _CALLS = _names(
     known.jit_p,

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.tree_util import Partial
 
 from curvax.checks import check_count, check_seed, seed_word, shown
-from curvax.filters import Filter, leaf_names
+from curvax.filters import Filter
 from curvax.losses.objects import FisherKind, check_kind
 from curvax.operators.assembly import CurvatureOptions, assemble
-from curvax.operators.batches import Microbatches, Numbered, leading_sizes
+from curvax.operators.batches import Microbatches
 from curvax.operators.curvature import Curvature
-from curvax.operators.jacobian import SandwichMap, check_callables, check_outputs
+from curvax.operators.fisher_map import FisherMap
+from curvax.operators.jacobian import check_callables
 from curvax.operators.model import Model, accepts_model
-from curvax.operators.products import OuterProducts, Product
 from curvax.options import takes_options
-from curvax.typing import Batch, Batches, DTypeLike, LossValue, Params, PyTree
+from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -182,179 +180,3 @@ def _check_loss(loss: object, kind: str) -> None:
             "losses.SoftmaxCrossEntropy, losses.LinearCrossEntropy, losses.MeanSquaredError, or "
             f"see losses.Loss; got {shown(loss)}. kind='empirical' takes any loss"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class FisherMap(SandwichMap):
-    """`Jᵀ F J` of one microbatch; for `"mc"` that is a `Numbered`."""
-
-    kind: FisherKind
-    draws: int | None
-    seed: Array | None
-
-    def keeping(self, leaves: Sequence[Array], batch: Batch, limit: float) -> Product | None:
-        """See `MicrobatchMap`; the shorter of activations and the gradient of a single sample."""
-        primal = self.primal(leaves, batch)
-        single = leading_sizes(self.data(batch)) == {1} and self.draws in (None, 1)
-        size = sum(leaf.nbytes for leaf in self.taken(leaves))
-        shorter = self.kind != "exact" and single and size <= primal.nbytes
-        if (size if shorter else primal.nbytes) > limit:
-            return None
-        if shorter:
-            return OuterProducts(self.traced(self._vector, leaves, batch), ())
-        return self.linearised(primal, leaves)
-
-    def _vector(
-        self, leaves: Sequence[Array], batch: Batch
-    ) -> tuple[Array, Array, tuple[Array, ...]]:
-        """The mean, the weight, and the x of the matrix `x xᵀ` of a single sample."""
-        (mean, weight), sandwich = self.linear_map(leaves, batch)
-        outputs = jax.eval_shape(sandwich.push, self.taken(leaves))
-        x = sandwich.pull(_root(sandwich.inner, outputs))
-        # A sample without any label has weight 0, and often the mean 0/0.
-        return mean, weight, tuple(jnp.where(weight > 0, leaf, jnp.zeros_like(leaf)) for leaf in x)
-
-    def data(self, batch: Batch) -> PyTree:
-        """See `SandwichMap`."""
-        return batch.data if self.kind == "mc" else batch
-
-    def inner(self, outputs: PyTree, batch: Batch) -> PyTree:
-        """See `SandwichMap`."""
-        if self.kind == "mc":
-            product = Partial(self._mean_over_draws, outputs, batch)
-        elif hasattr(self.loss, "fisher_product"):
-            product = Partial(self._own_product, outputs, batch, None)
-        else:
-            return Partial(_outer_products, *self._gradients(outputs, batch, None))
-        jax.eval_shape(product, outputs)  # refused here rather than at the first product
-        return product
-
-    def _own_product(self, outputs: PyTree, batch: Batch, keys: Array | None, u: PyTree) -> PyTree:
-        product = self.loss.fisher_product(outputs, batch, u, self.kind, keys)  # type: ignore[attr-defined]
-        return check_outputs("fisher_product", product, u)
-
-    def _mean_over_draws(self, outputs: PyTree, batch: Numbered, u: PyTree) -> PyTree:
-        assert self.draws is not None
-        assert self.seed is not None
-        key = jax.random.key(self.seed, impl="threefry2x32")
-
-        def one(draw: Array) -> PyTree:
-            own = jax.random.fold_in(key, draw)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(own, batch.numbers)
-            if hasattr(self.loss, "fisher_product"):
-                return self._own_product(outputs, batch.data, keys, u)
-            return _outer_products(*self._gradients(outputs, batch.data, keys), u)
-
-        def add(total: PyTree, draw: Array) -> tuple[PyTree, None]:
-            return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, one(draw)), None
-
-        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), u)
-        total = jax.lax.scan(add, start, jnp.arange(self.draws, dtype=jnp.uint32))[0]
-        return jax.tree.map(lambda t, leaf: (t / self.draws).astype(leaf.dtype), total, u)
-
-    def _gradients(self, outputs: PyTree, batch: Batch, keys: Array | None) -> tuple[PyTree, Array]:
-        """The gradients of the samples' totals, in the form of `_by_sample`; the weight."""
-        samples = _count_samples(outputs, batch)
-
-        def total(outputs: PyTree, batch: Batch, key: Array | None) -> tuple[Array, Array]:
-            if key is not None:
-                fixed = jax.lax.stop_gradient(outputs)
-                batch = self.loss.sample(fixed, batch, key)  # type: ignore[attr-defined]
-            mean, (_, weight) = self.checked(self.loss(outputs, batch), batch)
-            return mean.astype(weight.dtype) * weight, weight
-
-        pieces = jax.tree.map(lambda leaf: leaf[:, None] if leaf.ndim else leaf, batch)
-        axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
-        mapped = jax.vmap(total, (0, axes, None if keys is None else 0))
-
-        def sum_of_totals(outputs: PyTree) -> tuple[Array, Array]:
-            totals, weights = mapped(outputs, pieces, keys)
-            return jnp.sum(totals), weights
-
-        by_sample = jax.tree.map(lambda leaf: _by_sample(leaf, samples), outputs)
-        gradients, weights = jax.grad(sum_of_totals, has_aux=True)(by_sample)
-        # A sample without any label has weight 0, and often the mean 0/0.
-        counted = weights != 0
-
-        def clear(g: Array) -> Array:
-            return jnp.where(counted.reshape(-1, *(1,) * (g.ndim - 1)), g, jnp.zeros_like(g))
-
-        return jax.tree.map(clear, gradients), jnp.sum(weights)
-
-
-def _by_sample(leaf: Array, samples: int) -> Array:
-    """`(N, 1, ...)` from `(N, ...)`, and a copy for each sample of a scalar."""
-    return leaf[:, None] if leaf.ndim else jnp.broadcast_to(leaf, (samples,))
-
-
-def _wide(leaf: Array) -> DTypeLike:
-    return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
-
-
-def _outer_products(gradients: PyTree, weight: Array, u: PyTree) -> PyTree:
-    """`(1/W) Σ_i s_i <s_i, u>`."""
-    leaves, treedef = jax.tree.flatten(u)
-    rows = [g.astype(_wide(g)).reshape(g.shape[0], -1) for g in jax.tree.leaves(gradients)]
-    along = jnp.zeros(rows[0].shape[:1], weight.dtype)
-    for g, leaf in zip(rows, leaves, strict=True):
-        tangents = _by_sample(leaf.astype(g.dtype), g.shape[0]).reshape(g.shape)
-        # Not a sum of products, for which see `losses.objects`.
-        along += jnp.einsum("ij,ij->i", g, tangents, precision="highest").astype(along.dtype)
-    along /= weight
-    products = []
-    for g, leaf in zip(rows, leaves, strict=True):
-        product = g * along.astype(g.dtype)[:, None]
-        product = product.reshape(leaf.shape) if leaf.ndim else jnp.sum(product)
-        products.append(product.astype(leaf.dtype))
-    return jax.tree.unflatten(treedef, products)
-
-
-def _root(product: Callable[[PyTree], PyTree], like: PyTree) -> PyTree:
-    """The x of a matrix `x xᵀ` that is known by its products with vectors like `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(leaves))
-    start = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    # The first product is along x. Scaled, since x to the fourth power may underflow.
-    along = [
-        a.astype(_wide(a)) for a in jax.tree.leaves(product(jax.tree.unflatten(treedef, start)))
-    ]
-    # What is not finite stays so: the products show it.
-    largest = jnp.stack([jnp.max(jnp.abs(a), initial=0) for a in along]).max()
-    along = [a / jnp.where(largest == 0, 1, largest) for a in along]
-    given = [a.astype(leaf.dtype) for a, leaf in zip(along, leaves, strict=True)]
-    again = [
-        b.astype(_wide(b)) for b in jax.tree.leaves(product(jax.tree.unflatten(treedef, given)))
-    ]
-    square = sum(jnp.sum(a * b) for a, b in zip(along, again, strict=True))
-    root = [b / jnp.sqrt(jnp.where(square == 0, 1, square)) for b in again]
-    narrow = [x.astype(leaf.dtype) for x, leaf in zip(root, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, narrow)
-
-
-def _count_samples(outputs: PyTree, batch: Batch) -> int:
-    """The length of the leading axis of all arrays but scalars.
-
-    Raises:
-        ValueError: not the same in all.
-    """
-    count, first = None, ""
-    for what, tree in (("batch", batch), ("outputs", outputs)):
-        for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
-            if not leaf.ndim:
-                continue
-            place = f"leaf {name!r} of {what}" if name else what
-            if count is None:
-                count, first = leaf.shape[0], place
-            if leaf.shape[0] != count:
-                raise ValueError(
-                    f"{place} must have the samples on its leading axis, {count} as {first} has, "
-                    f"for the gradients of single samples: got shape {leaf.shape}. Do not flatten "
-                    "the outputs, close over what is shared, or take a loss with fisher_product"
-                )
-    if count is None or not any(leaf.ndim for leaf in jax.tree.leaves(outputs)):
-        shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
-        raise ValueError(f"outputs must have an axis of samples, got arrays of shapes {shapes}")
-    return int(count)

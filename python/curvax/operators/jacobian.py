@@ -78,7 +78,7 @@ class SandwichMap(LinearMap):
     ) -> tuple[tuple[Array, Array], Sandwich]:
         """See `LinearMap`."""
         data = self.data(batch)
-        outputs, push, pull = self._jacobian(leaves, data)
+        outputs, push, pull = self.jacobian(leaves, data)
         aux = self.checked(self.loss(outputs, data), data)[1]
         return aux, Sandwich(push, self.inner(outputs, batch), pull)
 
@@ -93,7 +93,7 @@ class SandwichMap(LinearMap):
                 )
         return outputs
 
-    def _jacobian(self, leaves: Sequence[Array], batch: Batch) -> PyTree:
+    def jacobian(self, leaves: Sequence[Array], batch: Batch) -> PyTree:
         """The outputs, `J` and its transpose; both maps are pytrees."""
         taken = self.taken(leaves)
 

@@ -173,7 +173,7 @@ class Recomputed(OneByOne):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OuterProducts(Product):
-    """By matrices `x xᵀ`, whose residuals are x: vectors, as leaves."""
+    """By matrices `Σ x xᵀ`, whose residuals are the x: vectors, as leaves, on a leading axis."""
 
     def multiply(
         self,
@@ -184,12 +184,12 @@ class OuterProducts(Product):
         block: Array,
     ) -> Array:
         """See `Product`: all microbatches at once, as products of matrices."""
-        count = 1 if shares is None else shares.shape[0]
-        rows = [x.reshape(count, -1).astype(block.dtype) for x in self.residuals]
+        sized = zip(self.residuals, space.sizes, strict=True)
+        rows = [x.reshape(-1, size).astype(block.dtype) for x, size in sized]
         pieces = jnp.split(block, np.cumsum(space.sizes)[:-1], axis=1)
-        inner = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
+        inner: PyTree = sum(_inner(x, piece) for x, piece in zip(rows, pieces, strict=True))
         if shares is not None:
-            inner = inner * shares[None]
+            inner = inner * jnp.repeat(shares, inner.shape[1] // shares.shape[0])[None]
         out = [jnp.einsum("bn,ni->bi", inner, x, precision="highest") for x in rows]
         return jnp.concatenate(out, axis=1)
 
