@@ -178,7 +178,7 @@ def _smallest(case: str, seed: int) -> int:
 
 
 def product_seconds() -> dict[str, float]:
-    """One product of each kind, and one gradient, in turn."""
+    """One product and one gradient, in turn."""
     import jax
     from benchmarks.lib.compiled import median_seconds
 

@@ -19,6 +19,7 @@ from curvax.operators.curvature import Curvature
 from curvax.operators.fisher_map import FisherMap
 from curvax.operators.jacobian import check_callables
 from curvax.operators.model import Model, accepts_model
+from curvax.operators.products import OuterProducts
 from curvax.options import takes_options
 from curvax.typing import Batch, Batches, LossValue, Params, PyTree
 
@@ -37,6 +38,15 @@ class Fisher(Curvature):
     kind: str = dataclasses.field(default="", metadata={"static": True})
     num_samples: int | None = dataclasses.field(default=None, metadata={"static": True})
     seed: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        kept = ", gradients kept" if self.gradients_kept else ""
+        return f"{super().__repr__().removesuffix(')')}{kept})"
+
+    @property
+    def gradients_kept(self) -> bool:
+        """Whether products are passes over gradients of the samples, kept in `residual_bytes`."""
+        return all(isinstance(stack.product, OuterProducts) for stack in self.stacks)
 
 
 class FisherOptions(CurvatureOptions, total=False):
@@ -98,11 +108,17 @@ def fisher(
     weight of the labels, as their number, rather than that of importance.
 
     All are positive semidefinite. A product costs as much as one of `ggn`, and holds a
-    microbatch's outputs and activations, and vectors: nothing as long as samples × parameters, but
-    for one case. The matrix of a single sample, empirical or with one draw, has rank one. With
-    `microbatch_size=1` the operator therefore keeps the gradient of a sample in place of the
-    activations where it is no longer than they are, as for long sequences: products then cost a
-    pass over those gradients, and no pass through the model.
+    microbatch's outputs and activations, and vectors. There is a shorter way where the samples'
+    gradients, for `"mc"` one of each draw, are together no longer than the activations, as for long
+    sequences, and fit in memory: the operator keeps them in place of the activations. Products then
+    cost two passes over those gradients, and none through the model; see `gradients_kept`.
+
+    That takes samples that do not mix: an output depends on its own sample alone, in the traced
+    model as it is, with its masks and constants. Where samples mix, as in the statistics of a
+    batch, activations are kept. So they are where the operator cannot know, as behind a kernel or a
+    `fisher_product` of one's own: the logger `curvax` then names the reason, once, at level INFO.
+    With `microbatch_size=1` there is nothing to know, but a sample's gradient is that of a batch of
+    one sample.
 
     Of a `Model`: `fisher(model, batches, ...)`, with the same options.
 
