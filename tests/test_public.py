@@ -28,7 +28,7 @@ ERRORS = [name for name in CLASSES if issubclass(CLASSES[name], BaseException)]
 RESULTS = [name for name in results.__all__ if inspect.isclass(getattr(results, name))]
 
 # Signals within the package: whoever raises them, no caller of a public function sees them.
-SIGNALS = {"OutOfRange", "UndifferentiableError"}
+SIGNALS = {"MixedError", "OutOfRange", "UndifferentiableError", "UnfollowedError"}
 
 
 def for_type_checkers(path):
