@@ -51,7 +51,8 @@ class OneByOneProgram:
         given = zip(jaxpr.invars, (*program.consts, *shared), strict=True)
         known = {var: Value(array) for var, array in given if array is not None}
         for eqn in jaxpr.eqns:
-            if all(isinstance(atom, Literal) or atom in known for atom in eqn.invars):
+            same = all(isinstance(atom, Literal) or atom in known for atom in eqn.invars)
+            if same and called(eqn) is None:
                 operands = [_read(known, atom) for atom in eqn.invars]
                 known.update(zip(eqn.outvars, _whole(eqn, operands), strict=True))
         return cls(jaxpr, known)
