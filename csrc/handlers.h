@@ -10,6 +10,7 @@
   X(uninitialised_like)                \
   X(zeros)                             \
   X(put)                               \
+  X(inner_products)                    \
   X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \
   X(softmax_ce_derivatives)            \

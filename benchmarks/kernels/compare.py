@@ -3,7 +3,8 @@
     make bench BENCH_ARGS=--benchmark-json=out.json
     python benchmarks/kernels/compare.py out.json [--baseline FILE] [--smoke]
 
-Exits with 1 if a target is missed, unless ``--smoke``: then ratios are only printed.
+Exits with 1 if a count, which no machine and no size changes, is not the baseline's, or if a target
+is missed, unless ``--smoke``: then ratios are only printed.
 """
 
 from __future__ import annotations
@@ -27,25 +28,37 @@ TARGETS = {
     "block_ortho float32: bandwidth / that of sum": (0.85, True),
     "block_ortho: float32 / float16": (1.7, True),
     "block_ortho: float32 / bfloat16": (1.7, True),
+    "residuals float32: kernel / sum of the same bytes": (1.5, False),
+    "residuals float16: kernel / sum of the same bytes": (1.5, False),
 }
 
 
-def ratios(path: pathlib.Path) -> dict[str, float]:
-    """All ratios that a pytest-benchmark file records."""
+def recorded(path: pathlib.Path, kind: str) -> dict[str, float]:
+    """All `"ratios"` or all `"counts"` that a pytest-benchmark file records."""
     found: dict[str, float] = {}
     for case in json.loads(path.read_text())["benchmarks"]:
-        found |= case["extra_info"].get("ratios", {})
+        found |= case["extra_info"].get(kind, {})
     return found
+
+
+def changed_counts(measured: pathlib.Path, baseline: pathlib.Path) -> list[str]:
+    """What was counted otherwise than in the baseline."""
+    now, before = (recorded(path, "counts") for path in (measured, baseline))
+    return [
+        f"{name}: {now.get(name)}, in the baseline {before.get(name)}"
+        for name in sorted(now.keys() | before.keys())
+        if now.get(name) != before.get(name)
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("json", type=pathlib.Path)
     parser.add_argument("--baseline", type=pathlib.Path, default=BASELINE)
-    parser.add_argument("--smoke", action="store_true", help="print the ratios, judge nothing")
+    parser.add_argument("--smoke", action="store_true", help="print the ratios, judge counts alone")
     arguments = parser.parse_args()
-    measured = ratios(arguments.json)
-    before = ratios(arguments.baseline) if arguments.baseline.is_file() else {}
+    measured = recorded(arguments.json, "ratios")
+    before = recorded(arguments.baseline, "ratios")
     missed = 0
     print(f"{'ratio':48} {'measured':>9} {'target':>8} {'baseline':>9}")
     for name in [*TARGETS, *(n for n in measured if n not in TARGETS)]:
@@ -60,7 +73,9 @@ def main() -> int:
             f"{f'{before[name]:.2f}' if name in before else '-':>9} "
             f"{'' if good or arguments.smoke else 'MISSED'}"
         )
-    return 1 if missed and not arguments.smoke else 0
+    changed = changed_counts(arguments.json, arguments.baseline)
+    print(*changed, sep="\n")
+    return 1 if changed or (missed and not arguments.smoke) else 0
 
 
 if __name__ == "__main__":

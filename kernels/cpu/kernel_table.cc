@@ -1,5 +1,6 @@
 // The table of entry points of one target; compiled once for each.
 #include "cpu/block_ortho.h"
+#include "cpu/inner_products.h"
 #include "cpu/matmul_sum.h"
 #include "cpu/softmax_ce.h"
 #include "curvax/dispatch.h"
@@ -20,6 +21,8 @@ const KernelTable kTable = {
     BlockOrtho,
     RotateBasisWorkspaceBytes,
     RotateBasis,
+    InnerProductsWorkspaceBytes,
+    InnerProducts,
 };
 
 }  // namespace curvax::CURVAX_TARGET

@@ -177,6 +177,31 @@ void RunMatmulSum(const std::string& target, int64_t threads, const py::list& a,
   table.matmul_sum(args, pool.view());
 }
 
+// `sets`: pairs of a dtype's name and a matrix, all of whose rows are meant, to the length n.
+// `coefficients` (combinations, rows) may have no combinations; `runs` is (runs, 3).
+void RunInnerProducts(const std::string& target, int64_t threads, const py::list& sets, int64_t n,
+                      const py::array_t<double>& coefficients, const py::array_t<int64_t>& runs,
+                      py::array_t<double> products) {
+  const KernelTable& table = Table(target);
+  InnerProductsArgs args = {};
+  args.n = n;
+  for (const py::handle& handle : sets) {
+    const auto set = py::cast<py::tuple>(handle);
+    const auto matrix = py::cast<py::array>(set[1]);
+    args.sets[args.num_sets++] = {ParseDType(py::cast<std::string>(set[0])), matrix.data(),
+                                  matrix.strides(0) / matrix.itemsize(), matrix.shape(0)};
+  }
+  args.combinations = coefficients.shape(0);
+  args.coefficients = coefficients.data();
+  args.num_runs = runs.shape(0);
+  args.runs = reinterpret_cast<const ProductRun*>(runs.data());
+  args.products = products.mutable_data();
+  Threads pool(threads);
+  const auto workspace = Allocate(table.inner_products_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.inner_products(args, pool.view());
+}
+
 void RunBlockOrtho(const std::string& target, int64_t threads, const std::string& dtype,
                    py::array basis, py::array block, int64_t used, uint64_t seed, double scale,
                    py::array_t<double> coefficients, py::array_t<double> factor,
@@ -235,6 +260,7 @@ PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("softmax_ce", &curvax::RunSoftmaxCe);
   m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);
   m.def("matmul_sum", &curvax::RunMatmulSum);
+  m.def("inner_products", &curvax::RunInnerProducts);
   m.def("block_ortho", &curvax::RunBlockOrtho, py::arg("target"), py::arg("threads"),
         py::arg("dtype"), py::arg("basis"), py::arg("block"), py::arg("used"), py::arg("seed"),
         py::arg("scale"), py::arg("coefficients"), py::arg("factor"), py::arg("info"),

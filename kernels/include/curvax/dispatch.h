@@ -4,6 +4,7 @@
 #define CURVAX_DISPATCH_H_
 
 #include "curvax/block_ortho.h"
+#include "curvax/inner_products.h"
 #include "curvax/matmul_sum.h"
 #include "curvax/softmax_ce.h"
 
@@ -32,6 +33,11 @@ struct KernelTable {
   int64_t (*rotate_basis_workspace_bytes)(const RotateBasisArgs& args, int64_t max_workers);
   // Replaces the first rows of the basis by combinations of its used rows.
   void (*rotate_basis)(const RotateBasisArgs& args, const ParallelFor& pool);
+
+  // Bytes of InnerProductsArgs::workspace for a pool of `max_workers`.
+  int64_t (*inner_products_workspace_bytes)(const InnerProductsArgs& args, int64_t max_workers);
+  // Fills args.products.
+  void (*inner_products)(const InnerProductsArgs& args, const ParallelFor& pool);
 };
 
 constexpr int kMaxTargets = 3;

@@ -3,13 +3,15 @@
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from curvax.arrays import scale_of
-from curvax.columns import matmul, over_columns, row_sums
+from curvax.columns import matmul, over_columns
 from curvax.device import probes
 from curvax.operators.base import Operator, RestrictedOperator
 from curvax.operators.checked_product import checked_product
+from curvax.ops.inner_products import Rows, inner_products, row_products
 from curvax.program import Program, program
 from curvax.typing import PyTree
 
@@ -18,15 +20,10 @@ from curvax.typing import PyTree
 def forms(block: Array, products: Array) -> tuple[Array, Array, Array]:
     """`zᵀw`, `zᵀz` and `wᵀw` in float64, of rows z and their products w, `(b, n)` each."""
     b, n = block.shape
-
-    def add(total: PyTree, first: Array, width: int) -> PyTree:
-        z, w = (_wide(x, first, width) for x in (block, products))
-        pieces = row_sums(z * w), row_sums(z * z), row_sums(w * w)
-        return tuple(a + piece for a, piece in zip(total, pieces, strict=True))
-
-    zeros = jnp.zeros(b)
-    result: tuple[Array, Array, Array] = over_columns(add, (zeros, zeros, zeros), n, rows=4 * b)
-    return result
+    z, w = np.arange(2 * b).reshape(2, b)
+    pairs = np.hstack([(z, w), (z, z), (w, w)]).T
+    zw, zz, ww = row_products([Rows.all_of(block), Rows.all_of(products)], pairs, n).reshape(3, b)
+    return zw, zz, ww
 
 
 @program(wide=True)
@@ -97,10 +94,10 @@ def project_off(basis: Array, block: Array) -> Array:
 
     Rows of the basis that are not in use must be zero.
     """
-    inner_products = _inner(basis, block)
+    along_basis = _inner(basis, block)
 
     def subtract(out: Array, first: Array, width: int) -> Array:
-        along = matmul(inner_products.T, _wide(basis, first, width))
+        along = matmul(along_basis.T, _wide(basis, first, width))
         piece = _wide(out, first, width) - along
         return lax.dynamic_update_slice_in_dim(out, piece.astype(out.dtype), first, axis=1)
 
@@ -116,12 +113,7 @@ def inner(basis: Array, block: Array) -> Array:
 
 
 def _inner(basis: Array, block: Array) -> Array:
-    def add(total: Array, first: Array, width: int) -> Array:
-        return total + matmul(_wide(basis, first, width), _wide(block, first, width).T)
-
-    shape = (basis.shape[0], block.shape[0])
-    total: Array = over_columns(add, jnp.zeros(shape), block.shape[1], rows=sum(shape))
-    return total
+    return inner_products(Rows.all_of(basis), Rows.all_of(block), block.shape[1])
 
 
 def _wide(rows: Array, first: Array, width: int) -> Array:

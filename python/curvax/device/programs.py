@@ -15,12 +15,16 @@ from curvax.operators.closure import close
 from curvax.operators.shards import sharded_arrays
 from curvax.ops import assembly
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
+from curvax.ops.inner_products import Rows, inner_products, row_products
 from curvax.ops.shards import whole
 from curvax.program import Clock, host, program, users_mode
 from curvax.typing import Block, DTypeLike, Float64Array, PyTree
 
 # The most steps that one program does.
 TOGETHER = 8
+
+# The least part of a square that a difference of squares may leave: it costs ten of its 52 bits.
+_LEAST_KEPT = 2.0**-10
 
 
 def solve_clock() -> Clock:
@@ -209,28 +213,25 @@ def residuals(
         `w − θ x − qᵀ · coupling`.
     """
     b, n = products.shape
+    x, q = (storage.stored(basis, first, b, n) for first in (start, following))
+    one, none = jnp.eye(b), jnp.zeros((b, b))
+    error = jnp.concatenate([one, -jnp.diag(thetas), -coupling.T], axis=1)
+    places = np.arange(3 * b).reshape(3, b)
+    pairs = np.hstack([places[[i, j]] for i, j in ((0, 0), (0, 1), (1, 1), (2, 2))]).T
 
-    def columns(first: Array, width: int) -> tuple[Array, Array]:
-        x = _piece(basis, start, b, first, width, n)
-        w = lax.dynamic_slice_in_dim(products, first, width, axis=1)
-        return x.astype(jnp.float64), w.astype(jnp.float64)
+    def sweep(shifts: Array) -> Array:
+        shifted = jnp.concatenate([one, -jnp.diag(shifts), none], axis=1)
+        vectors = jnp.concatenate([none, one, none], axis=1)
+        weights = jnp.concatenate([vectors, shifted, error])
+        return row_products([Rows.all_of(products), x, q], pairs, n, weights).reshape(4, b)
 
-    def moments(total: PyTree, first: Array, width: int) -> PyTree:
-        x, w = columns(first, width)
-        return total[0] + row_sums(x * x), total[1] + row_sums(x * w)
-
-    squares, inner = over_columns(moments, (jnp.zeros(b), jnp.zeros(b)), n, rows=4 * b)
-    quotients = inner / squares
-
-    def rest(total: PyTree, first: Array, width: int) -> PyTree:
-        w = lax.dynamic_slice_in_dim(products, first, width, axis=1).astype(jnp.float64)
-        pieces = _pieces(basis, (start, following), b, first, width, n)
-        x, q = (piece.astype(jnp.float64) for piece in pieces)
-        residual = w - quotients[:, None] * x
-        error = w - thetas[:, None] * x - matmul(coupling.T, q)
-        return total[0] + row_sums(residual * residual), total[1] + row_sums(error * error)
-
-    norms, errors = over_columns(rest, (jnp.zeros(b), jnp.zeros(b)), n, rows=6 * b)
+    squares, along, lengths, errors = sweep(thetas)
+    # With r = w - θ x: λ = θ + xᵀr/xᵀx and ‖w - λ x‖² = ‖r‖² - (xᵀr)²/xᵀx. The difference has lost
+    # digits where θ is far from λ for such a residual: then it is measured itself.
+    quotients = thetas + along / squares
+    norms = lengths - along * (along / squares)
+    kept = jnp.all(norms >= lengths * _LEAST_KEPT)
+    norms = lax.cond(kept, lambda: norms, lambda: sweep(quotients)[2])
     return quotients, jnp.sqrt(norms / squares), jnp.sqrt(errors)
 
 
@@ -239,13 +240,8 @@ def gram(
     basis: Float[Array, "rows columns"], like: Shaped[Array, "k ..."], n: Length | None = None
 ) -> Float64[Array, "k k"]:
     """`X Xᵀ` in float64 of the vectors that the first rows stand for, as many as `like` is long."""
-    k, length = like.shape[0], storage.length(basis, n)
-
-    def add(total: Array, first: Array, width: int) -> Array:
-        x = _piece(basis, jnp.zeros_like(first), k, first, width, length).astype(jnp.float64)
-        return total + matmul(x, x.T)
-
-    return over_columns(add, jnp.zeros((k, k)), length, rows=k)
+    length = storage.length(basis, n)
+    return inner_products(storage.stored(basis, jnp.int32(0), like.shape[0], length), None, length)
 
 
 @program(lasting=True)
@@ -256,8 +252,11 @@ def combine(
     m, length = basis.shape[0], storage.length(basis, n)
 
     def fill(out: Array, first: Array, width: int) -> Array:
-        x = _piece(basis, jnp.zeros_like(first), m, first, width, length)
-        piece = matmul(weights, x)
+        # XLA:CPU slices bfloat16 after widening it, and would hoist a wide copy of the whole basis
+        # out of the loop over the columns.
+        stored, first = lax.optimization_barrier((basis, first))
+        x = lax.dynamic_slice_in_dim(stored, first, width, axis=1)
+        piece = matmul(weights, storage.vectors(lax.optimization_barrier(x), length))
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
     out = jnp.zeros((weights.shape[0], length), weights.dtype)
@@ -267,13 +266,10 @@ def combine(
 @program(wide=True)
 def squared_distance(a: Float[Array, "b n"], b: Float[Array, "b n"]) -> Float64[Array, ""]:
     """`‖a − b‖²` in float64 of two arrays `(b, n)`."""
-
-    def add(total: Array, first: Array, width: int) -> Array:
-        pieces = (lax.dynamic_slice_in_dim(x, first, width, axis=1) for x in (a, b))
-        wide = [piece.astype(jnp.float64) for piece in pieces]
-        return total + row_sums((wide[0] - wide[1]) ** 2)
-
-    return row_sums(over_columns(add, jnp.zeros(a.shape[0]), a.shape[1], rows=3 * a.shape[0]))
+    rows, n = a.shape
+    weights = jnp.concatenate([jnp.eye(rows), -jnp.eye(rows)], axis=1)
+    pairs = [(i, i) for i in range(rows)]
+    return row_sums(row_products([Rows.all_of(a), Rows.all_of(b)], pairs, n, weights))
 
 
 @program(lasting=True)
@@ -289,23 +285,3 @@ def deliver(op: Operator, stored: Float[Array, "k columns"]) -> Block:
     """Stored rows as vectors of the operator."""
     n = op.shape[0]
     return op.unravel(storage.vectors(stored[:, :n], n))
-
-
-def _piece(basis: Array, start: Array, count: int, first: Array, width: int, n: int) -> Array:
-    """Some columns of the vectors of length n that the `count` rows from `start` stand for."""
-    return _pieces(basis, (start,), count, first, width, n)[0]
-
-
-def _pieces(
-    basis: Array, starts: tuple[Array, ...], count: int, first: Array, width: int, n: int
-) -> list[Array]:
-    """As `_piece`, of several blocks of rows."""
-    pieces = []
-    for start in starts:
-        # XLA:CPU slices bfloat16 after widening it, and would hoist a wide copy of the whole basis
-        # out of the loop over the columns. One slice after another, or it widens for both at once.
-        basis, first = lax.optimization_barrier((basis, first))
-        piece = lax.dynamic_slice(basis, (start.astype(first.dtype), first), (count, width))
-        piece, basis = lax.optimization_barrier((piece, basis))
-        pieces.append(storage.vectors(piece, n))
-    return pieces

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from curvax.ops.block_ortho import padded_length
+from curvax.ops.inner_products import Rows
 from curvax.typing import DTypeLike
 
 # The largest power of two that an entry of a unit vector can be multiplied by in float16.
@@ -60,6 +61,11 @@ def rows(basis: Array, start: Array, count: int, n: int) -> Array:
     """The `count` vectors of length n that the rows of the basis from `start` stand for."""
     stored = lax.dynamic_slice(basis, (start, jnp.zeros_like(start)), (count, n))
     return vectors(stored, n)
+
+
+def stored(basis: Array, start: Array, count: int, n: int) -> Rows:
+    """The same rows as they are stored, for inner products."""
+    return Rows(basis, start, count, scale(basis.dtype, n))
 
 
 def roundoff(dtype: DTypeLike) -> float:

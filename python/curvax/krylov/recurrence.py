@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from curvax.columns import over_columns, row_sums
+from curvax.columns import over_columns
 from curvax.device.probing import project_off
 from curvax.device.programs import multiply
 from curvax.krylov.scaling import check_range
 from curvax.operators.base import Operator
 from curvax.operators.evidence import check_symmetry, report_nonfinite
+from curvax.ops.inner_products import Rows, row_products
 from curvax.program import Clock, host, program
-from curvax.typing import Float64Array, PyTree
+from curvax.typing import Float64Array
 
 # A run ends where β is at most this multiple of the roundoff of the largest coefficient so far.
 # What is left of a product on an invariant subspace measures 0.3 to 3. A miss does no harm: the
@@ -148,15 +149,12 @@ def subtract(
         The rest, in the memory of the product; α `(b,)`, a sum in float64; and likewise the inner
         products of the previous vector with the product, and with the current one.
     """
-    n, zeros = product.shape[1], jnp.zeros_like(beta)
-
-    def inner(sums: PyTree, first: Array, width: int) -> PyTree:
-        w, p, q = (_columns(x, first, width) for x in (product, previous, current))
-        return sums[0] + _dot(w, q), sums[1] + _dot(p, q), sums[2] + _dot(w, p)
-
-    along, overlap, back = over_columns(inner, (zeros, zeros, zeros), n, rows=4 * len(beta))
-    # All sums are made before the product is overwritten, or XLA keeps a copy of it for the last.
-    alpha = along - beta * overlap + 0 * back
+    b, n = product.shape
+    w, p, q = np.arange(3 * b).reshape(3, b)
+    pairs = np.hstack([(w, q), (p, q), (w, p)]).T
+    rows = [Rows.all_of(x) for x in (product, previous, current)]
+    along, overlap, back = row_products(rows, pairs, n).reshape(3, b)
+    alpha = along - beta * overlap
     # In float64 this would cost more than the rest of the step.
     narrow_alpha, narrow_beta = (x[:, None].astype(product.dtype) for x in (alpha, beta))
 
@@ -165,7 +163,7 @@ def subtract(
         piece = w - (narrow_beta * p + narrow_alpha * q)
         return lax.dynamic_update_slice_in_dim(out, piece, first, axis=1)
 
-    return over_columns(fill, product, n, rows=2 * len(beta)), alpha, back, overlap
+    return over_columns(fill, product, n, rows=2 * b), alpha, back, overlap
 
 
 @program(donate=(0,), wide=True)
@@ -193,21 +191,12 @@ def normalize(block: Array) -> Array:
 
 
 def _norms(block: Array) -> Array:
-    def add(total: Array, first: Array, width: int) -> Array:
-        x = _columns(block, first, width)
-        return total + _dot(x, x)
-
     b, n = block.shape
-    squares: Array = over_columns(add, jnp.zeros(b), n, rows=2 * b)
-    return jnp.sqrt(squares)
+    return jnp.sqrt(row_products([Rows.all_of(block)], [(i, i) for i in range(b)], n))
 
 
 def _columns(block: Array, first: Array, width: int) -> Array:
     return lax.dynamic_slice_in_dim(block, first, width, axis=1)
-
-
-def _dot(x: Array, y: Array) -> Array:
-    return row_sums(x.astype(jnp.float64) * y.astype(jnp.float64))
 
 
 def _scaled(block: Array, factors: Array) -> Array:

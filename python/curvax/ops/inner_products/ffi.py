@@ -1,0 +1,46 @@
+"""The compiled kernel, through XLA's foreign-function interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from curvax.ops.inner_products.arguments import Pairs, Rows
+
+# (first, begin, count): the products of vector `first` with `count` others from `begin` on.
+_Runs = Sequence[tuple[int, int, int]]
+
+
+def inner_products(a: Rows, b: Rows | None, n: int) -> Array:
+    """See `api.inner_products`; of stored rows."""
+    k = a.count
+    if b is not None:
+        runs = [(i, k, b.count) for i in range(k)]
+        return _call(None, [a, b], runs, n).reshape(k, b.count)
+    upper = _call(None, [a], [(i, i, k - i) for i in range(k)], n)
+    place = np.zeros((k, k), np.int64)
+    place[np.triu_indices(k)] = np.arange(len(upper))
+    return upper[np.maximum(place, place.T)]
+
+
+def row_products(
+    coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int
+) -> Array:
+    """See `api.row_products`; of stored rows."""
+    return _call(coefficients, sets, [(i, j, 1) for i, j in pairs], n)
+
+
+def _call(coefficients: Array | None, sets: Sequence[Rows], runs: _Runs, n: int) -> Array:
+    counts = np.asarray([rows.count for rows in sets])
+    if coefficients is None:
+        coefficients = jnp.zeros((0, counts.sum()))
+    result = jax.ShapeDtypeStruct((sum(count for _, _, count in runs),), np.float64)
+    call = jax.ffi.ffi_call("curvax.inner_products", result, vmap_method="sequential")
+    operands = [x for rows in sets for x in (rows.stored, rows.start)]
+    flat = np.asarray(runs).reshape(-1)
+    products: Array = call(coefficients, *operands, n=np.int64(n), counts=counts, runs=flat)
+    return products
