@@ -54,8 +54,12 @@ def test_certificate(benchmark, monkeypatch, name, dtype):
         program = getattr(programs, name)
         kernel = compiled(monkeypatch, "auto", program, *given)
         plain = compiled(monkeypatch, "reference", program, *given)
-        for got, want in zip(*(jax.tree.leaves(call(*given)) for call in (kernel, plain)), strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * abs(np.asarray(want)).max())
+        for got, want in zip(
+            *(jax.tree.leaves(call(*given)) for call in (kernel, plain)), strict=True
+        ):
+            np.testing.assert_allclose(
+                got, want, rtol=1e-12, atol=1e-12 * abs(np.asarray(want)).max()
+            )
         same = jnp.ones(read // 4, jnp.float32)
         ways = {
             "sum": functools.partial(jax.jit(jnp.sum), same),

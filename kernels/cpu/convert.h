@@ -96,6 +96,46 @@ CURVAX_INLINE void StoreAs(Half* p, Vec<float> v) {
 }
 #endif
 
+// As many elements as a vector of doubles has, as floats.
+using Floats = MatchingVector<float, double>::type;
+
+CURVAX_INLINE Floats LoadFloats(const float* p) {
+  Floats v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+CURVAX_INLINE Floats LoadFloats(const BFloat16* p) {
+  MatchingVector<uint16_t, double>::type words;
+  __builtin_memcpy(&words, p, sizeof(words));
+  using Bits = MatchingVector<uint32_t, double>::type;
+  return BitCast<Floats>(__builtin_convertvector(words, Bits) << 16);
+}
+CURVAX_INLINE Floats LoadFloats(const Half* p) {
+#if defined(__AVX512F__)
+  return BitCast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__F16C__)
+  return BitCast<Floats>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Floats v;
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = Widen(p[i]);
+  return v;
+#endif
+}
+
+// The same as doubles. By name, since GCC 12 takes the conversion of a vector apart.
+CURVAX_INLINE Vec<double> LoadWide(const double* p) { return LoadVec(p); }
+template <typename S>
+CURVAX_INLINE Vec<double> LoadWide(const S* p) {
+  const Floats v = LoadFloats(p);
+#if defined(__AVX512F__)
+  return BitCast<Vec<double>>(_mm512_maskz_cvtps_pd(0xff, BitCast<__m256>(v)));
+#elif defined(__AVX2__)
+  return BitCast<Vec<double>>(_mm256_cvtps_pd(BitCast<__m128>(v)));
+#else
+  return __builtin_convertvector(v, Vec<double>);
+#endif
+}
+
 // The first `count` elements at p, which may be fewer than a vector; `fill` in the other lanes.
 template <typename S>
 CURVAX_INLINE Vec<Compute<S>> LoadPartial(const S* p, int64_t count, Compute<S> fill) {

@@ -43,7 +43,7 @@ Carry = TypeVar("Carry")
 
 
 def over_columns(
-    fun: Callable[[Carry, Array, int], Carry], carry: Carry, n: int, *, rows: int
+    fun: Callable[[Carry, Array, int], Carry], carry: Carry, n: int, *, rows: int, chunks: int = 1
 ) -> Carry:
     """Fold `fun(carry, first, width)` over chunks of the columns 0 to n; each begins at a `CHUNK`.
 
@@ -52,18 +52,19 @@ def over_columns(
         carry: what is folded into.
         n: the number of columns.
         rows: how many rows of float64 a step holds at once.
+        chunks: how many chunks a step takes on a CPU, a power of two.
     """
-    step = _columns_per_step(rows)
+    step = _columns_per_step(rows, chunks)
     whole, rest = divmod(n, step)
     if whole:
         carry = lax.fori_loop(0, whole, lambda i, c: fun(c, i * step, step), carry)
     return fun(carry, jnp.asarray(whole * step), rest) if rest else carry
 
 
-def _columns_per_step(rows: int) -> int:
+def _columns_per_step(rows: int, chunks: int) -> int:
     """A power of two: `row_sums` pads to one."""
     if default_platform() == "cpu":
-        return CHUNK
+        return CHUNK * chunks
     fitting = _WIDE_BYTES // (8 * max(rows, 1))
     return min(max(1 << max(fitting.bit_length() - 1, 0), CHUNK), _WIDE_CHUNK)
 

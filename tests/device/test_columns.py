@@ -67,6 +67,20 @@ def test_random_columns_do_not_depend_on_the_width(width):
         assert np.array_equal(got[:, first : first + short], want)
 
 
+@pytest.mark.parametrize("b", [1, 3])
+def test_a_random_block_is_that_of_its_chunks_however_many_are_drawn_at_once(b):
+    n = 11 * CHUNK + 37
+    op = cx.from_matvec(lambda v: v, n)
+    like = jnp.zeros((b, 0))
+    got = programs.random_block(compiled.Clock(), op, like, np.uint32(1), np.uint32(2))
+    key = jax.random.fold_in(jax.random.key(1, impl="threefry2x32"), 2)
+    draw = jax.jit(jax.random.normal, static_argnums=1)
+    for first in range(0, n, CHUNK):
+        width = min(CHUNK, n - first)
+        want = draw(jax.random.fold_in(key, first), (b, width))
+        assert np.array_equal(got[:, first : first + width], want)
+
+
 def test_a_seed_draws_the_same_vectors_on_a_device(on_device):
     op = cx.from_matvec(lambda v: v, N)
     like, clock = jnp.zeros((2, N)), compiled.Clock()

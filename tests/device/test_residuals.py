@@ -18,7 +18,7 @@ def basis_of(rows, dtype):
     n = rows.shape[1]
     basis = np.full(storage.shape(2 * len(rows), n, dtype), np.nan)
     basis[len(rows) :, :n] = rows * storage.scale(dtype, n)
-    return jnp.asarray(basis.astype(jnp.dtype(dtype)))
+    return host(basis.astype(jnp.dtype(dtype)))
 
 
 def measured(basis, products, start, following, thetas, coupling):

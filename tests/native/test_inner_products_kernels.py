@@ -93,7 +93,10 @@ def test_the_result_does_not_depend_on_the_threads(cpu_target, dtype):
     rng, n = np.random.default_rng(0), 150_003
     sets = [(dtype, padded(rng.standard_normal((5, n)), dtype))]
     weights = rng.standard_normal((3, 5))
-    for runs, given in [([(i, i, 5 - i) for i in range(5)], NO_COEFFICIENTS), ([(0, 0, 3)], weights)]:
+    for runs, given in [
+        ([(i, i, 5 - i) for i in range(5)], NO_COEFFICIENTS),
+        ([(0, 0, 3)], weights),
+    ]:
         one = products(cpu_target, 1, sets, n, runs, given)
         for threads in (2, 3, 16):
             assert np.array_equal(products(cpu_target, threads, sets, n, runs, given), one)
@@ -105,7 +108,9 @@ def test_a_difference_of_nearly_equal_vectors_keeps_its_digits(cpu_target):
     x = rng.standard_normal((1, n))
     rest = 1e-12 * rng.standard_normal((1, n))
     w = 3 * x + rest
-    got = products(cpu_target, 2, [("float64", w), ("float64", x)], n, [(0, 0, 1)], np.array([[1.0, -3.0]]))
+    got = products(
+        cpu_target, 2, [("float64", w), ("float64", x)], n, [(0, 0, 1)], np.array([[1.0, -3.0]])
+    )
     truth = math.fsum((w[0].astype(np.longdouble) - 3 * x[0].astype(np.longdouble)) ** 2)
     np.testing.assert_allclose(got[0], truth, rtol=1e-3)
 

@@ -30,7 +30,7 @@ def stored(rng, rows, dtype, scale=1.0):
 
 def vectors(rows):
     start = int(rows.start)
-    picked = np.asarray(rows.stored)[start : start + rows.count, :N].astype(np.float64)
+    picked = np.asarray(rows.stored)[start : start + rows.number, :N].astype(np.float64)
     return picked / rows.scale
 
 
@@ -101,10 +101,12 @@ def test_what_is_refused(native_kernels):
     with pytest.raises(ValueError, match=r"set 1 must be at least one row.*n = 9.*got 3 rows"):
         inner_products(Rows.all_of(jnp.ones((3, 9), jnp.float32)), x, 9)
     with pytest.raises(ValueError, match=r"set 0 must be .*got 4 rows of shape \(3, 8\)"):
-        inner_products(x._replace(count=4), None, 8)
+        inner_products(x._replace(number=4), None, 8)
     with pytest.raises(ValueError, match="sets must be one to 3 sets of rows, got 4"):
         row_products([x] * 4, [(0, 0)], 8)
-    with pytest.raises(ValueError, match=r"coefficients must have shape \(combinations, 3\).*\(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"coefficients must have shape \(combinations, 3\).*\(2,\)"
+    ):
         row_products([x], [(0, 0)], 8, jnp.ones(2))
     with pytest.raises(ValueError, match="coefficients must be float64, got float32"):
         row_products([x], [(0, 0)], 8, jnp.ones((2, 3), jnp.float32))

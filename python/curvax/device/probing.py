@@ -13,7 +13,6 @@ from curvax.operators.base import Operator, RestrictedOperator
 from curvax.operators.checked_product import checked_product
 from curvax.ops.inner_products import Rows, inner_products, row_products
 from curvax.program import Program, program
-from curvax.typing import PyTree
 
 
 @program(wide=True)

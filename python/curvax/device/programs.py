@@ -23,6 +23,9 @@ from curvax.typing import Block, DTypeLike, Float64Array, PyTree
 # The most steps that one program does.
 TOGETHER = 8
 
+# Chunks of random columns that a CPU draws at once: one leaves threads without work.
+_DRAWN_TOGETHER = 8
+
 # The least part of a square that a difference of squares may leave: it costs ten of its 52 bits.
 _LEAST_KEPT = 2.0**-10
 
@@ -48,7 +51,8 @@ def random_block(
         piece = random_columns(normal, key, first, width)
         return lax.dynamic_update_slice_in_dim(block, piece, first, axis=1)
 
-    return over_columns(fill, jnp.zeros((b, n), op.dtype), n, rows=b)
+    chunks = max(1, _DRAWN_TOGETHER // b)
+    return over_columns(fill, jnp.zeros((b, n), op.dtype), n, rows=b, chunks=chunks)
 
 
 @program(lasting=True)
@@ -215,15 +219,19 @@ def residuals(
     b, n = products.shape
     x, q = (storage.stored(basis, first, b, n) for first in (start, following))
     one, none = jnp.eye(b), jnp.zeros((b, b))
-    error = jnp.concatenate([one, -jnp.diag(thetas), -coupling.T], axis=1)
-    places = np.arange(3 * b).reshape(3, b)
-    pairs = np.hstack([places[[i, j]] for i, j in ((0, 0), (0, 1), (1, 1), (2, 2))]).T
+    # Of every pair: x, w - θ x, and what the coupling leaves of that.
+    numbers = 3 * np.arange(b)[:, None] + np.asarray([0, 1, 2])
+    pairs = numbers[:, [[0, 0], [0, 1], [1, 1], [2, 2]]].reshape(4 * b, 2)
 
     def sweep(shifts: Array) -> Array:
-        shifted = jnp.concatenate([one, -jnp.diag(shifts), none], axis=1)
-        vectors = jnp.concatenate([none, one, none], axis=1)
-        weights = jnp.concatenate([vectors, shifted, error])
-        return row_products([Rows.all_of(products), x, q], pairs, n, weights).reshape(4, b)
+        combinations = [
+            [none, one, none],
+            [one, -jnp.diag(shifts), none],
+            [one, -jnp.diag(thetas), -coupling.T],
+        ]
+        weights = jnp.stack([jnp.concatenate(c, axis=1) for c in combinations], axis=1)
+        rows = [Rows.all_of(products), x, q]
+        return row_products(rows, pairs, n, weights.reshape(3 * b, 3 * b)).reshape(b, 4).T
 
     squares, along, lengths, errors = sweep(thetas)
     # With r = w - θ x: λ = θ + xᵀr/xᵀx and ‖w - λ x‖² = ‖r‖² - (xᵀr)²/xᵀx. The difference has lost

@@ -22,7 +22,7 @@ _MAX_SETS = 3
 
 def inner_products(
     a: Rows, b: Rows | None, n: int, *, impl: str = "auto"
-) -> Float64[Array, "a_count b_count"]:
+) -> Float64[Array, "a_number b_number"]:
     """Inner products of all vectors of a set with all of another: ``A Bᵀ`` in float64.
 
     Products and sums are in float64, whatever the rows are stored in, so that those of float32 and
@@ -36,7 +36,7 @@ def inner_products(
         impl: ``"auto"``, ``"ffi"`` (compiled kernel of the CPU) or ``"reference"`` (plain JAX).
 
     Returns:
-        shape ``(a.count, b.count)``, float64.
+        shape ``(a.number, b.number)``, float64.
 
     Raises:
         TypeError: `impl` is not a string.
@@ -77,7 +77,7 @@ def row_products(
         TypeError, ValueError, RuntimeError, jax.errors.JaxRuntimeError: as `inner_products`.
     """
     _check(sets, n)
-    scales = np.concatenate([np.full(rows.count, rows.scale) for rows in sets])
+    scales = np.concatenate([np.full(rows.number, rows.scale) for rows in sets])
     module = ffi if resolve(impl, "inner_products") == "ffi" else reference
     if coefficients is None:
         left, right = np.asarray(pairs).T

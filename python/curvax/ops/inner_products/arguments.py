@@ -19,13 +19,13 @@ class Rows(NamedTuple):
     Attributes:
         stored: `(rows, columns)`, float32, float64, bfloat16 or float16.
         start: int32 scalar, the first of them.
-        count: how many.
+        number: how many.
         scale: a power of two, by which they are larger than the vectors that they stand for.
     """
 
     stored: Array
     start: Array
-    count: int
+    number: int
     scale: float = 1.0
 
     @classmethod

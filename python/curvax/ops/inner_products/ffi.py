@@ -17,25 +17,30 @@ _Runs = Sequence[tuple[int, int, int]]
 
 def inner_products(a: Rows, b: Rows | None, n: int) -> Array:
     """See `api.inner_products`; of stored rows."""
-    k = a.count
+    k = a.number
     if b is not None:
-        runs = [(i, k, b.count) for i in range(k)]
-        return _call(None, [a, b], runs, n).reshape(k, b.count)
+        runs = [(i, k, b.number) for i in range(k)]
+        return _call(None, [a, b], runs, n).reshape(k, b.number)
     upper = _call(None, [a], [(i, i, k - i) for i in range(k)], n)
     place = np.zeros((k, k), np.int64)
     place[np.triu_indices(k)] = np.arange(len(upper))
     return upper[np.maximum(place, place.T)]
 
 
-def row_products(
-    coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int
-) -> Array:
+def row_products(coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
     """See `api.row_products`; of stored rows."""
-    return _call(coefficients, sets, [(i, j, 1) for i, j in pairs], n)
+    runs: list[tuple[int, int, int]] = []
+    for i, j in np.asarray(pairs).tolist():
+        first, begin, count = runs[-1] if runs else (-1, 0, 0)
+        if (first, begin + count) == (i, j):
+            runs[-1] = first, begin, count + 1
+        else:
+            runs.append((i, j, 1))
+    return _call(coefficients, sets, runs, n)
 
 
 def _call(coefficients: Array | None, sets: Sequence[Rows], runs: _Runs, n: int) -> Array:
-    counts = np.asarray([rows.count for rows in sets])
+    counts = np.asarray([rows.number for rows in sets])
     if coefficients is None:
         coefficients = jnp.zeros((0, counts.sum()))
     result = jax.ShapeDtypeStruct((sum(count for _, _, count in runs),), np.float64)

@@ -23,13 +23,11 @@ def inner_products(a: Rows, b: Rows | None, n: int) -> Array:
         pieces = _pieces(sets, first, width)
         return total + matmul(pieces[0], pieces[-1].T)
 
-    counts = [rows.count for rows in sets]
+    counts = [rows.number for rows in sets]
     return over_columns(add, jnp.zeros((counts[0], counts[-1])), n, rows=sum(counts))
 
 
-def row_products(
-    coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int
-) -> Array:
+def row_products(coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
     """See `api.row_products`; of stored rows."""
     left, right = np.asarray(pairs).T
 
@@ -39,7 +37,7 @@ def row_products(
             vectors = matmul(coefficients, vectors)
         return total + row_sums(vectors[left] * vectors[right])
 
-    rows = sum(rows.count for rows in sets) + (0 if coefficients is None else len(coefficients))
+    rows = sum(rows.number for rows in sets) + (0 if coefficients is None else len(coefficients))
     return over_columns(add, jnp.zeros(len(pairs)), n, rows=rows + len(pairs))
 
 
