@@ -11,6 +11,7 @@
   X(zeros)                             \
   X(put)                               \
   X(inner_products)                    \
+  X(residual_products)                 \
   X(matmul_sum)                        \
   X(softmax_ce_hvp)                    \
   X(softmax_ce_derivatives)            \

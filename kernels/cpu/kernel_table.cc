@@ -23,6 +23,8 @@ const KernelTable kTable = {
     RotateBasis,
     InnerProductsWorkspaceBytes,
     InnerProducts,
+    ResidualProductsWorkspaceBytes,
+    ResidualProducts,
 };
 
 }  // namespace curvax::CURVAX_TARGET

@@ -90,11 +90,11 @@ def test_a_certificate_reads_its_vectors_once(dtype, native_kernels):
     """One sweep, and one that waits for a Ritz value that is far off; no loop and copy of XLA's."""
     b, zero = 2, np.int32(0)
     basis = jax.ShapeDtypeStruct(storage.shape(9, N, dtype), jnp.dtype(dtype))
-    block = jax.ShapeDtypeStruct((b, N), compute_dtype(dtype))
+    block = jax.ShapeDtypeStruct((b, N), compute_dtype(jnp.dtype(dtype)))
     with jax.enable_x64(True):
         call = jax.jit(programs.residuals.fun)
         compiled = call.lower(basis, block, zero, zero, np.zeros(b), np.zeros((b, b))).compile()
     text = compiled.as_text()
-    sweeps = text.count('custom_call_target="curvax.inner_products"')
+    sweeps = text.count('custom_call_target="curvax.residual_products"')
     assert sweeps == 2 and text.count(" conditional(") == 1 and " while(" not in text
     assert compiled.memory_analysis().temp_size_in_bytes < N

@@ -178,10 +178,9 @@ void RunMatmulSum(const std::string& target, int64_t threads, const py::list& a,
 }
 
 // `sets`: pairs of a dtype's name and a matrix, all of whose rows are meant, to the length n.
-// `coefficients` (combinations, rows) may have no combinations; `runs` is (runs, 3).
+// `runs` is (runs, 3).
 void RunInnerProducts(const std::string& target, int64_t threads, const py::list& sets, int64_t n,
-                      const py::array_t<double>& coefficients, const py::array_t<int64_t>& runs,
-                      py::array_t<double> products) {
+                      const py::array_t<int64_t>& runs, py::array_t<double> products) {
   const KernelTable& table = Table(target);
   InnerProductsArgs args = {};
   args.n = n;
@@ -191,8 +190,6 @@ void RunInnerProducts(const std::string& target, int64_t threads, const py::list
     args.sets[args.num_sets++] = {ParseDType(py::cast<std::string>(set[0])), matrix.data(),
                                   matrix.strides(0) / matrix.itemsize(), matrix.shape(0)};
   }
-  args.combinations = coefficients.shape(0);
-  args.coefficients = coefficients.data();
   args.num_runs = runs.shape(0);
   args.runs = reinterpret_cast<const ProductRun*>(runs.data());
   args.products = products.mutable_data();
@@ -200,6 +197,30 @@ void RunInnerProducts(const std::string& target, int64_t threads, const py::list
   const auto workspace = Allocate(table.inner_products_workspace_bytes(args, threads));
   args.workspace = workspace.get();
   table.inner_products(args, pool.view());
+}
+
+// Of the rows of `x` and of `q`, with as many columns in storage, to the length of those of `w`.
+void RunResidualProducts(const std::string& target, int64_t threads, const std::string& dtype,
+                         const py::array& x, const py::array& w, const py::array& q,
+                         const py::array_t<double>& shifts, const py::array_t<double>& thetas,
+                         const py::array_t<double>& coupling, py::array_t<double> products) {
+  const KernelTable& table = Table(target);
+  ResidualProductsArgs args = {};
+  args.dtype = ParseDType(dtype);
+  args.n = w.shape(1);
+  args.pairs = w.shape(0);
+  args.x = x.data();
+  args.q = q.data();
+  args.stride = x.shape(1);
+  args.w = w.data();
+  args.shifts = shifts.data();
+  args.thetas = thetas.data();
+  args.coupling = coupling.data();
+  args.products = products.mutable_data();
+  Threads pool(threads);
+  const auto workspace = Allocate(table.residual_products_workspace_bytes(args, threads));
+  args.workspace = workspace.get();
+  table.residual_products(args, pool.view());
 }
 
 void RunBlockOrtho(const std::string& target, int64_t threads, const std::string& dtype,
@@ -261,6 +282,7 @@ PYBIND11_MODULE(curvax_native_tests, m) {
   m.def("softmax_ce_last_blocks", &curvax::RunLastBlocks);
   m.def("matmul_sum", &curvax::RunMatmulSum);
   m.def("inner_products", &curvax::RunInnerProducts);
+  m.def("residual_products", &curvax::RunResidualProducts);
   m.def("block_ortho", &curvax::RunBlockOrtho, py::arg("target"), py::arg("threads"),
         py::arg("dtype"), py::arg("basis"), py::arg("block"), py::arg("used"), py::arg("seed"),
         py::arg("scale"), py::arg("coefficients"), py::arg("factor"), py::arg("info"),

@@ -1,4 +1,4 @@
-"""The inner_products kernel against exact sums, at every CPU target of this machine."""
+"""The inner_products kernels against exact sums, at every CPU target of this machine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ STORAGE = {
 }
 # One element, ragged vectors, panels and chunks, and many chunks of several panels.
 LENGTHS = [1, 7, 63, 64, 65, 1023, 5000, 70_001]
-NO_COEFFICIENTS = np.zeros((0, 0))
 
 
 def bits(x):
     return x.view(np.uint16) if x.dtype.itemsize == 2 else x
 
 
-def products(target, threads, sets, n, runs, coefficients=NO_COEFFICIENTS):
+def products(target, threads, sets, n, runs):
     runs = np.asarray(runs, np.int64)
     out = np.full(runs[:, 2].sum(), 7.0)
     sets = [(dtype, bits(rows)) for dtype, rows in sets]
-    native.inner_products(target, threads, sets, n, coefficients, runs, out)
+    native.inner_products(target, threads, sets, n, runs, out)
     return out
 
 
@@ -58,21 +57,28 @@ def test_sums_of_integers_are_exact(cpu_target, dtype, n):
     assert np.array_equal(got, (rows @ rows.T)[np.triu_indices(11)])
 
 
+def residual_products(target, threads, dtype, x, w, q, shifts, thetas, coupling):
+    """Of x and q in storage, alike padded, and w in the type that is computed in."""
+    w = w.astype(np.float64 if dtype == "float64" else np.float32)
+    out = np.full((len(w), 4), 7.0)
+    small = (np.asarray(a, np.float64) for a in (shifts, thetas, coupling))
+    native.residual_products(target, threads, dtype, bits(x), w, bits(q), *small, out)
+    return out
+
+
+@pytest.mark.parametrize("b", [1, 2, 5])
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("dtype", STORAGE)
-def test_combinations_of_integers_are_exact(cpu_target, dtype, n):
+def test_residuals_of_integers_are_exact(cpu_target, dtype, n, b):
     rng = np.random.default_rng(n)
-    parts = [integers(rng, count, n) for count in (2, 1, 3)]
-    rows = np.concatenate(parts)
-    sets = [
-        (kind, padded(x, kind)) for kind, x in zip(["float32", dtype, dtype], parts, strict=True)
-    ]
-    weights = rng.integers(-9, 10, (4, 6)).astype(np.float64)
-    weights[1] = 0, 0, 1, 0, 0, 0
-    combined = weights @ rows
-    got = products(cpu_target, 2, sets, n, [(0, 1, 3), (2, 2, 1), (3, 0, 4)], weights)
-    square = combined @ combined.T
-    assert np.array_equal(got, [*square[0, 1:], square[2, 2], *square[3]])
+    x, w, q = (integers(rng, b, n) for _ in range(3))
+    shifts, thetas = rng.integers(-9, 10, (2, b))
+    coupling = rng.integers(-9, 10, (b, b)) * (rng.random((b, b)) < 0.7)
+    given = padded(x, dtype), w, padded(q, dtype), shifts, thetas, coupling
+    got = residual_products(cpu_target, 2, dtype, *given)
+    rest, error = w - shifts[:, None] * x, w - thetas[:, None] * x - coupling.T @ q
+    want = [(u * v).sum(axis=1) for u, v in ((x, x), (x, rest), (rest, rest), (error, error))]
+    assert np.array_equal(got, np.stack(want, axis=1))
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -92,35 +98,33 @@ def test_sums_have_the_error_of_float64_at_most(cpu_target, dtype):
 def test_the_result_does_not_depend_on_the_threads(cpu_target, dtype):
     rng, n = np.random.default_rng(0), 150_003
     sets = [(dtype, padded(rng.standard_normal((5, n)), dtype))]
-    weights = rng.standard_normal((3, 5))
-    for runs, given in [
-        ([(i, i, 5 - i) for i in range(5)], NO_COEFFICIENTS),
-        ([(0, 0, 3)], weights),
-    ]:
-        one = products(cpu_target, 1, sets, n, runs, given)
-        for threads in (2, 3, 16):
-            assert np.array_equal(products(cpu_target, threads, sets, n, runs, given), one)
+    runs = [(i, i, 5 - i) for i in range(5)]
+    one = products(cpu_target, 1, sets, n, runs)
+    x, q = (padded(rng.standard_normal((2, n)), dtype) for _ in range(2))
+    given = x, rng.standard_normal((2, n)), q, [0.3, 0.7], [1.1, 0.2], np.ones((2, 2)) / 7
+    residuals = residual_products(cpu_target, 1, dtype, *given)
+    for threads in (2, 3, 16):
+        assert np.array_equal(products(cpu_target, threads, sets, n, runs), one)
+        again = residual_products(cpu_target, threads, dtype, *given)
+        assert np.array_equal(again, residuals)
 
 
 def test_a_difference_of_nearly_equal_vectors_keeps_its_digits(cpu_target):
     """As of a product and λ times its eigenvector, whose squares agree to the last digit."""
     rng, n = np.random.default_rng(0), 30_001
     x = rng.standard_normal((1, n))
-    rest = 1e-12 * rng.standard_normal((1, n))
-    w = 3 * x + rest
-    got = products(
-        cpu_target, 2, [("float64", w), ("float64", x)], n, [(0, 0, 1)], np.array([[1.0, -3.0]])
-    )
-    truth = math.fsum((w[0].astype(np.longdouble) - 3 * x[0].astype(np.longdouble)) ** 2)
-    np.testing.assert_allclose(got[0], truth, rtol=1e-3)
+    w = 3 * x + 1e-12 * rng.standard_normal((1, n))
+    got = residual_products(cpu_target, 2, "float64", x, w, x, [3.0], [3.0], [[0.0]])[0]
+    rest = w[0].astype(np.longdouble) - 3 * x[0].astype(np.longdouble)
+    np.testing.assert_allclose(got[2:], math.fsum(rest**2), rtol=1e-3)
 
 
-def test_rows_without_a_coefficient_are_not_read(cpu_target):
+def test_rows_without_coupling_are_not_read(cpu_target):
     n = 1000
-    rows = np.ones((3, n), np.float32)
-    rows[1] = np.nan
-    got = products(cpu_target, 2, [("float32", rows)], n, [(0, 0, 1)], np.array([[2.0, 0.0, -1.0]]))
-    assert got[0] == n
+    x, w, q = np.ones((2, n), np.float32), np.full((2, n), 5.0), np.full((2, n), np.nan, np.float32)
+    q[1] = 2
+    got = residual_products(cpu_target, 2, "float32", x, w, q, [1, 2], [1, 2], [[0, 0], [3, 0]])
+    assert np.array_equal(got, n * np.array([[1, 4, 16, 4], [1, 3, 9, 9]]))
 
 
 def test_infinities_and_nans_stay_with_their_rows(cpu_target):

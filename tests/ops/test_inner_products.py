@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from curvax.columns import CHUNK
-from curvax.ops.inner_products import Rows, inner_products, row_products
+from curvax.ops.inner_products import Rows, inner_products, residual_products, row_products
 
 N = CHUNK + 1234
 # Sums of 66,770 terms, relative to those of their sizes.
@@ -58,26 +58,28 @@ def test_a_gram_matrix_is_symmetric_to_the_last_bit(dtype, impl, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_products_of_pairs_and_of_combinations(dtype, impl, rng):
-    sets = [stored(rng, 2, "float32"), stored(rng, 1, dtype, 4.0), stored(rng, 2, dtype, 4.0)]
+def test_products_of_pairs(dtype, impl, rng):
+    sets = [stored(rng, 2, "float32"), stored(rng, 1, dtype, 4.0), stored(rng, 2, dtype, 8.0)]
     rows = np.concatenate([vectors(x) for x in sets])
-    pairs = [(0, 0), (1, 4), (3, 2)]
-    got = np.asarray(row_products(sets, pairs, N, impl=impl))
+    pairs = [(0, 0), (1, 4), (3, 2), (3, 3)]
+    got = row_products(sets, pairs, N, impl=impl)
     for value, (i, j) in zip(got, pairs, strict=True):
         check(value, rows[i], rows[j])
 
-    weights = rng.standard_normal((5, 5))
-    weights[2] = 0, 1, 0, 0, -3
-    got = np.asarray(row_products(sets, pairs, N, jnp.asarray(weights), impl=impl))
-    combined, sizes = weights @ rows, abs(weights) @ abs(rows)
-    for value, (i, j) in zip(got, pairs, strict=True):
-        assert abs(value - combined[i] @ combined[j]) <= TOLERANCE * (sizes[i] @ sizes[j])
 
-
-def test_zeros_are_left_out_of_combinations_by_the_kernel(native_kernels, rng):
-    rows = Rows.all_of(jnp.asarray([[1.0, 2.0], [np.nan, 1.0], [3.0, 3.0]]))
-    weights = jnp.asarray([[1.0, 0.0, 1.0]])
-    assert row_products([rows], [(0, 0)], 2, weights, impl="ffi")[0] == 16 + 25
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_the_sums_of_residuals(dtype, impl, rng):
+    """Of rows 2 and 3 of a basis, and a coupling with rows 4 and 5."""
+    basis = stored(rng, 4, dtype, 16.0)
+    x, q = vectors(basis)[:2], vectors(basis)[2:]
+    w = rng.standard_normal((2, N)).astype("float64" if dtype == "float64" else "float32")
+    shifts, thetas, coupling = np.array([0.3, 2.0]), np.array([0.5, -1.0]), np.ones((2, 2)) / 3
+    given = jnp.int32(4), jnp.asarray(w), *(jnp.asarray(a) for a in (shifts, thetas, coupling))
+    got = np.asarray(residual_products(basis._replace(number=2), *given, impl=impl))
+    rest, error = w - shifts[:, None] * x, w - thetas[:, None] * x - coupling.T @ q
+    for k, (u, v) in enumerate([(x, x), (x, rest), (rest, rest), (error, error)]):
+        for i in range(2):
+            check(got[i, k], u[i], v[i])
 
 
 def test_no_copy_of_the_rows_is_made(native_kernels, rng):
@@ -104,12 +106,8 @@ def test_what_is_refused(native_kernels):
         inner_products(x._replace(number=4), None, 8)
     with pytest.raises(ValueError, match="sets must be one to 3 sets of rows, got 4"):
         row_products([x] * 4, [(0, 0)], 8)
-    with pytest.raises(
-        ValueError, match=r"coefficients must have shape \(combinations, 3\).*\(2,\)"
-    ):
-        row_products([x], [(0, 0)], 8, jnp.ones(2))
-    with pytest.raises(ValueError, match="coefficients must be float64, got float32"):
-        row_products([x], [(0, 0)], 8, jnp.ones((2, 3), jnp.float32))
+    with pytest.raises(ValueError, match="products must be 3 rows in float32.*2 rows in float64"):
+        residual_products(x, x.start, jnp.ones((2, 8)), jnp.ones(3), jnp.ones(3), jnp.ones((3, 3)))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"3 rows from 1 on must be rows of .*3,8"):
         jax.block_until_ready(inner_products(x._replace(start=jnp.int32(1)), None, 8, impl="ffi"))
     with jax.enable_x64(False), pytest.raises(ValueError, match="under jax.enable_x64"):

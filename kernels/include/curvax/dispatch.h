@@ -38,6 +38,12 @@ struct KernelTable {
   int64_t (*inner_products_workspace_bytes)(const InnerProductsArgs& args, int64_t max_workers);
   // Fills args.products.
   void (*inner_products)(const InnerProductsArgs& args, const ParallelFor& pool);
+
+  // Bytes of ResidualProductsArgs::workspace for a pool of `max_workers`.
+  int64_t (*residual_products_workspace_bytes)(const ResidualProductsArgs& args,
+                                               int64_t max_workers);
+  // Fills args.products.
+  void (*residual_products)(const ResidualProductsArgs& args, const ParallelFor& pool);
 };
 
 constexpr int kMaxTargets = 3;

@@ -19,9 +19,11 @@ __all__ = ["available", "build_info", "device_memory", "platform", "use_native",
 
 CUDA_REMEDY = "reinstall curvax with --config-settings=cmake.define.CURVAX_CUDA=ON where nvcc is"
 # Kernels that answer to what XLA does on a CPU, and have no counterpart elsewhere.
-CPU_ONLY = frozenset(
-    {"fence", "inner_products", "matmul_sum", "put", "uninitialised_like", "zeros"}
-)
+CPU_ONLY = frozenset({"fence", "inner_products", "matmul_sum", "residual_products"}) | {
+    "put",
+    "uninitialised_like",
+    "zeros",
+}
 
 
 def platform() -> str:

@@ -15,7 +15,7 @@ from curvax.operators.closure import close
 from curvax.operators.shards import sharded_arrays
 from curvax.ops import assembly
 from curvax.ops.block_ortho import orthonormalize_block, rotate_basis
-from curvax.ops.inner_products import Rows, inner_products, row_products
+from curvax.ops.inner_products import Rows, inner_products, residual_products
 from curvax.ops.shards import whole
 from curvax.program import Clock, host, program, users_mode
 from curvax.typing import Block, DTypeLike, Float64Array, PyTree
@@ -217,21 +217,10 @@ def residuals(
         `w − θ x − qᵀ · coupling`.
     """
     b, n = products.shape
-    x, q = (storage.stored(basis, first, b, n) for first in (start, following))
-    one, none = jnp.eye(b), jnp.zeros((b, b))
-    # Of every pair: x, w - θ x, and what the coupling leaves of that.
-    numbers = 3 * np.arange(b)[:, None] + np.asarray([0, 1, 2])
-    pairs = numbers[:, [[0, 0], [0, 1], [1, 1], [2, 2]]].reshape(4 * b, 2)
+    x = storage.stored(basis, start, b, n)
 
     def sweep(shifts: Array) -> Array:
-        combinations = [
-            [none, one, none],
-            [one, -jnp.diag(shifts), none],
-            [one, -jnp.diag(thetas), -coupling.T],
-        ]
-        weights = jnp.stack([jnp.concatenate(c, axis=1) for c in combinations], axis=1)
-        rows = [Rows.all_of(products), x, q]
-        return row_products(rows, pairs, n, weights.reshape(3 * b, 3 * b)).reshape(b, 4).T
+        return residual_products(x, following, products, shifts, thetas, coupling).T
 
     squares, along, lengths, errors = sweep(thetas)
     # With r = w - θ x: λ = θ + xᵀr/xᵀx and ‖w - λ x‖² = ‖r‖² - (xᵀr)²/xᵀx. The difference has lost
@@ -274,10 +263,9 @@ def combine(
 @program(wide=True)
 def squared_distance(a: Float[Array, "b n"], b: Float[Array, "b n"]) -> Float64[Array, ""]:
     """`‖a − b‖²` in float64 of two arrays `(b, n)`."""
-    rows, n = a.shape
-    weights = jnp.concatenate([jnp.eye(rows), -jnp.eye(rows)], axis=1)
-    pairs = [(i, i) for i in range(rows)]
-    return row_sums(row_products([Rows.all_of(a), Rows.all_of(b)], pairs, n, weights))
+    ones, none = jnp.ones(len(a)), jnp.zeros((len(a), len(a)))
+    rows = Rows.all_of(b)
+    return row_sums(residual_products(rows, rows.start, a, ones, ones, none)[:, 2])
 
 
 @program(lasting=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
-from curvax.ops.dtypes import check_storage
+from curvax.ops.dtypes import check_storage, compute_dtype
 from curvax.ops.implementation import resolve
 from curvax.ops.inner_products import ffi, reference
 from curvax.ops.inner_products.arguments import Pairs, Rows
 
-__all__ = ["inner_products", "row_products"]
+__all__ = ["inner_products", "residual_products", "row_products"]
 
 _MAX_SETS = 3
 
@@ -51,23 +50,14 @@ def inner_products(
 
 
 def row_products(
-    sets: Sequence[Rows],
-    pairs: Pairs,
-    n: int,
-    coefficients: Float64[Array, "combinations vectors"] | None = None,
-    *,
-    impl: str = "auto",
+    sets: Sequence[Rows], pairs: Pairs, n: int, *, impl: str = "auto"
 ) -> Float64[Array, " pairs"]:
-    """Inner products of pairs of vectors, or of pairs of their linear combinations, in float64.
-
-    As by `inner_products`; combinations are formed in float64 too, of pieces of the vectors.
+    """Inner products of pairs of vectors, in float64, as by `inner_products`.
 
     Args:
         sets: one to three sets of rows; their vectors are numbered through.
-        pairs: for each product the numbers of two vectors, or of two combinations.
+        pairs: for each product the numbers of two vectors.
         n: length of the vectors.
-        coefficients: shape ``(combinations, vectors)``, float64: combination i is the sum of the
-            vectors times row i; the kernel leaves zeros out. None multiplies the vectors.
         impl: as for `inner_products`.
 
     Returns:
@@ -78,18 +68,54 @@ def row_products(
     """
     _check(sets, n)
     scales = np.concatenate([np.full(rows.number, rows.scale) for rows in sets])
+    left, right = np.asarray(pairs).T
     module = ffi if resolve(impl, "inner_products") == "ffi" else reference
-    if coefficients is None:
-        left, right = np.asarray(pairs).T
-        return module.row_products(None, sets, pairs, n) / (scales[left] * scales[right])
-    if coefficients.ndim != 2 or coefficients.shape[1] != len(scales):
+    return module.row_products(sets, pairs, n) / (scales[left] * scales[right])
+
+
+def residual_products(
+    x: Rows,
+    following: Array,
+    products: Float[Array, "b n"],
+    shifts: Float64[Array, " b"],
+    thetas: Float64[Array, " b"],
+    coupling: Float64[Array, "b b"],
+    *,
+    impl: str = "auto",
+) -> Float64[Array, "b 4"]:
+    """Of every vector x and its product w the sums of which a residual is made, in float64.
+
+    With ``r = w - σ x`` and ``e = w - θ x - couplingᵀ q``, elements in float64 too: ``‖x‖²``,
+    ``xᵀr``, ``‖r‖²`` and ``‖e‖²``. The kernel reads everything once.
+
+    Args:
+        x: b rows of a basis.
+        following: int32 scalar, the first of b rows q of the same basis; rows that only have zeros
+            in the coupling are not read by the kernel.
+        products: shape ``(b, n)``, w; float64 for a basis in float64, else float32.
+        shifts: shape ``(b,)``, σ.
+        thetas: shape ``(b,)``, θ.
+        coupling: shape ``(b, b)``.
+        impl: as for `inner_products`.
+
+    Returns:
+        shape ``(b, 4)``, float64.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, jax.errors.JaxRuntimeError: as `inner_products`.
+    """
+    b, n = products.shape
+    _check([x, Rows.all_of(products)], n)
+    if b != x.number or products.dtype != compute_dtype(x.stored.dtype):
         raise ValueError(
-            f"coefficients must have shape (combinations, {len(scales)}), a column for each vector "
-            f"of the sets, got {coefficients.shape}"
+            f"products must be {x.number} rows in {compute_dtype(x.stored.dtype)}, one for each x, "
+            f"got {b} rows in {products.dtype}"
         )
-    if coefficients.dtype != jnp.float64:
-        raise ValueError(f"coefficients must be float64, got {coefficients.dtype}")
-    return module.row_products(coefficients / scales[None], sets, pairs, n)
+    module = ffi if resolve(impl, "residual_products") == "ffi" else reference
+    scale = x.scale
+    factors = (factor / scale for factor in (shifts, thetas, coupling))
+    sums = module.residual_products(x, following, products, *factors)
+    return sums / np.asarray([[scale**2, scale, 1, 1]])
 
 
 def _check(sets: Sequence[Rows], n: int) -> None:

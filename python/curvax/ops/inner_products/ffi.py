@@ -1,11 +1,10 @@
-"""The compiled kernel, through XLA's foreign-function interface."""
+"""The compiled kernels, through XLA's foreign-function interface."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -20,14 +19,14 @@ def inner_products(a: Rows, b: Rows | None, n: int) -> Array:
     k = a.number
     if b is not None:
         runs = [(i, k, b.number) for i in range(k)]
-        return _call(None, [a, b], runs, n).reshape(k, b.number)
-    upper = _call(None, [a], [(i, i, k - i) for i in range(k)], n)
+        return _call([a, b], runs, n).reshape(k, b.number)
+    upper = _call([a], [(i, i, k - i) for i in range(k)], n)
     place = np.zeros((k, k), np.int64)
     place[np.triu_indices(k)] = np.arange(len(upper))
     return upper[np.maximum(place, place.T)]
 
 
-def row_products(coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
+def row_products(sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
     """See `api.row_products`; of stored rows."""
     runs: list[tuple[int, int, int]] = []
     for i, j in np.asarray(pairs).tolist():
@@ -36,16 +35,24 @@ def row_products(coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs,
             runs[-1] = first, begin, count + 1
         else:
             runs.append((i, j, 1))
-    return _call(coefficients, sets, runs, n)
+    return _call(sets, runs, n)
 
 
-def _call(coefficients: Array | None, sets: Sequence[Rows], runs: _Runs, n: int) -> Array:
+def residual_products(
+    x: Rows, following: Array, products: Array, shifts: Array, thetas: Array, coupling: Array
+) -> Array:
+    """See `api.residual_products`; of stored rows."""
+    result = jax.ShapeDtypeStruct((len(products), 4), np.float64)
+    call = jax.ffi.ffi_call("curvax.residual_products", result, vmap_method="sequential")
+    sums: Array = call(x.stored, x.start, following, products, shifts, thetas, coupling)
+    return sums
+
+
+def _call(sets: Sequence[Rows], runs: _Runs, n: int) -> Array:
     counts = np.asarray([rows.number for rows in sets])
-    if coefficients is None:
-        coefficients = jnp.zeros((0, counts.sum()))
     result = jax.ShapeDtypeStruct((sum(count for _, _, count in runs),), np.float64)
     call = jax.ffi.ffi_call("curvax.inner_products", result, vmap_method="sequential")
     operands = [x for rows in sets for x in (rows.stored, rows.start)]
     flat = np.asarray(runs).reshape(-1)
-    products: Array = call(coefficients, *operands, n=np.int64(n), counts=counts, runs=flat)
+    products: Array = call(*operands, n=np.int64(n), counts=counts, runs=flat)
     return products

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from curvax.columns import matmul, over_columns, row_sums
@@ -27,18 +26,31 @@ def inner_products(a: Rows, b: Rows | None, n: int) -> Array:
     return over_columns(add, jnp.zeros((counts[0], counts[-1])), n, rows=sum(counts))
 
 
-def row_products(coefficients: Array | None, sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
+def row_products(sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
     """See `api.row_products`; of stored rows."""
-    left, right = np.asarray(pairs).T
 
     def add(total: Array, first: Array, width: int) -> Array:
-        vectors = jnp.concatenate(_pieces(sets, first, width))
-        if coefficients is not None:
-            vectors = matmul(coefficients, vectors)
-        return total + row_sums(vectors[left] * vectors[right])
+        rows = [row for piece in _pieces(sets, first, width) for row in piece]
+        return total + row_sums(jnp.stack([rows[i] * rows[j] for i, j in pairs]))
 
-    rows = sum(rows.number for rows in sets) + (0 if coefficients is None else len(coefficients))
-    return over_columns(add, jnp.zeros(len(pairs)), n, rows=rows + len(pairs))
+    return over_columns(add, jnp.zeros(len(pairs)), n, rows=2 * len(pairs))
+
+
+def residual_products(
+    x: Rows, following: Array, products: Array, shifts: Array, thetas: Array, coupling: Array
+) -> Array:
+    """See `api.residual_products`; of stored rows."""
+    b, n = products.shape
+    sets = [x, x._replace(start=following), Rows.all_of(products)]
+
+    def add(total: Array, first: Array, width: int) -> Array:
+        x, q, w = _pieces(sets, first, width)
+        rest = w - shifts[:, None] * x
+        error = w - thetas[:, None] * x - matmul(coupling.T, q)
+        squares = [row_sums(u * v) for u, v in ((x, x), (x, rest), (rest, rest), (error, error))]
+        return total + jnp.stack(squares, axis=1)
+
+    return over_columns(add, jnp.zeros((b, 4)), n, rows=7 * b)
 
 
 def _pieces(sets: Sequence[Rows], first: Array, width: int) -> list[Array]:
