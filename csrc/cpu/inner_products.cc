@@ -94,8 +94,7 @@ ffi::Error InnerProductsHandler(ffi::ThreadPool threads, ffi::RemainingArgs oper
 ffi::Error ResidualProductsHandler(ffi::ThreadPool threads, ffi::AnyBuffer basis,
                                    ffi::AnyBuffer start, ffi::AnyBuffer following, ffi::AnyBuffer w,
                                    ffi::AnyBuffer shifts, ffi::AnyBuffer thetas,
-                                   ffi::AnyBuffer coupling,
-                                   ffi::Result<ffi::AnyBuffer> products) {
+                                   ffi::AnyBuffer coupling, ffi::Result<ffi::AnyBuffer> products) {
   const char* op = "curvax.residual_products";
   const auto shape = w.dimensions();
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) {
