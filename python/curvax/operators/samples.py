@@ -117,6 +117,8 @@ def _equation(sample: Sample, eqn: JaxprEqn, operands: list[Value]) -> Sequence[
         return _followed(sample, eqn, operands)
     except (MixedError, UnfollowedError) as error:
         raise type(error)(*(error.args or (eqn.primitive.name,))) from None
+    except KeyError:  # an equation that another JAX describes by other parameters
+        raise UnfollowedError(eqn.primitive.name) from None
 
 
 def _whole(eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
