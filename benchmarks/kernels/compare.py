@@ -29,7 +29,7 @@ TARGETS = {
     "block_ortho: float32 / float16": (1.7, True),
     "block_ortho: float32 / bfloat16": (1.7, True),
     "residuals float32: kernel / sum of the same bytes": (1.5, False),
-    "residuals float16: kernel / sum of the same bytes": (1.5, False),
+    "residuals float16: kernel / sum of the same bytes": (2.0, False),
 }
 
 
