@@ -188,7 +188,35 @@ def test_the_shipped_model_keeps_gradients_by_default():
     with jax.numpy_rank_promotion("allow"):
         operator = cx.fisher(*gpt.make_problem())
     n = operator.shape[0]
+    assert operator.rank_bound == 16 and cx.plan(operator, 10).max_basis == 20
     assert gradients_kept(operator, 16) and operator.residual_bytes == 16 * n * 4
     lowered = jax.jit(lambda op, v: op.product(v)).lower(operator, jnp.ones((1, n)))
     # Two passes, of a product and a sum for each number; a pass through the model has 7e8 more.
     assert 4 * 16 * n <= lowered.compile().cost_analysis()["flops"] <= 4.5 * 16 * n
+
+
+@pytest.mark.parametrize("kind, draws", [("empirical", 1), ("mc", 2)])
+def test_a_basis_has_room_for_no_more_than_the_rank(kind, draws):
+    """Over ragged batches and microbatches; all that is not zero is found in it, and what is."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((11, 60, 20)), jnp.asarray(rng.standard_normal((20, 40)), jnp.float32)
+    loss = cx.losses.SoftmaxCrossEntropy(lambda batch: jnp.argmax(batch, -1))
+    options = {"num_samples": draws, "seed": 1} if kind == "mc" else {}
+    op = cx.fisher(
+        lambda w, x: jnp.tanh(x @ w),
+        loss,
+        w,
+        [jnp.asarray(part, jnp.float32) for part in (x[:5], x[5:8], x[8:])],
+        kind=kind,
+        microbatch_size=2,
+        **options,
+    )
+    assert op.gradients_kept and op.rank_bound == 11 * draws
+    assert cx.hessian(lambda w, x: jnp.mean(jnp.tanh(x @ w)), w, x[0]).rank_bound == 800
+    dense = np.asarray(op.product(jnp.eye(op.shape[0])), np.float64)
+    truth = np.linalg.eigvalsh((dense + dense.T) / 2)[::-1]
+    assert truth[11 * draws] < 1e-6 * truth[0] < truth[11 * draws - 1]
+    for k in (3, 11 * draws + 2):
+        result = cx.eigsh(op, k, tol=1e-5, seed=0)
+        assert result.all_converged
+        np.testing.assert_allclose(result.eigenvalues, truth[:k], atol=2e-6 * truth[0])

@@ -79,8 +79,8 @@ def eigsh(
             a CPU); `"tune"` measures. A larger block needs more products but finds up to that many
             copies of a multiple eigenvalue.
         max_basis: the most vectors that the basis may hold, at least `k + 4·block_size`. By
-            default `max(3k, k + 64) + 2·block_size`, or what fits in the part of the free memory
-            that `plan` gives to it.
+            default `max(3k, k + 64) + 2·block_size`, or less where the rank is known to be low
+            (`A.rank_bound`), or what fits in the part of the free memory that `plan` gives to it.
         max_matvecs: the most products of the solve; verification takes k more, rounded up to whole
             blocks. By default `min(10n, max(1000, 100k))`.
         basis_dtype: how the basis is stored: in the dtype of the operator (None) or, for one in

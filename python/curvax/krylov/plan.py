@@ -222,6 +222,8 @@ class _Chooser:
             min(rows(request.wanted.k, block), n)
             for rows in (fewest_rows, comfortable_rows, default_rows)
         )
+        # A Krylov space is no larger than the rank and a block; a block more, and one that follows.
+        most = min(most, max(comfortable, self.op.rank_bound + 4 * block))
         if request.max_basis is not None:
             if request.max_basis < fewest:
                 raise ValueError(

@@ -63,6 +63,11 @@ class Operator(abc.ABC):
         """float32 or float64."""
         return self.space.dtype
 
+    @property
+    def rank_bound(self) -> int:
+        """What the rank is at most: n, unless the matrix is known to be a sum of fewer."""
+        return self.shape[0]
+
     def __repr__(self) -> str:
         names, n = [name for name in self.space.names if name], self.shape[0]
         shown = ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

@@ -48,6 +48,14 @@ class Fisher(Curvature):
         """Whether products are passes over gradients of the samples, kept in `residual_bytes`."""
         return all(isinstance(stack.product, OuterProducts) for stack in self.stacks)
 
+    @property
+    def rank_bound(self) -> int:
+        """The number of gradients that are kept, where they are; else n."""
+        if not self.gradients_kept:
+            return super().rank_bound
+        firsts = [stack.product.residuals[0] for stack in self.stacks]
+        return min(sum(x.size // self.space.sizes[0] for x in firsts), super().rank_bound)
+
 
 class FisherOptions(CurvatureOptions, total=False):
     """Options of `fisher`."""
