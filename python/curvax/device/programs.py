@@ -64,7 +64,7 @@ def zeros(rows: Length, columns: Length, like: Array) -> Shaped[Array, "rows col
 def empty_basis(clock: Clock, shape: tuple[int, int], dtype: DTypeLike) -> Array:
     """Zeros `(rows, columns)`, to be written to."""
     rows, columns = map(Length, shape)
-    return jax.block_until_ready(zeros(clock, rows, columns, host(np.zeros(0, dtype))))
+    return zeros(clock, rows, columns, host(np.zeros(0, dtype)))
 
 
 @program()
