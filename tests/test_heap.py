@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -296,6 +297,38 @@ def test_it_changes_no_result():
     with cx.keep_memory():
         second = cx.eigsh(op, 2, seed=0)
     assert first.eigenvalues.tobytes() == second.eigenvalues.tobytes()
+
+
+TRANSFORMED = {
+    "jit": lambda op, v: jax.jit(lambda v: op @ v)(v),
+    "jit of the operator": lambda op, v: jax.jit(lambda op, v: op @ v)(op, v),
+    "grad": lambda op, v: jax.grad(lambda v: v @ (op @ v))(v) / 2,
+    "jvp": lambda op, v: jax.jvp(lambda v: op @ v, (v,), (v,))[1],
+    "vjp": lambda op, v: jax.vjp(lambda v: op @ v, v)[1](v)[0],
+    "vmap": lambda op, v: jax.vmap(lambda v: op @ v)(jnp.stack([v, v]))[1],
+    "loop": lambda op, v: jax.lax.fori_loop(0, 1, lambda _, v: op @ v, v),
+    "checkpoint": lambda op, v: jax.jit(jax.checkpoint(lambda v: op @ v))(v),
+    "at": lambda op, v: jax.jit(lambda p, v: op.at(p) @ v)(jnp.linspace(0.1, 1, 12), v),
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("how", TRANSFORMED)
+def test_products_are_transformed_within_it(how, x64):
+    with jax.enable_x64(x64):
+        p, v = jnp.linspace(0.1, 1, 12), jnp.ones(12)
+        op = cx.hessian(lambda p, b: jnp.sum((b @ p) ** 4), p, jnp.eye(12, dtype=p.dtype))
+        with cx.keep_memory():
+            found = TRANSFORMED[how](op, v)
+            seen = []
+            cx.eigsh(
+                op, 1, seed=0, max_basis=6, callback=lambda _: seen.append(TRANSFORMED[how](op, v))
+            )
+            outer = cx.from_matvec(lambda v: TRANSFORMED[how](op, v), v)
+            top = cx.eigsh(outer, 1, seed=0, max_basis=6).eigenvalues
+    for product in (found, *seen):
+        np.testing.assert_allclose(product, 12 * np.asarray(p) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(top, 12, rtol=1e-5)
 
 
 CACHED = """

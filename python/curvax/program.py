@@ -212,10 +212,11 @@ def jit(fun: Callable[P, R], *, static: int) -> Callable[P, R]:
     @functools.wraps(fun)
     def call(*args: P.args, **named: P.kwargs) -> R:
         leaves, structure = jax.tree.flatten((args, named))
-        options, here = compiler_options(leaves), within() and _memory_stays(_placement(leaves))
+        options, here = compiler_options(leaves), within()
         # Within a trace a new array is traced too, whatever the arguments are.
         if (options is not None or here) and traced(leaves):
             options, here = None, False
+        here = here and _memory_stays(_placement(leaves))
 
         def make() -> Callable[P, R]:
             called = _in_the_callers_thread(fun) if here else fun

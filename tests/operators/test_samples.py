@@ -199,7 +199,8 @@ def test_the_shipped_model_keeps_gradients_by_default():
 def test_a_basis_has_room_for_no_more_than_the_rank(kind, draws):
     """Over ragged batches and microbatches; all that is not zero is found in it, and what is."""
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((11, 60, 20)), jnp.asarray(rng.standard_normal((20, 40)), jnp.float32)
+    x = rng.standard_normal((11, 60, 20))
+    w = jnp.asarray(rng.standard_normal((20, 40)), jnp.float32)
     loss = cx.losses.SoftmaxCrossEntropy(lambda batch: jnp.argmax(batch, -1))
     options = {"num_samples": draws, "seed": 1} if kind == "mc" else {}
     op = cx.fisher(
