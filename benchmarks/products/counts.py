@@ -1,6 +1,6 @@
 """What computations need that does not depend on the clock, held to `baselines/counts.json`.
 
-    python -m benchmarks.counts [--write]
+    python -m benchmarks.products.counts [--write]
 
 Page faults, bytes, compiled programs, products and operations of the shipped GPT, of a network of
 layers in a scan, of convolutions and of ragged batches. A count may be lower than the baseline's,
@@ -28,7 +28,7 @@ from curvax.models import gpt
 from curvax.operators.base import Operator
 from curvax.operators.curvature import Curvature
 
-BASELINE = Path(__file__).parent / "baselines" / "counts.json"
+BASELINE = Path(__file__).parents[1] / "baselines" / "counts.json"
 ALLOWED = 1.1
 # A page here and there is not the product's.
 SLACK = {"page faults of a product in a solve": 20}
