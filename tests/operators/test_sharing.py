@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.operators.compilations import compiled
 
 import curvax as cx
 from curvax import program
@@ -17,19 +18,6 @@ from curvax.operators.checked_product import compiled_product
 RNG = np.random.default_rng(3)
 SHAPES = {"v": (4, 3), "w": (5, 4)}
 LOSS = cx.losses.SoftmaxCrossEntropy(lambda batch: batch[1])
-
-_compilations: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, seconds, **about: _compilations.append(name)
-)
-
-
-def compiled(run):
-    """How many programs were compiled, and the result."""
-    before = len(_compilations)
-    result = jax.block_until_ready(run())
-    events = _compilations[before:]
-    return sum(name.endswith("backend_compile_duration") for name in events), result
 
 
 def checkpoint(seed):
