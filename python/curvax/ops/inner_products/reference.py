@@ -31,7 +31,7 @@ def row_products(sets: Sequence[Rows], pairs: Pairs, n: int) -> Array:
 
     def add(total: Array, first: Array, width: int) -> Array:
         rows = [row for piece in _pieces(sets, first, width) for row in piece]
-        return total + row_sums(jnp.stack([rows[i] * rows[j] for i, j in pairs]))
+        return total + jnp.stack([row_sums(rows[i] * rows[j]) for i, j in pairs])
 
     return over_columns(add, jnp.zeros(len(pairs)), n, rows=2 * len(pairs))
 
