@@ -10,7 +10,6 @@ from jax import Array
 from jax.tree_util import Partial
 
 from curvax.checks import shown
-from curvax.operators.activations import with_whole_activations
 from curvax.operators.custom_vjp import check_linear, first_possible, pull_back
 from curvax.operators.microbatch import LinearMap
 from curvax.typing import Batch, LossValue, Params, PyTree
@@ -98,7 +97,7 @@ class SandwichMap(LinearMap):
         """The outputs, `J` and its transpose; both maps are pytrees."""
         taken = self.taken(leaves)
 
-        @with_whole_activations
+        @self.whole
         def outputs_of(selected: Sequence[Array]) -> PyTree:
             return self._outputs(selected, leaves, batch)
 

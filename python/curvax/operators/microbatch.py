@@ -53,6 +53,7 @@ class MicrobatchMap(abc.ABC):
         chosen: one bool for each of the other leaves.
         several: whether the loss is averaged over more than one batch, so that weights matter.
         precision: of the products of matrices in what is traced; None is JAX's setting.
+        keeps: whether what is traced is to be linearised once, for all products.
     """
 
     treedef: PyTreeDef
@@ -60,6 +61,7 @@ class MicrobatchMap(abc.ABC):
     chosen: tuple[bool, ...]
     several: bool
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
+    keeps: bool = dataclasses.field(default=False, kw_only=True)
 
     @abc.abstractmethod
     def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
@@ -146,6 +148,11 @@ class MicrobatchMap(abc.ABC):
         """`close`, with the products in the precision, and activation functions no longer whole."""
         return opened(close(at_precision(fun, self.precision), *args))
 
+    def whole(self, fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """What is differentiated, with activation functions whole if derivatives are kept."""
+        # Computed anew in each product, derivatives of the second order cost more than their parts.
+        return with_whole_activations(fun) if self.keeps else fun
+
     def cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
         """The tangents in the dtypes of the leaves."""
         taken = self.taken(leaves)
@@ -181,7 +188,8 @@ class LinearMap(MicrobatchMap):
         An operand that is an input is not kept a second time, and one that occurs twice is kept
         once: XLA would return two buffers. One that is broadcast is kept as it was before.
         """
-        traced = self.traced(self.linear_map, leaves, batch)
+        keeping = dataclasses.replace(self, keeps=True)
+        traced = self.traced(keeping.linear_map, leaves, batch)
         jaxpr = traced.traced.jaxpr
         broadcasts = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if is_broadcast(eqn)}
         own = jaxpr.outvars[2:]
@@ -239,8 +247,7 @@ class LossMap(MicrobatchMap):
         """A function of the chosen leaves that returns the gradient, and mean and weight."""
 
         def gradient(selected: Sequence[Array]) -> PyTree:
-            mean = with_whole_activations(self._mean)
-            return jax.grad(mean, has_aux=True)(selected, leaves, batch)
+            return jax.grad(self.whole(self._mean), has_aux=True)(selected, leaves, batch)
 
         return gradient
 
