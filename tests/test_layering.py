@@ -20,7 +20,7 @@ LAYERS = (
     ("_native",),
     ("memory", "ops"),
     ("second_order",),
-    ("losses",),
+    ("losses", "nn"),
     ("operators",),
     ("device",),
     ("krylov",),

@@ -8,7 +8,7 @@ tangents are `given`, the others being zero, and which results are `wanted`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.core import ShapedArray
 from jax.sharding import PartitionSpec
 
 from curvax.jax_internals import Primitive, ad, mlir
+from curvax.typing import PyTree
 
 Flags = tuple[bool, ...]
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def is_zero(tangent: object) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def nonzero(tangents: Iterable[Any]) -> list[Array | None]:
+def nonzero(tangents: Iterable[PyTree]) -> list[Array | None]:
     """The tangents, None where one is zero by its type."""
     return [None if is_zero(t) else t for t in tangents]
 
@@ -63,7 +64,7 @@ def filled(values: Iterable[T], flags: Flags) -> list[T | None]:
     return [next(left) if flag else None for flag in flags]
 
 
-def check_data(name: str, tangents: Iterable[Any], what: str) -> None:
+def check_data(name: str, tangents: Iterable[PyTree], what: str) -> None:
     """Refuse a derivative in the data; integers have tangents too, of a dtype of their own."""
     if not all(is_zero(t) or t.dtype == jax.dtypes.float0 for t in tangents):
         raise TypeError(
@@ -96,10 +97,20 @@ def mapped_size(args: Sequence[Array], axes: Sequence[int | None]) -> int:
     return next(arg.shape[axis] for arg, axis in zip(args, axes, strict=True) if axis is not None)
 
 
-def fold_block(x: Array, axis: int | None, size: int) -> Array:
-    """A block of tangents `(b, ...)` with a mapped axis, as one of `(size * b, ...)`."""
-    block = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-    return block.reshape(-1, *block.shape[2:])
+def in_longer_block(
+    primitive: Primitive,
+    args: Sequence[Array],
+    axes: Sequence[int | None],
+    fixed: int,
+    params: PyTree,
+) -> tuple[list[Array], list[int]]:
+    """Batching where blocks alone are mapped, the arguments after the first `fixed`."""
+    size, folded = mapped_size(args, axes), []
+    for x, axis in zip(args[fixed:], axes[fixed:], strict=True):
+        block = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        folded.append(block.reshape(-1, *block.shape[2:]))
+    out = primitive.bind(*args[:fixed], *folded, **params)
+    return [y.reshape(size, -1, *y.shape[1:]) for y in out], [0] * len(out)
 
 
 def one_by_one(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class TwiceDifferentiable:
         products = self.hessian_product(spec, primals[:slots], primals[slots:], present)
         return [value, *gradient], [_directional(value, gradient, present), *products]
 
-    def _present(self, tangents: Sequence[Any], slots: int) -> list[Array | None]:
+    def _present(self, tangents: Sequence[PyTree], slots: int) -> list[Array | None]:
         rules.check_data(self._name, tangents[slots:], _DATA)
         return rules.nonzero(tangents[:slots])
 
@@ -189,7 +189,7 @@ def _product_types(
 
 def _jvp_rule(
     name: str, primitive: Primitive, primals: PyTree, tangents: PyTree, **params: Unpack[_Params]
-) -> tuple[list[Array], list[Any]]:
+) -> tuple[list[Array], list[PyTree]]:
     constants, given = params["constants"], params["given"]
     fixed = len(given) + constants
     if not all(map(rules.is_zero, tangents[: len(given)])):
@@ -204,13 +204,13 @@ def _jvp_rule(
 
 
 def _transpose_rule(
-    primitive: Primitive, cotangents: PyTree, *args: Any, **params: Unpack[_Params]
-) -> list[Any]:
+    primitive: Primitive, cotangents: PyTree, *args: PyTree, **params: Unpack[_Params]
+) -> list[PyTree]:
     constants, given, wanted = params["constants"], params["given"], params["wanted"]
     slots, data, linear = _split(args, constants, given)
     asked = [ad.is_undefined_primal(x) for x in linear]
     moved, present = rules.there(rules.nonzero(cotangents))
-    unknown: list[Any] = [None] * (len(slots) + len(data))
+    unknown: list[PyTree] = [None] * (len(slots) + len(data))
     if not moved:
         return unknown + [
             ad.Zero(x.aval) if a else None for x, a in zip(linear, asked, strict=True)
@@ -234,8 +234,4 @@ def _product_batching_rule(
     fixed = len(params["given"]) + params["constants"]
     if any(axis is not None for axis in axes[:fixed]):
         return rules.one_by_one(primitive, args, axes, **params)
-    size = rules.mapped_size(args, axes)
-    tangents = zip(args[fixed:], axes[fixed:], strict=True)
-    folded = [rules.fold_block(arg, axis, size) for arg, axis in tangents]
-    out = primitive.bind(*args[:fixed], *folded, **params)
-    return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
+    return rules.in_longer_block(primitive, args, axes, fixed, params)

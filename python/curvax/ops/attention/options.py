@@ -34,7 +34,7 @@ class Options:
         """Refuse a softcap that a computation in `dtype` has no numbers for.
 
         Raises:
-            ValueError: one of which 2/c² is infinite, or by which eps, divided, is no normal number.
+            ValueError: one of which 2/c² is infinite, or by which eps, divided, is not normal.
         """
         info, cap = jnp.finfo(dtype), self.softcap
         low, high = float(info.tiny) ** 0.5, float(info.eps / info.tiny)

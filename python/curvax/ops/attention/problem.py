@@ -32,6 +32,7 @@ class Tiles:
 
     @classmethod
     def of(cls, grid: Grid, scale: float, parts: Tangents, dtype: jnp.dtype) -> Tiles:
+        """Of arrays with a block axis."""
         padded = [
             None if x is None else grid.padded(x, kind)
             for x, kind in zip(parts, KINDS, strict=False)
@@ -106,22 +107,28 @@ class Problem:
         assert query is not None
         return zeros_beside(query, shape, self.slots.dtype)
 
-    def cut(self, x: Array | None, at: Place) -> Array | None:
+    def cut(self, x: Array, at: Place) -> Array:
         """A tile of rows."""
-        return None if x is None else self.grid.cut(x, "rows", at).astype(self.slots.dtype)
+        return self.grid.cut(x, "rows", at).astype(self.slots.dtype)
+
+    def put(self, x: Array, tile: Array, at: Place) -> Array:
+        """`x` with a tile of rows put into it."""
+        return self.grid.add(x, tile, "rows", at, begin=True)
+
+    def __call__(self, index: int, at: Place) -> Array:
+        """A tile of query, key or value."""
+        tile = self.slots(index, at)
+        assert tile is not None
+        return tile
 
     def rows(self, at: Place) -> Rows:
         """What the weights of a tile of queries need."""
-        query = self.slots(QUERY, at)
         shift, log_sum = (self.grid.cut(x, "rows", at) for x in self.statistics)
-        assert query is not None
-        return Rows(query, shift, log_sum)
+        return Rows(self(QUERY, at), shift, log_sum)
 
     def logits(self, query: Array, at: Place) -> tuple[Array, Array | None, Array | None]:
         """S, -∞ where a query may not attend, and the derivatives of the softcap."""
-        u = products.pairs((query, self.slots(KEY, at)))
-        assert u is not None
-        logits, slope, bend = self.options.cap(u)
+        logits, slope, bend = self.options.cap(products.pairs(query, self(KEY, at)))
         bias = self.slots(BIAS, at)
         logits = logits if bias is None else logits + bias
         masks = Masks(*(None if x is None else self.grid.cut(x, "pairs", at) for x in self.masks))
@@ -139,13 +146,11 @@ class Problem:
 
 
 class Sums:
-    """Gradients in the slots that are wanted, added up tile by tile; a pytree is `parts`."""
+    """Gradients in the slots that are wanted, added up tile by tile from `start`."""
 
     def __init__(self, problem: Problem, slots: Slots, wanted: Sequence[bool], block: int) -> None:
         self._problem, self._slots = problem, slots
-        flags = (*wanted, False)[:4]
-        parts = zip(problem.slots.parts, flags, strict=True)
-        self.wanted = flags
+        parts = zip(problem.slots.parts, (*wanted, False)[:4], strict=True)
         self.start = [
             problem.zeros(block, *x.shape[1:]) if flag and x is not None else None
             for x, flag in parts

@@ -18,21 +18,24 @@ def _for_each(x: Array, block: int) -> Array:
     return jnp.broadcast_to(x, (*x.shape[:2], block, *x.shape[3:]))
 
 
-def pairs(*terms: tuple[Array | None, Array | None]) -> Array | None:
+def pairs(rows: Array, columns: Array) -> Array:
+    """`rows @ columnsᵀ`, pairs."""
+    if columns.shape[2] == 1:
+        return _product("bkzgtx,bksx->bkzgts", rows, columns[:, :, 0])
+    return _product("bkzgtx,bkzsx->bkzgts", _for_each(rows, columns.shape[2]), columns)
+
+
+def sum_of_pairs(*terms: tuple[Array | None, Array | None]) -> Array | None:
     """The sum of `rows @ columnsᵀ`, of terms of which neither is None; None of no term."""
     known = [(a, b) for a, b in terms if a is not None and b is not None]
     if not known:
         return None
+    if len(known) == 1:
+        return pairs(*known[0])
     block = max(x.shape[2] for term in known for x in term)
-    rows, columns = (
-        [_for_each(x, block) if len(known) > 1 else x for x in factor]
-        for factor in zip(*known, strict=True)
-    )
     # One product of long rows, in place of a sum of arrays of pairs.
-    a, b = jnp.concatenate(rows, axis=-1), jnp.concatenate(columns, axis=-1)
-    if b.shape[2] == 1:
-        return _product("bkzgtx,bksx->bkzgts", a, b[:, :, 0])
-    return _product("bkzgtx,bkzsx->bkzgts", _for_each(a, block), b)
+    long = (jnp.concatenate([_for_each(x, block) for x in f], -1) for f in zip(*known, strict=True))
+    return pairs(*long)
 
 
 def rows(tile: Array, columns: Array) -> Array:

@@ -1,7 +1,4 @@
-"""Attention by whole arrays of queries × keys, differentiated by JAX: the yardstick of the others.
-
-Every function is as `tiled` says.
-"""
+"""Attention by whole arrays of queries × keys, differentiated by JAX: the yardstick."""
 
 from __future__ import annotations
 
@@ -64,6 +61,7 @@ def _as_wanted(parts: Slots, slots: Slots, wanted: Sequence[bool]) -> tuple[Arra
 
 
 def forward(options: Options, masks: Masks, slots: Slots) -> tuple[Array, Array, Array]:
+    """See `tiled.forward`."""
     out, shift, log_sum = _value(options, masks, slots)
     return out.astype(slots[0].dtype), shift, log_sum
 
@@ -71,6 +69,7 @@ def forward(options: Options, masks: Masks, slots: Slots) -> tuple[Array, Array,
 def tangents(
     options: Options, masks: Masks, slots: Slots, kept: Slots, x: Tangents
 ) -> tuple[Array, Array]:
+    """See `tiled.tangents`."""
     wide = _wide(slots, slots[0])
 
     def one(*x: Array) -> tuple[Array, Array]:
@@ -83,6 +82,7 @@ def tangents(
 def pullback(
     options: Options, masks: Masks, slots: Slots, kept: Slots, g: Array, wanted: Sequence[bool]
 ) -> tuple[Array, ...]:
+    """See `tiled.pullback`."""
     wide = _wide(slots, slots[0])
     back = jax.vjp(lambda *s: _value(options, masks, s)[0], *wide)[1]
     return _as_wanted(jax.vmap(back)(g.astype(wide[0].dtype)), slots, wanted)
@@ -99,6 +99,7 @@ def curvature(
     image: Slots,
     wanted: Sequence[bool],
 ) -> tuple[Array, ...]:
+    """See `tiled.curvature`."""
     wide = _wide([*slots, upstream], slots[0])
 
     def gradient(*at: Array) -> tuple[Array, ...]:
@@ -119,6 +120,7 @@ def bend(
     image: Slots,
     other: Tangents,
 ) -> Array:
+    """See `tiled.bend`."""
     wide = _wide(slots, slots[0])
     second = tuple(t[0] for t in _whole(slots, [None if t is None else t[None] for t in other]))
 

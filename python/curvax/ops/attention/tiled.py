@@ -1,4 +1,4 @@
-"""Attention by tiles, in plain JAX: no array of queries × keys, and none of the tiles that are empty.
+"""Attention by tiles, in plain JAX: no array of queries × keys, and no tile that is empty.
 
 Of a row of the logits S, with weights P = softmax(S), two statistics are kept: the shift m, its
 largest, and the logarithm of `l = sum(exp(S - m))`. Then `P = exp(S - m - log l)`, exact for logits
@@ -24,7 +24,6 @@ and for tangents q, k, v, b, g, sharing P, dP and dS among the tangents of a blo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -44,6 +43,7 @@ from curvax.ops.attention.problem import (
     Weights,
 )
 from curvax.ops.attention.tiles import Place
+from curvax.typing import PyTree
 
 
 def forward(options: Options, masks: Masks, slots: Slots) -> tuple[Array, Array, Array]:
@@ -53,13 +53,10 @@ def forward(options: Options, masks: Masks, slots: Slots) -> tuple[Array, Array,
     Gimelshein 2018, "Online normalizer calculation for softmax").
     """
     p = Problem.of(options, masks, slots)
-    query = p.slots.parts[QUERY]
-    assert query is not None
-    grid, wide = p.grid, query.shape
+    out = p.padded_rows(slots[0][None])
 
     def row(at: Place, results: list[Array]) -> list[Array]:
-        own = p.slots(QUERY, at)
-        assert own is not None
+        own = p(QUERY, at)
 
         def tile(at: Place, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, mean = state
@@ -68,24 +65,22 @@ def forward(options: Options, masks: Masks, slots: Slots) -> tuple[Array, Array,
             base = jnp.where(new == -jnp.inf, jnp.zeros_like(new), new)
             weights, fade = jnp.exp(logits - base), jnp.exp(top - base)
             total = total * fade + jnp.sum(weights, axis=-1, keepdims=True)
-            return new, total, mean * fade + products.rows(weights, p.slots(VALUE, at))
+            return new, total, mean * fade + products.rows(weights, p(VALUE, at))
 
         narrow = p.zeros(*own.shape[:-1], 1)
-        top, total, mean = grid.over_columns(
-            at, tile, (narrow - jnp.inf, narrow, p.zeros(*own.shape))
-        )
+        start = (narrow - jnp.inf, narrow, p.zeros(*own.shape))
+        top, total, mean = p.grid.over_columns(at, tile, start)
         empty = total == 0
-        log_sum = jnp.where(empty, jnp.inf, jnp.log(total))
         found = (
             mean / jnp.where(empty, jnp.ones_like(total), total),
             jnp.where(empty, jnp.zeros_like(top), top),
-            log_sum,
+            jnp.where(empty, jnp.full_like(total, jnp.inf), jnp.log(total)),
         )
-        return [grid.add(x, y, "rows", at, begin=True) for x, y in zip(results, found, strict=True)]
+        return [p.put(x, y, at) for x, y in zip(results, found, strict=True)]
 
-    shapes = (wide, (*wide[:-1], 1), (*wide[:-1], 1))
-    results = grid.over_rows(row, [p.zeros(*shape) for shape in shapes])
-    out, shift, log_sum = (grid.trimmed(x, "rows")[0] for x in results)
+    narrow = (*out.shape[:-1], 1)
+    results = p.grid.over_rows(row, [p.zeros(*shape) for shape in (out.shape, narrow, narrow)])
+    out, shift, log_sum = (p.grid.trimmed(x, "rows")[0] for x in results)
     return out.astype(slots[0].dtype), shift[..., 0], log_sum[..., 0]
 
 
@@ -93,7 +88,7 @@ def _logit_tangents(
     p: Problem, weights: Weights, x: Tiles, query: Array, at: Place
 ) -> tuple[Array | None, Array | None]:
     """The tangents of u and of S; None of zero."""
-    u = products.pairs((x(QUERY, at), p.slots(KEY, at)), (query, x(KEY, at)))
+    u = products.sum_of_pairs((x(QUERY, at), p(KEY, at)), (query, x(KEY, at)))
     s = products.total(None if u is None else weights.before(u), x(BIAS, at))
     return u, s
 
@@ -119,7 +114,7 @@ def tangents(
             if s is not None:
                 weighted = weights.p * s
                 mean = mean + jnp.sum(weighted, axis=-1, keepdims=True)
-                total = total + products.rows(weighted, p.slots(VALUE, at))
+                total = total + products.rows(weighted, p(VALUE, at))
             own = along(VALUE, at)
             return mean, total if own is None else total + products.rows(weights.p, own)
 
@@ -127,9 +122,7 @@ def tangents(
         start = (p.zeros(b, k, block, *rest, 1), p.zeros(b, k, block, *rest, width))
         mean, total = p.grid.over_columns(at, tile, start)
         found = (total - mean * p.cut(out, at), mean)
-        return [
-            p.grid.add(y, z, "rows", at, begin=True) for y, z in zip(results, found, strict=True)
-        ]
+        return [p.put(y, z, at) for y, z in zip(results, found, strict=True)]
 
     wide = (block, *out.shape[1:])
     results = p.grid.over_rows(row, [p.zeros(*wide), p.zeros(*wide[:-1], 1)])
@@ -148,15 +141,14 @@ def pullback(
 
     def row(at: Place, parts: list[Array | None]) -> list[Array | None]:
         rows, upstream, dot = p.rows(at), p.cut(along, at), p.cut(dots, at)
-        assert upstream is not None
 
-        def tile(at: Place, state: Any) -> Any:
+        def tile(at: Place, state: PyTree) -> PyTree:
             dq, parts = state
             weights = p.weights(rows, at)
-            ds = weights.p * (products.pairs((upstream, p.slots(VALUE, at))) - dot)
+            ds = weights.p * (products.pairs(upstream, p(VALUE, at)) - dot)
             du = weights.before(ds)
             if wanted[QUERY]:
-                dq = dq + products.rows(du, p.slots(KEY, at))
+                dq = dq + products.rows(du, p(KEY, at))
             if wanted[KEY]:
                 parts = sums.add(parts, KEY, products.columns(du, rows.query), at)
             if wanted[VALUE]:
@@ -203,19 +195,20 @@ def curvature(
     dot_tangents = p.padded_rows(_row_dots(p, *terms))
 
     def row(at: Place, parts: list[Array | None]) -> list[Array | None]:
-        rows, upstream, tangent = p.rows(at), p.cut(own, at), p.cut(own_g, at)
+        rows, upstream = p.rows(at), p.cut(own, at)
+        tangent = None if own_g is None else p.cut(own_g, at)
         dot, dot_tangent, mu = p.cut(dots, at), p.cut(dot_tangents, at), p.cut(mean, at)
         query = along(QUERY, at)
-        assert upstream is not None
 
-        def tile(at: Place, state: Any) -> Any:
+        def tile(at: Place, state: PyTree) -> PyTree:
             dq, parts = state
-            weights, (k, v) = p.weights(rows, at), (p.slots(i, at) for i in (KEY, VALUE))
+            weights, k, v = p.weights(rows, at), p(KEY, at), p(VALUE, at)
+            k_tangent, v_tangent = along(KEY, at), along(VALUE, at)
             u, s = _logit_tangents(p, weights, along, rows.query, at)
-            rise = products.pairs((upstream, v)) - dot
+            rise = products.pairs(upstream, v) - dot
             steep = products.total(
                 None if s is None else (s - mu) * rise,
-                products.pairs((tangent, v), (upstream, along(VALUE, at))),
+                products.sum_of_pairs((tangent, v), (upstream, v_tangent)),
             )
             ds = weights.p * ((-dot_tangent) if steep is None else steep - dot_tangent)
             # Of the first order, which the tangents of the query and the key multiply.
@@ -225,15 +218,15 @@ def curvature(
                 du = du + weights.bend * u * (weights.p * rise)
             if wanted[QUERY]:
                 dq = dq + products.rows(du, k)
-                if along.parts[KEY] is not None:
-                    dq = dq + products.rows(first, along(KEY, at))
+                if k_tangent is not None:
+                    dq = dq + products.rows(first, k_tangent)
             if wanted[KEY]:
-                own = [(du, rows.query), (first, query)]
-                parts = sums.add(parts, KEY, _columns(own), at)
+                both = _columns((du, rows.query), (first, query))
+                parts = sums.add(parts, KEY, both, at)
             if wanted[VALUE]:
                 p_tangent = None if s is None else weights.p * (s - mu)
-                own = [(p_tangent, upstream), (weights.p, tangent)]
-                parts = sums.add(parts, VALUE, _columns(own), at)
+                both = _columns((p_tangent, upstream), (weights.p, tangent))
+                parts = sums.add(parts, VALUE, both, at)
             return dq, sums.add(parts, BIAS, ds, at)
 
         b, k, _, *rest = rows.query.shape
@@ -268,11 +261,13 @@ def bend(
         rows, mu = p.rows(at), p.cut(mean, at)
         queries = along(QUERY, at), second(QUERY, at)
 
-        def tile(at: Place, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            weights, value = p.weights(rows, at), p.slots(VALUE, at)
+        def tile(at: Place, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            weights, value = p.weights(rows, at), p(VALUE, at)
             u, s = _logit_tangents(p, weights, along, rows.query, at)
             u_other, s_other = _logit_tangents(p, weights, second, rows.query, at)
-            u_both = products.pairs((queries[0], second(KEY, at)), (queries[1], along(KEY, at)))
+            u_both = products.sum_of_pairs(
+                (queries[0], second(KEY, at)), (queries[1], along(KEY, at))
+            )
             centred = None if s is None else s - mu
             w = products.total(
                 None if u_both is None else weights.before(u_both),
@@ -290,19 +285,19 @@ def bend(
                 y if t is None else y + jnp.sum(weights.p * t, axis=-1, keepdims=True)
                 for y, t in zip(state[1:], (s_other, w), strict=True)
             )
-            return (total, *sums)  # type: ignore[return-value]
+            return (total, *sums)
 
         b, k, _, *rest, width = rows.query.shape
         start = [p.zeros(b, k, n, *rest, d) for n, d in ((block, width), (1, 1), (block, 1))]
         total, mean_other, mean_both = p.grid.over_columns(at, tile, tuple(start))
         found = total - mean_other * p.cut(o, at) - mean_both * p.cut(out, at)
-        return p.grid.add(result, found, "rows", at, begin=True)
+        return p.put(result, found, at)
 
     result = p.grid.over_rows(row, p.zeros(block, *out.shape[1:]))
     return p.grid.trimmed(result, "rows").astype(slots[0].dtype)
 
 
-def _columns(terms: Sequence[tuple[Array | None, Array | None]]) -> Array | None:
+def _columns(*terms: tuple[Array | None, Array | None]) -> Array | None:
     return products.total(
         *(products.columns(a, b) for a, b in terms if a is not None and b is not None)
     )
@@ -315,4 +310,5 @@ def _size(x: Tangents) -> int:
 def _row_dots(p: Problem, *terms: tuple[Array, Array]) -> Array:
     """`sum(a * b)` over the last axis, added up over the terms."""
     dtype = p.slots.dtype
-    return sum(jnp.sum(a.astype(dtype) * b.astype(dtype), axis=-1) for a, b in terms)
+    (first, *rest) = (jnp.sum(a.astype(dtype) * b.astype(dtype), axis=-1) for a, b in terms)
+    return sum(rest, first)

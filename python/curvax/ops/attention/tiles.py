@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ Index = int | Array
 C = TypeVar("C")
 
 # The most rows or columns of a tile, and the numbers in all tiles of pairs that exist at once.
-_ON_CPU = (256, 1 << 18)
+_ON_CPU = (256, 1 << 20)
 _ON_DEVICE = (1024, 1 << 24)
 
 
@@ -198,7 +198,7 @@ class Grid:
         return _loop(low, high, lambda j, carry: body(at._replace(column=j), carry), start)
 
 
-def _loop(low: Any, high: Any, body: Callable[[Any, C], C], start: C) -> C:
+def _loop(low: Index, high: Index, body: Callable[[Index, C], C], start: C) -> C:
     """A loop that is none where its bounds are known and it runs once."""
     if isinstance(low, int) and isinstance(high, int) and high - low <= 1:
         return body(low, start) if high > low else start
