@@ -72,7 +72,6 @@ def _bend(
 _attention = TwiceDifferentiableMap(
     VectorMap(
         name="dot_product_attention",
-        data="masks, lengths and segment ids",
         remedy="jax.nn.dot_product_attention for one that has all of them",
         batched=3,
         value=_value,
@@ -145,8 +144,7 @@ def dot_product_attention(
 
     Raises:
         TypeError: arrays that are not real and floating, a mask that is not bool, lengths or ids
-            that are not integers, options of another type; on differentiation, a mask, lengths or
-            ids that depend on what is differentiated.
+            that are not integers, options of another type.
         ValueError: shapes or dtypes that do not match, heads that K does not divide, an option out
             of range, lengths that are known and out of range, float64 without JAX's 64-bit mode,
             an unknown or second implementation.

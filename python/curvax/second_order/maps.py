@@ -53,7 +53,7 @@ Result = tuple[list[Array], list[PyTree]]
 
 @dataclasses.dataclass(frozen=True)
 class VectorMap:
-    """How to compute a function of slots, given data that are not differentiated.
+    """How to compute a function of slots, given data, integers or flags.
 
     Every array has a leading batch axis: that of the first `batched` slots has the size of the
     batch, that of others has it or is 1. `kept` is what `value` returned, blocks of tangents have a
@@ -61,7 +61,6 @@ class VectorMap:
 
     Attributes:
         name: for messages, and of the primitive.
-        data: what the data are, for messages.
         remedy: what has a third derivative, for messages.
         batched: the number of slots whose batch axis is whole.
         value: `(spec, slots, data) -> (out, shift, statistic)`; `out` has the type of the first
@@ -73,7 +72,6 @@ class VectorMap:
     """
 
     name: str
-    data: str
     remedy: str
     batched: int
     value: Callable[..., tuple[Array, Array, Array]]
@@ -185,7 +183,6 @@ class TwiceDifferentiableMap:
     def _value_rule(
         self, primals: Sequence[Array], tangents: PyTree, spec: Hashable, slots: int
     ) -> Result:
-        rules.check_data(self._own.name, tangents[slots:], self._own.data)
         kept = self._value.bind(*primals, spec=spec, slots=slots)
         x = one_tangent_block(rules.nonzero(tangents[:slots]))
         if all(t is None for t in x):
@@ -198,7 +195,6 @@ class TwiceDifferentiableMap:
         self, primals: Sequence[Array], tangents: PyTree, **params: Unpack[Params]
     ) -> Result:
         at, along = Operands.of(primals, params), Operands.of(tangents, params)
-        rules.check_data(self._own.name, along.data, self._own.data)
         moved = rules.nonzero(along.slots)
         moving = any(t is not None for t in moved)
         if at.upstream and (moving or not rules.is_zero(along.upstream[0])):
@@ -242,7 +238,6 @@ class TwiceDifferentiableMap:
         by, along = BendOperands.of(primals, params), BendOperands.of(tangents, params)
         if not all(map(rules.is_zero, along.at.slots)):
             raise rules.third_derivative(self._own.name, self._own.remedy)
-        rules.check_data(self._own.name, along.at.data, self._own.data)
         out, spec = self._bend.bind(*primals, **params), params["spec"]
         block, other = _known(along.block), _known(along.other)
         total = zero(out[0])

@@ -64,15 +64,6 @@ def filled(values: Iterable[T], flags: Flags) -> list[T | None]:
     return [next(left) if flag else None for flag in flags]
 
 
-def check_data(name: str, tangents: Iterable[PyTree], what: str) -> None:
-    """Refuse a derivative in the data; integers have tangents too, of a dtype of their own."""
-    if not all(is_zero(t) or t.dtype == jax.dtypes.float0 for t in tangents):
-        raise TypeError(
-            f"{name} is not differentiable in its {what}: wrap what depends on the "
-            "parameters in jax.lax.stop_gradient"
-        )
-
-
 def third_derivative(name: str, remedy: str) -> NotImplementedError:
     """The error of who asks for one derivative too many."""
     return NotImplementedError(

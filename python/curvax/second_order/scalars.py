@@ -26,8 +26,6 @@ from curvax.second_order import rules
 from curvax.second_order.rules import Flags, T
 from curvax.typing import PyTree
 
-_DATA = "labels and weights"
-
 
 class _Params(TypedDict):
     """Of an equation with a Hessian product."""
@@ -145,8 +143,17 @@ class TwiceDifferentiable:
         return [value, *gradient], [_directional(value, gradient, present), *products]
 
     def _present(self, tangents: Sequence[PyTree], slots: int) -> list[Array | None]:
-        rules.check_data(self._name, tangents[slots:], _DATA)
+        _check_data(self._name, tangents[slots:])
         return rules.nonzero(tangents[:slots])
+
+
+def _check_data(name: str, tangents: Sequence[PyTree]) -> None:
+    """Refuse a derivative in the data; integers have tangents too, of a dtype of their own."""
+    if not all(rules.is_zero(t) or t.dtype == jax.dtypes.float0 for t in tangents):
+        raise TypeError(
+            f"{name} is not differentiable in its labels and weights: wrap what depends on the "
+            "parameters in jax.lax.stop_gradient"
+        )
 
 
 def _directional(
@@ -194,7 +201,7 @@ def _jvp_rule(
     fixed = len(given) + constants
     if not all(map(rules.is_zero, tangents[: len(given)])):
         raise rules.third_derivative(name, "jax.nn.log_softmax for a loss that has all of them")
-    rules.check_data(name, tangents[len(given) : fixed], _DATA)
+    _check_data(name, tangents[len(given) : fixed])
     out = primitive.bind(*primals, **params)
     moved, present = rules.there(rules.nonzero(tangents[fixed:]))
     if not moved:

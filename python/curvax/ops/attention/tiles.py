@@ -91,7 +91,8 @@ class Grid:
         for i in range(counts[2]):
             last = min((i + 1) * rows, queries) - 1
             low, high = options.bounds(i * rows, last, keys)
-            ranges[:, i] = low // columns, max(-(-high // columns), low // columns)
+            if low < high:
+                ranges[:, i] = low // columns, -(-high // columns)
         return cls(group, some_batch, some_heads, rows, columns, counts, ranges, queries, keys)
 
     @staticmethod
