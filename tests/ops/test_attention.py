@@ -72,7 +72,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.thin(5)
+@pytest.mark.thin(7)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " and ".join(dict.fromkeys(pair)))
 def test_options_and_pairs_of_them(pair, rng, small_tiles):
     options = OPTIONS[pair[0]] | OPTIONS[pair[1]]
@@ -207,3 +207,17 @@ def test_only_tiles_that_can_hold_something_are_visited(queries, keys, window, c
         starts = range(0, keys, grid.columns)
         wanted = [j for j, s in enumerate(starts) if rows[:, s : s + grid.columns].any()]
         assert list(range(low, high)) == wanted
+
+
+def test_other_tiles_are_not_read(rng, small_tiles):
+    """Keys that no query of a tile may attend to may be anything, even what no sum survives."""
+    slots, tangents, weights = as_dtype(make_problem(rng, 1, 16, 16), jnp.float32)
+    options = {"local_window_size": (3, 2)}
+    run = derivatives(ours("tiled"), options)
+    want = run(slots, tangents, weights)
+    bad = [slots[0], *(x.at[:, 12:].set(jnp.nan) for x in slots[1:])]
+    got = run(tuple(bad), tangents, weights)
+    for parts in zip(got, want, strict=True):
+        # Of the first two tiles of queries, whose last meets the third of keys.
+        of_query = [jax.tree.leaves(x)[0][:, :8] for x in parts]
+        assert_close(of_query[0], np.asarray(of_query[1]), 1e-6)

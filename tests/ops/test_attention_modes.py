@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from tests.ops.attention_problems import as_dtype, assert_close, loss, make_problem, ours, truth
 
 import curvax as cx
@@ -83,9 +83,7 @@ MODES = {
     "linearize": lambda f, s, v: jax.linearize(jax.grad(f), s)[1](v),
     "jit_linearize": lambda f, s, v: jax.jit(lambda t: jax.linearize(jax.grad(f), t)[1])(s)(v),
     "linear_transpose": transposed,
-    "jvp_jvp": lambda f, s, v: jax.jvp(
-        lambda t: jax.jvp(f, (t,), (v,))[1], (s,), (stack(v)[0][0], *v[1:])
-    ),
+    "jvp_jvp": lambda f, s, v: jax.jvp(lambda t: jax.jvp(f, (t,), (v,))[1], (s,), (s,)),
     "grad_of_curve": lambda f, s, v: jax.grad(curve(f, s))(v),
     "hessian": lambda f, s, v: jax.hessian(lambda x: f((s[0], x, *s[2:])))(s[1]),
     "of_one_slot": lambda f, s, v: hvp(lambda x: f((*s[:2], x, s[3])), s[2], v[2]),
@@ -197,7 +195,7 @@ def test_a_third_derivative_is_refused_by_name(mode, impl, rng):
 def test_shards(rng):
     """Over the batch, with a bias that every device has."""
     slots, tangents, weights = as_dtype(make_problem(rng, bias=(1, 4, 1, 11)), jnp.float32)
-    mesh = jax.make_mesh((1,), ("d",))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Auto,))
     cut, whole = PartitionSpec("d"), PartitionSpec()
 
     @functools.partial(

@@ -48,7 +48,7 @@ from curvax.second_order.rules import Flags
 from curvax.typing import PyTree
 
 Tangents = Sequence[Array | None]
-Result = tuple[list[Array], list[PyTree]]
+Result = tuple[Sequence[Array], Sequence[PyTree]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class TwiceDifferentiableMap:
         upstream: Sequence[Array],
         image: Tangents,
         spec: Hashable,
-    ) -> list[Array]:
+    ) -> Sequence[Array]:
         """The product with a block, at the same slots; an image that is not whole is left out."""
         moved, given = rules.there(tangents)
         whole, flags = rules.there(image)
@@ -161,7 +161,7 @@ class TwiceDifferentiableMap:
             wanted=tuple(wanted),
         )
 
-    def _bind_image(self, at: Operands[Array], x: Tangents, spec: Hashable) -> list[Array]:
+    def _bind_image(self, at: Operands[Array], x: Tangents, spec: Hashable) -> Sequence[Array]:
         """`J x` and the tangent of the statistic, for a block."""
         return self._bind(at, [*x, None], [False] * len(x) + [True], [], [], spec)
 
@@ -187,7 +187,7 @@ class TwiceDifferentiableMap:
         x = one_tangent_block(rules.nonzero(tangents[:slots]))
         if all(t is None for t in x):
             return kept, [zero(y) for y in kept]
-        at = Operands(list(primals[:slots]), list(primals[slots:]), kept, [], [], [])
+        at = Operands(primals[:slots], primals[slots:], kept, [], [], [])
         out, statistic = self._bind_image(at, x, spec)
         return kept, [out[0], zero(kept[1]), statistic[0]]
 
@@ -208,7 +208,7 @@ class TwiceDifferentiableMap:
         total = [zero(y) for y in out]
         if any(t is not None for t in linear):
             own, image = rules.filled(linear, given), rules.nonzero(along.image)
-            total = self._bind(at, own, wanted, at.upstream, image, spec)
+            total = list(self._bind(at, own, wanted, at.upstream, image, spec))
         if moving:
             own = rules.filled(at.tangents, given)[:-1]
             total = [_added(total[0], self._bind_bend(at, own, out, moved, spec)), *total[1:]]

@@ -46,12 +46,12 @@ class BendParams(TypedDict):
 class Operands(Generic[T]):
     """Of a product, or their tangents, or their batch axes."""
 
-    slots: list[T]
-    data: list[T]
-    kept: list[T]
-    upstream: list[T]
-    tangents: list[T]
-    image: list[T]
+    slots: Sequence[T]
+    data: Sequence[T]
+    kept: Sequence[T]
+    upstream: Sequence[T]
+    tangents: Sequence[T]
+    image: Sequence[T]
 
     @classmethod
     def of(cls, args: Sequence[T], params: Params) -> Operands[T]:
@@ -76,9 +76,9 @@ class BendOperands(Generic[T]):
     """Of a second derivative: a block of tangents with its image, and another tangent."""
 
     at: Operands[T]
-    block: list[T | None]
-    image: list[T]
-    other: list[T | None]
+    block: Sequence[T | None]
+    image: Sequence[T]
+    other: Sequence[T | None]
 
     @classmethod
     def of(cls, args: Sequence[T], params: BendParams) -> BendOperands[T]:
@@ -87,14 +87,10 @@ class BendOperands(Generic[T]):
         border = len(args) - sum(first) - sum(second) - 2
         count = params["slots"]
         data, kept = args[count : border - KEPT], args[border - KEPT : border]
-        at = Operands(list(args[:count]), list(data), list(kept), [], [], [])
+        at = Operands(args[:count], data, kept, [], [], [])
         rest = args[border:]
-        tangents, image, other = (
-            rest[: sum(first)],
-            rest[sum(first) : sum(first) + 2],
-            rest[sum(first) + 2 :],
-        )
-        return cls(at, rules.filled(tangents, first), list(image), rules.filled(other, second))
+        own, image, last = (rest[: sum(first)], rest[sum(first) :][:2], rest[sum(first) + 2 :])
+        return cls(at, rules.filled(own, first), image, rules.filled(last, second))
 
 
 def value_types(*avals: ShapedArray, spec: Hashable, slots: int) -> list[ShapedArray]:

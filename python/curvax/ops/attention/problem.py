@@ -89,7 +89,7 @@ class Problem:
         # Rows that only fill a tile have no weights.
         rows = [
             grid.padded(x[None, ..., None], "rows", fill)
-            for x, fill in zip(kept[1:], (0, float("inf")), strict=False)
+            for x, fill in zip(kept[1:], (0.0, float("inf")), strict=False)
         ]
         return cls(options, grid, own, Masks(*aligned), tuple(rows))
 

@@ -101,7 +101,7 @@ class Grid:
         side, budget = _ON_CPU if default_platform() == "cpu" else _ON_DEVICE
         return max(4 * budget // (group * _near(queries, side) * _near(keys, side)), 1)
 
-    def padded(self, x: Array, kind: Kind, fill: float = 0) -> Array:
+    def padded(self, x: Array, kind: Kind, fill: float = 0.0) -> Array:
         """`x` with whole tiles of queries and keys."""
         widths = [(0, 0)] * 5
         for axis, size, whole in self._long(kind):
