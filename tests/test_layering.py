@@ -12,7 +12,18 @@ from tests.package_imports import MODULES, PACKAGE, ROOT, circles, graph, import
 # A module imports only from strictly lower layers, or from its own.
 LAYERS = (
     # The ground floor: nothing of these imports another.
-    ("archives", "checks", "drawing", "heap", "lazy", "options", "typing", "version", "warnings"),
+    (
+        "archives",
+        "blas",
+        "checks",
+        "drawing",
+        "heap",
+        "lazy",
+        "options",
+        "typing",
+        "version",
+        "warnings",
+    ),
     ("jax_internals",),
     ("program", "jaxpr_keys"),
     ("jaxprs", "arrays", "columns", "filters", "interrupt"),

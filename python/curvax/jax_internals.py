@@ -250,6 +250,11 @@ def is_dot(eqn: JaxprEqn) -> bool:
     return eqn.primitive is known.dot_general_p
 
 
+def is_broadcast(eqn: JaxprEqn) -> bool:
+    """Whether it repeats one array, of which all shapes are known."""
+    return eqn.primitive is known.broadcast_in_dim_p and len(eqn.invars) == 1
+
+
 def transposed(eqn: JaxprEqn) -> tuple[int, ...] | None:
     """The order in which a transposition takes the axes; None of another equation."""
     return eqn.params["permutation"] if eqn.primitive is known.transpose_p else None

@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -130,6 +130,35 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
         if not is_custom_vjp(eqn):
             for inner in calls(eqn):
                 yield from equations(body(inner))
+
+
+def origins(jaxpr: Jaxpr) -> Callable[[Var], Hashable]:
+    """What tells results apart: equal for variables that hold the same numbers for certain.
+
+    A scan returns a stack once for each use of it, and passes on what it walks over; JAX makes two
+    arrays then.
+    """
+    producers = {var: (eqn, i) for eqn in jaxpr.eqns for i, var in enumerate(eqn.outvars)}
+
+    def origin(var: Var) -> Hashable:
+        eqn, i = producers.get(var, (None, 0))
+        repeated = loop(eqn) if eqn is not None else None
+        # What is carried is not what the last step returns of it alone, nor of the same shape.
+        if eqn is None or repeated is None or repeated.test is not None or i < repeated.carry:
+            return var
+        inner = body(repeated.body)
+        step = inner.outvars[i]
+        walked = dict(zip(inner.invars, eqn.invars, strict=False))
+        constant = repeated.consts + repeated.carry
+        if isinstance(step, Literal) or step in inner.invars[:constant]:
+            return var
+        source = walked.get(step)
+        return (id(eqn), step) if source is None else _of(source)
+
+    def _of(atom: Atom) -> Hashable:
+        return origin(atom) if isinstance(atom, Var) else id(atom)
+
+    return origin
 
 
 def reads(jaxpr: Jaxpr, outputs: Iterable[int]) -> list[bool]:

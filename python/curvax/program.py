@@ -281,8 +281,11 @@ class Program(Generic[P, R]):
         with self._mode():
             ready = self._ready(clock, needed)
             reused = ready.work_bytes >= _LARGE and not self.lasting and within()
-            with _reused(needed, ready.work_bytes) if reused else contextlib.nullcontext():
+            if not reused:
                 return ready.run(*needed)
+            with _reused(needed, ready.work_bytes):
+                # What is left to the threads of a pool is waited for: it takes memory too.
+                return jax.block_until_ready(ready.run(*needed))
 
     def work_bytes(self, clock: Clock, *args: object) -> int:
         """What a run allocates beside its arguments: scratch, and results not in donated memory.

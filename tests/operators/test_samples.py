@@ -168,7 +168,8 @@ def test_what_is_not_known_is_said_once(rng, caplog):
     caplog.clear()
     params, batch = make_params(rng), make_batch(rng)
     cx.fisher(model(APART["layers"]), Own(labels_of), params, batch, linearize=False)
-    cx.fisher(lambda p, b: (b["x"] @ p["in"])[..., :3], Own(labels_of), params, batch)
+    wide = {"in": jnp.tile(params["in"], (1, 64))}
+    cx.fisher(lambda p, b: (b["x"] @ p["in"])[..., :3], Own(labels_of), wide, batch)
     assert not caplog.records
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.blas import one_thread
 from curvax.device import probing, programs
 from curvax.estimators.arguments import ROUNDINGS
 from curvax.krylov.scaling import check_range, exponent_of
@@ -74,7 +75,8 @@ class Deflation:
         _check_pairs(op, result, form, leaks, _PAIRS_ROUNDING * eps * size)
         noise = float(np.linalg.norm(form - form.T)) / 2
         form = (form + form.T) / 2
-        atoms = np.asarray(np.linalg.eigvalsh(form)[::-1], np.float64)
+        with one_thread():
+            atoms = np.asarray(np.linalg.eigvalsh(form)[::-1], np.float64)
         if np.abs(atoms - values).max() <= ROUNDINGS * eps * size:
             atoms = values
         gram = np.asarray(probing.inner(clock, rows, rows))

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from curvax.blas import one_thread
 from curvax.typing import BoolArray, Float64Array
 
 # Below this the sine of the angle between two directions is not told from zero.
@@ -94,6 +95,7 @@ class Directions(NamedTuple):
     inverse_sines2: Float64Array
 
 
+@one_thread()
 def directions(factor: Float64Array) -> Directions:
     """The directions s, normalised columns of the transposed pseudo-inverse of R."""
     k = len(factor)
@@ -110,6 +112,7 @@ def directions(factor: Float64Array) -> Directions:
     return Directions(s, lost, cosines, np.where(apart, 1 / np.where(apart, sines2, 1), 0))
 
 
+@one_thread()
 def xtrace(
     projected: Float64Array,
     factor: Float64Array,
@@ -176,6 +179,7 @@ def _between(p: Float64Array, q: Float64Array, form: Float64Array) -> Float64Arr
     return p.T * p * form + p.T * q * own[None, :] + q.T * p * own[:, None] + q.T * q * form.T
 
 
+@one_thread()
 def xnystrace(
     form: Float64Array,
     factor: Float64Array,

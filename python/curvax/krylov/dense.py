@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from curvax.blas import one_thread
 from curvax.device import programs
 from curvax.interrupt import InterruptFlag
 from curvax.krylov.certificates import estimate_errors
@@ -86,7 +87,7 @@ class DenseSolve:
         largest = float(np.abs(rows).max())
         check_range(self.op, largest)
         noise = _asymmetry(self.op, rows[:, :m])
-        with self.clock.part("host"):
+        with self.clock.part("host"), one_thread():
             values, vectors = np.linalg.eigh((rows[:, :m] + rows[:, :m].T) / 2)
             chosen = wanted.order(values)[: wanted.k]
             x = np.zeros((len(chosen), n), self.op.dtype)

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from curvax.blas import one_thread
 from curvax.checks import seed_word
 from curvax.device import programs, storage
 from curvax.krylov.exclusion import Cycle, log_growth
@@ -301,6 +302,7 @@ class Lanczos:
             )
         return asymmetry
 
+    @one_thread()
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present projection."""
         with self.clock.part("host"):
@@ -330,14 +332,17 @@ class Lanczos:
         self._begin = p
         self._columns[:] = 0
         self._columns[range(p), range(p)] = ritz.values[keep]
-        self.coupling = self.coupling @ ritz.vectors[:, keep]
+        with one_thread():
+            self.coupling = self.coupling @ ritz.vectors[:, keep]
         self.used = self.known = p
         self.restarts += 1
 
+    @one_thread()
     def log_growth(self, mu: float, ritz: Ritz) -> float:
         """How much of an eigenvector of the eigenvalue `mu` has shown since the start."""
         return log_growth(mu, self._with_present(ritz))
 
+    @one_thread()
     def _with_present(self, ritz: Ritz) -> list[Cycle]:
         begins = ritz.vectors[self._begin : self._begin + self.block]
         if not len(begins):

@@ -98,10 +98,6 @@ class Closed(Argument):
         """See `Argument`: what is run is not differentiated again."""
         return Closed(self.consts, self.traced.without_rules)
 
-    def returning(self, out_tree: PyTreeDef) -> "Closed":
-        """The same, with its results in another structure."""
-        return Closed(self.consts, Traced(self.traced.jaxpr, out_tree))
-
 
 def close(fun: Callable[..., PyTree], *args: object) -> Closed:
     """Trace `fun` on the shapes and dtypes of `args`."""

@@ -117,9 +117,9 @@ def fisher(
 
     All are positive semidefinite. A product costs as much as one of `ggn`, and holds a
     microbatch's outputs and activations, and vectors. There is a shorter way where the samples'
-    gradients, for `"mc"` one of each draw, are together no longer than the activations, as for long
-    sequences, and fit in memory: the operator keeps them in place of the activations. Products then
-    cost two passes over those gradients, and none through the model; see `gradients_kept`.
+    gradients, for `"mc"` one of each draw, together take at most twice the memory of the
+    activations, as for long sequences, and fit: the operator keeps them in place of those. Products
+    then cost two passes over the gradients, and none through the model; see `gradients_kept`.
 
     That takes samples that do not mix: an output depends on its own sample alone, in the traced
     model as it is, with its masks and constants. Where samples mix, as in the statistics of a

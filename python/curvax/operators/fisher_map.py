@@ -35,9 +35,12 @@ class FisherMap(SandwichMap):
     seed: Array | None
 
     def keeping(self, leaves: Sequence[Array], batch: Batch, limit: float) -> Product | None:
-        """See `MicrobatchMap`; the shorter of the activations and the samples' gradients."""
+        """See `MicrobatchMap`; the samples' gradients where a product with them is the faster."""
         primal = self.primal(leaves, batch)
-        gradients = self._gradients_of_samples(leaves, batch, min(limit, float(primal.nbytes)))
+        # A product reads them twice, and does no more; by each number of the residuals it
+        # multiplies a row of weights.
+        most = min(limit, 2.0 * primal.nbytes)
+        gradients = self._gradients_of_samples(leaves, batch, most)
         if gradients is not None:
             return OuterProducts(gradients, ())
         return self.linearised(primal, leaves) if primal.nbytes <= limit else None

@@ -97,6 +97,7 @@ class SandwichMap(LinearMap):
         """The outputs, `J` and its transpose; both maps are pytrees."""
         taken = self.taken(leaves)
 
+        @self.whole
         def outputs_of(selected: Sequence[Array]) -> PyTree:
             return self._outputs(selected, leaves, batch)
 

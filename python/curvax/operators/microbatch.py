@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from curvax.jax_internals import Var
-from curvax.jaxprs import reads
+from curvax.jax_internals import JaxprEqn, Var, is_broadcast
+from curvax.jaxprs import origins, reads
+from curvax.operators.activations import opened, with_whole_activations
 from curvax.operators.batches import leading_size, leading_sizes
-from curvax.operators.closure import Closed, close
+from curvax.operators.closure import Closed, Traced, close
 from curvax.operators.precision import Precision, at_precision
 from curvax.operators.products import Linearised, Product, Recomputed
 from curvax.operators.space import is_array
@@ -26,7 +27,9 @@ class Primal(NamedTuple):
 
     Attributes:
         function: `(leaves, batch) -> (mean, weight, operands)` of the linear half.
-        linear_map: the structure of the linear half, of which the operands are the leaves.
+        linear_map: the structure of the linear half, of which the operands are the leaves, after
+            `spreads`.
+        spreads: of an operand that is broadcast, the equation that does it, whose operand it is.
         kept: which of the operands are residuals, as for `Linearised`.
         places: of each operand, as for `Linearised`.
         nbytes: of the residuals.
@@ -34,6 +37,7 @@ class Primal(NamedTuple):
 
     function: Closed
     linear_map: PyTree
+    spreads: tuple[JaxprEqn | None, ...]
     kept: tuple[int, ...]
     places: tuple[int, ...]
     nbytes: int
@@ -49,6 +53,7 @@ class MicrobatchMap(abc.ABC):
         chosen: one bool for each of the other leaves.
         several: whether the loss is averaged over more than one batch, so that weights matter.
         precision: of the products of matrices in what is traced; None is JAX's setting.
+        keeps: whether what is traced is to be linearised once, for all products.
     """
 
     treedef: PyTreeDef
@@ -56,6 +61,7 @@ class MicrobatchMap(abc.ABC):
     chosen: tuple[bool, ...]
     several: bool
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
+    keeps: bool = dataclasses.field(default=False, kw_only=True)
 
     @abc.abstractmethod
     def evaluate(self, leaves: Sequence[Array], batch: Batch) -> tuple[Array, Array]:
@@ -139,8 +145,13 @@ class MicrobatchMap(abc.ABC):
         return leading_size(batch) or 1
 
     def traced(self, fun: Callable[..., PyTree], *args: object) -> Closed:
-        """`close`, with the products in the precision."""
-        return close(at_precision(fun, self.precision), *args)
+        """`close`, with the products in the precision, and activation functions no longer whole."""
+        return opened(close(at_precision(fun, self.precision), *args))
+
+    def whole(self, fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """What is differentiated, with activation functions whole if derivatives are kept."""
+        # Computed anew in each product, derivatives of the second order cost more than their parts.
+        return with_whole_activations(fun) if self.keeps else fun
 
     def cast(self, tangents: list[Array], leaves: Sequence[Array]) -> list[Array]:
         """The tangents in the dtypes of the leaves."""
@@ -175,32 +186,43 @@ class LinearMap(MicrobatchMap):
         """The primal half of the linearisation.
 
         An operand that is an input is not kept a second time, and one that occurs twice is kept
-        once: XLA would return two buffers.
+        once: XLA would return two buffers. One that is broadcast is kept as it was before.
         """
-        traced = self.traced(self.linear_map, leaves, batch)
+        keeping = dataclasses.replace(self, keeps=True)
+        traced = self.traced(keeping.linear_map, leaves, batch)
         jaxpr = traced.traced.jaxpr
-        inputs = jaxpr.invars
-        position: dict[Var | int, int] = {var: i for i, var in enumerate(inputs)}
+        broadcasts = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if is_broadcast(eqn)}
+        own = jaxpr.outvars[2:]
+        spreads = [broadcasts.get(out) if isinstance(out, Var) else None for out in own]
+        own = [eqn.invars[0] if eqn else out for out, eqn in zip(own, spreads, strict=True)]
+        origin = origins(jaxpr)
+        position: dict[Hashable, int] = {var: i for i, var in enumerate(jaxpr.invars)}
         kept: list[int] = []
         places: list[int] = []
         nbytes = 0
-        for i, out in enumerate(jaxpr.outvars[2:]):
+        for i, out in enumerate(own):
             aval: Any = out.aval
-            key = out if isinstance(out, Var) else i
+            key = origin(out) if isinstance(out, Var) else i
             if key not in position:
-                position[key] = len(inputs) + len(kept)
+                position[key] = len(jaxpr.invars) + len(kept)
                 kept.append(i)
                 nbytes += math.prod(aval.shape) * aval.dtype.itemsize
             places.append(position[key])
         _, linear_map = traced.traced.out_tree.children()
-        flat = jax.tree.structure((0, 0, places))
-        return Primal(traced.returning(flat), linear_map, tuple(kept), tuple(places), nbytes)
+        outvars = [*jaxpr.outvars[:2], *own]
+        flat = Traced(jaxpr.replace(outvars=outvars), jax.tree.structure((0, 0, places)))
+        function = Closed(traced.consts, flat)
+        return Primal(function, linear_map, tuple(spreads), tuple(kept), tuple(places), nbytes)
 
     def linearised(self, primal: Primal, leaves: Sequence[Array]) -> Linearised:
         """The product with the residuals of a linearisation, without them."""
 
         def linear(operands: list[Array], tangents: list[Array]) -> list[Array]:
-            apply = jax.tree.unflatten(primal.linear_map, operands)
+            spread = [
+                eqn.primitive.bind(operand, **eqn.params) if eqn else operand
+                for operand, eqn in zip(operands, primal.spreads, strict=True)
+            ]
+            apply = jax.tree.unflatten(primal.linear_map, spread)
             return list(apply(self.cast(tangents, leaves)))
 
         operands = [out.aval for out in primal.function.traced.jaxpr.outvars[2:]]
@@ -225,7 +247,7 @@ class LossMap(MicrobatchMap):
         """A function of the chosen leaves that returns the gradient, and mean and weight."""
 
         def gradient(selected: Sequence[Array]) -> PyTree:
-            return jax.grad(self._mean, has_aux=True)(selected, leaves, batch)
+            return jax.grad(self.whole(self._mean), has_aux=True)(selected, leaves, batch)
 
         return gradient
 
