@@ -38,7 +38,7 @@ def checked(function):
         return function
 
 
-PACKAGES = ("krylov", "estimators", "operators", "ops", "results", "losses", "device")
+PACKAGES = ("krylov", "estimators", "operators", "ops", "results", "losses", "nn", "device")
 
 
 def import_checked():
@@ -167,6 +167,26 @@ def call_losses(losses):
     linear.hessian_product((hidden, head), None, (hidden, head))
 
 
+def call_attention(attention):
+    """Every kind of argument, and each of the derivatives."""
+    query = jax.random.normal(jax.random.key(2), (1, 6, 4, 3))
+    key, bias = query[:, :5, :2], jnp.zeros((4, 1, 5))
+    ids = np.zeros((1, 6), int)
+    options = {"local_window_size": (4, 1), "is_causal": True, "softcap": 2.0, "scale": 0.5}
+    options |= {"query_segment_ids": ids, "key_value_segment_ids": ids[:, :5]}
+    options |= {"query_seq_lengths": np.array([5]), "mask": np.ones((6, 5), bool)}
+
+    def total(query, bias):
+        return jnp.sum(attention(query, key, key, bias, **options) ** 2)
+
+    for f in (
+        lambda q: total(q, bias),
+        lambda q: attention(q[0], key[0], key[0], impl="reference").sum(),
+    ):
+        product = jax.jvp(jax.grad(f), (query,), (query,))[1]
+        assert product.shape == query.shape
+
+
 def refused(call):
     try:
         call()
@@ -184,6 +204,7 @@ def call_wrongly(cx):
     logits, one = jnp.zeros((4, 3)), np.ones(3)
     assert refused(lambda: cx.losses.softmax_cross_entropy(logits, jnp.zeros(5, int)))
     assert refused(lambda: cx.losses.mse(logits, logits.T))
+    assert refused(lambda: cx.nn.dot_product_attention(logits[None], logits[None].mT, logits))
     assert refused(lambda: cx.eigsh(np.eye(3, dtype=np.float32), 1.5))
     assert refused(lambda: LanczosTridiagonal(one, one, 0.0, None, 3, 0, {}))
     assert refused(lambda: programs.squared_distance.fun(jnp.zeros((1, 3)), jnp.zeros((1, 4))))
@@ -196,6 +217,7 @@ def main():
     op = call_operators(cx)
     call_solvers(cx, op)
     call_losses(cx.losses)
+    call_attention(cx.nn.dot_product_attention)
     if ALL:
         call_operators_further(cx, op)
     call_wrongly(cx)

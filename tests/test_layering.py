@@ -31,7 +31,7 @@ LAYERS = (
     ("_native",),
     ("memory", "ops"),
     ("second_order",),
-    ("losses",),
+    ("losses", "nn"),
     ("operators",),
     ("device",),
     ("krylov",),

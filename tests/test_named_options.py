@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import curvax as cx
-from curvax import losses, options
+from curvax import losses, nn, options
 from curvax.estimators.diagonal import DiagonalOptions
 from curvax.estimators.trace import TraceOptions
 from curvax.krylov.request import EigshOptions, PlanOptions, Request
@@ -20,7 +20,7 @@ A = np.diag([3.0, 2, 1]).astype(np.float32)
 
 PUBLIC = {
     name: value
-    for module in (cx, losses)
+    for module in (cx, losses, nn)
     for name in module.__all__
     if inspect.isfunction(value := getattr(module, name))
 }

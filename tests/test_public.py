@@ -16,13 +16,14 @@ import pytest
 from tests.results.fake_results import odd_results
 
 import curvax as cx
-from curvax import losses, results
+from curvax import losses, nn, results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "curvax"
 PUBLIC = {name: getattr(cx, name) for name in cx.__all__}
 PUBLIC |= {f"adapters.{name}": getattr(cx.adapters, name) for name in cx.adapters.__all__[:3]}
 PUBLIC |= {f"losses.{name}": getattr(losses, name) for name in losses.__all__}
+PUBLIC |= {f"nn.{name}": getattr(nn, name) for name in nn.__all__}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 ERRORS = [name for name in CLASSES if issubclass(CLASSES[name], BaseException)]
 RESULTS = [name for name in results.__all__ if inspect.isclass(getattr(results, name))]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from curvax import adapters as adapters
     from curvax import compat as compat
     from curvax import losses as losses
+    from curvax import nn as nn
     from curvax.estimators.density import spectral_density as spectral_density
     from curvax.estimators.diagonal import diagonal as diagonal
     from curvax.estimators.log_det import log_det as log_det
@@ -88,6 +89,7 @@ _HOMES = {
     "losses": "curvax.losses",
     "match_names": "curvax.filters",
     "match_regex": "curvax.filters",
+    "nn": "curvax.nn",
     "plan": "curvax.krylov.plan",
     "power_iteration": "curvax.krylov.power_iteration",
     "sharpness": "curvax.krylov.sharpness",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,11 @@ from jax import Array
 from jax.core import ShapedArray
 from jax.sharding import PartitionSpec
 
-from curvax.jax_internals import Primitive, ad, batching, mlir
+from curvax.jax_internals import Primitive, ad, batching
 from curvax.ops.manual_axes import equally_varying
+from curvax.second_order import rules
+from curvax.second_order.rules import Flags, T
 from curvax.typing import PyTree
-
-Flags = tuple[bool, ...]
-T = TypeVar("T")
 
 
 class _Params(TypedDict):
@@ -72,15 +71,13 @@ class TwiceDifferentiable:
             *args: Array, spec: Hashable, constants: int, given: Flags, wanted: Flags
         ) -> Sequence[Array]:
             slots, data, tangents = _split(args, constants, given)
-            filled = iter(tangents)
-            padded = [next(filled) if there else None for there in given]
-            return loss.products(spec, slots, data, padded, wanted)
+            return loss.products(spec, slots, data, rules.filled(tangents, given), wanted)
 
-        self._value = _primitive(loss.name, value, _value_type, ("spec", "slots"))
-        self._gradient = _primitive(
+        self._value = rules.primitive(loss.name, value, _value_type, ("spec", "slots"))
+        self._gradient = rules.primitive(
             f"{loss.name}_gradient", gradient, _gradient_types, ("spec", "slots")
         )
-        self._product = _primitive(
+        self._product = rules.primitive(
             f"{loss.name}_hessian_product",
             product,
             _product_types,
@@ -92,7 +89,7 @@ class TwiceDifferentiable:
         rule = functools.partial(_transpose_rule, self._product)
         ad.primitive_transposes[self._product] = rule
         for primitive in (self._value, self._gradient):
-            batching.primitive_batchers[primitive] = functools.partial(_one_by_one, primitive)
+            batching.primitive_batchers[primitive] = functools.partial(rules.one_by_one, primitive)
         batched = functools.partial(_product_batching_rule, self._product)
         batching.primitive_batchers[self._product] = batched
 
@@ -115,8 +112,8 @@ class TwiceDifferentiable:
         tangents: Sequence[Array | None],
     ) -> tuple[Array, ...]:
         """The Hessian times one vector: `tangents` has an array, or None for zero, per slot."""
-        given = tuple(t is not None for t in tangents)
-        slots, data, there = equally_varying(slots, data, [t for t in tangents if t is not None])
+        present, given = rules.there(tangents)
+        slots, data, there = equally_varying(slots, data, present)
         if not there:
             return tuple(jnp.zeros_like(slot) for slot in slots)
         out = self._product.bind(
@@ -145,14 +142,14 @@ class TwiceDifferentiable:
         products = self.hessian_product(spec, primals[:slots], primals[slots:], present)
         return [value, *gradient], [_directional(value, gradient, present), *products]
 
-    def _present(self, tangents: Sequence[Any], slots: int) -> list[Array | None]:
+    def _present(self, tangents: Sequence[PyTree], slots: int) -> list[Array | None]:
         _check_data(self._name, tangents[slots:])
-        return [None if isinstance(t, ad.Zero) else t for t in tangents[:slots]]
+        return rules.nonzero(tangents[:slots])
 
 
-def _check_data(name: str, tangents: Sequence[Any]) -> None:
+def _check_data(name: str, tangents: Sequence[PyTree]) -> None:
     """Refuse a derivative in the data; integers have tangents too, of a dtype of their own."""
-    if not all(isinstance(t, ad.Zero) or t.dtype == jax.dtypes.float0 for t in tangents):
+    if not all(rules.is_zero(t) or t.dtype == jax.dtypes.float0 for t in tangents):
         raise TypeError(
             f"{name} is not differentiable in its labels and weights: wrap what depends on the "
             "parameters in jax.lax.stop_gradient"
@@ -170,25 +167,6 @@ def _directional(
             rows = [x.astype(value.dtype).reshape(-1, x.shape[-1]) for x in (g, t)]
             total += jnp.sum(jnp.einsum("ij,ij->i", *rows, precision="highest"))
     return total
-
-
-def _primitive(
-    name: str,
-    evaluate: Callable[..., Sequence[Array]],
-    types: Callable[..., Sequence[ShapedArray]],
-    static: tuple[str, ...],
-) -> Primitive:
-    """An ordinary primitive, lowered as the operations of `evaluate`.
-
-    Not `custom_jvp`: partial evaluation, as of the body of a scan, replaces such a function by its
-    operations and forgets its rule, and a foreign call among them then refuses the next derivative.
-    """
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-    primitive.def_impl(jax.jit(evaluate, static_argnames=static))
-    primitive.def_abstract_eval(types)
-    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=True))
-    return primitive
 
 
 def _value_type(*avals: ShapedArray, spec: Hashable, slots: int) -> list[ShapedArray]:
@@ -212,75 +190,45 @@ def _product_types(
     *avals: ShapedArray, spec: Hashable, constants: int, given: Flags, wanted: Flags
 ) -> list[ShapedArray]:
     slots, _, tangents = _split(avals, constants, given)
-    types = []
-    for slot in (slot for slot, asked in zip(slots, wanted, strict=True) if asked):
-        layout = slot.sharding.update(spec=PartitionSpec(None, *slot.sharding.spec))
-        shape = (tangents[0].shape[0], *slot.shape)
-        types.append(slot.update(shape=shape, weak_type=False, sharding=layout))
-    return types
+    asked = (slot for slot, flag in zip(slots, wanted, strict=True) if flag)
+    return [rules.block_type(tangents[0].shape[0], slot) for slot in asked]
 
 
 def _jvp_rule(
     name: str, primitive: Primitive, primals: PyTree, tangents: PyTree, **params: Unpack[_Params]
-) -> tuple[list[Array], list[Any]]:
+) -> tuple[list[Array], list[PyTree]]:
     constants, given = params["constants"], params["given"]
     fixed = len(given) + constants
-    if any(not isinstance(t, ad.Zero) for t in tangents[: len(given)]):
-        raise NotImplementedError(
-            f"{name} is differentiable twice, and this asks for a third derivative; use "
-            "jax.nn.log_softmax for a loss that has all of them"
-        )
+    if not all(map(rules.is_zero, tangents[: len(given)])):
+        raise rules.third_derivative(name, "jax.nn.log_softmax for a loss that has all of them")
     _check_data(name, tangents[len(given) : fixed])
     out = primitive.bind(*primals, **params)
-    linear = tangents[fixed:]
-    present = tuple(not isinstance(t, ad.Zero) for t in linear)
-    if not any(present):
+    moved, present = rules.there(rules.nonzero(tangents[fixed:]))
+    if not moved:
         return out, [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
-    flags = iter(present)
-    own = tuple(there and next(flags) for there in given)
-    moved = [t for t in linear if not isinstance(t, ad.Zero)]
+    own = rules.narrowed(given, present)
     return out, primitive.bind(*primals[:fixed], *moved, **{**params, "given": own})
 
 
 def _transpose_rule(
-    primitive: Primitive, cotangents: PyTree, *args: Any, **params: Unpack[_Params]
-) -> list[Any]:
+    primitive: Primitive, cotangents: PyTree, *args: PyTree, **params: Unpack[_Params]
+) -> list[PyTree]:
     constants, given, wanted = params["constants"], params["given"], params["wanted"]
     slots, data, linear = _split(args, constants, given)
     asked = [ad.is_undefined_primal(x) for x in linear]
-    present = [not isinstance(c, ad.Zero) for c in cotangents]
-    unknown: list[Any] = [None] * (len(slots) + len(data))
-    if not any(present):
+    moved, present = rules.there(rules.nonzero(cotangents))
+    unknown: list[PyTree] = [None] * (len(slots) + len(data))
+    if not moved:
         return unknown + [
             ad.Zero(x.aval) if a else None for x, a in zip(linear, asked, strict=True)
         ]
-    here, there = iter(present), iter(asked)
     swapped = {
         **params,
-        "given": tuple(flag and next(here) for flag in wanted),
-        "wanted": tuple(flag and next(there) for flag in given),
+        "given": rules.narrowed(wanted, present),
+        "wanted": rules.narrowed(given, asked),
     }
-    moved = [c for c in cotangents if not isinstance(c, ad.Zero)]
     out = iter(primitive.bind(*slots, *data, *moved, **swapped))
     return unknown + [next(out) if a else None for a in asked]
-
-
-def _one_by_one(
-    primitive: Primitive, args: Sequence[Array], axes: Sequence[int | None], **params: object
-) -> tuple[list[Array], list[int]]:
-    """Batching where nothing is shared."""
-    fixed = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
-    mapped = [
-        jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes, strict=True) if axis is not None
-    ]
-
-    def one(entry: list[Array]) -> list[Array]:
-        shared, own = iter(fixed), iter(entry)
-        operands = [next(shared if axis is None else own) for axis in axes]
-        return primitive.bind(*operands, **params)
-
-    out = jax.lax.map(one, mapped)
-    return out, [0] * len(out)
 
 
 def _product_batching_rule(
@@ -292,15 +240,5 @@ def _product_batching_rule(
     """Tangents of the same slots become one block."""
     fixed = len(params["given"]) + params["constants"]
     if any(axis is not None for axis in axes[:fixed]):
-        return _one_by_one(primitive, args, axes, **params)
-    tangents = list(zip(args[fixed:], axes[fixed:], strict=True))
-    size = next(arg.shape[axis] for arg, axis in tangents if axis is not None)
-    folded = []
-    for arg, axis in tangents:
-        if axis is None:
-            block = jnp.broadcast_to(arg, (size, *arg.shape))
-        else:
-            block = jnp.moveaxis(arg, axis, 0)
-        folded.append(block.reshape(-1, *block.shape[2:]))
-    out = primitive.bind(*args[:fixed], *folded, **params)
-    return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
+        return rules.one_by_one(primitive, args, axes, **params)
+    return rules.in_longer_block(primitive, args, axes, fixed, params)
