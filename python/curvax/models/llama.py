@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from curvax.losses import LinearCrossEntropy, linear_cross_entropy
+from curvax.nn import dot_product_attention
 from curvax.operators.model import Model
 from curvax.typing import PyTree
 
@@ -122,15 +123,11 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 def _attention(x: Array, p: Params, rope: tuple[Array, Array], config: Config) -> Array:
     batch, length, width = x.shape
-    head, groups = width // config.heads, config.heads // config.kv_heads
+    head = width // config.heads
     q = _rotate((x @ p["q"]).reshape(batch, length, config.heads, head), *rope)
-    q = q.reshape(batch, length, config.kv_heads, groups, head)
     k = _rotate((x @ p["k"]).reshape(batch, length, config.kv_heads, head), *rope)
     v = (x @ p["v"]).reshape(batch, length, config.kv_heads, head)
-    scores = jnp.einsum("bqngd,bknd->bngqk", q, k) * head**-0.5
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1)
-    mixed = jnp.einsum("bngqk,bknd->bqngd", weights, v)
+    mixed = dot_product_attention(q, k, v, is_causal=True)
     out: Array = mixed.reshape(batch, length, width) @ p["out"]
     return out
 
