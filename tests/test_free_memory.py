@@ -179,7 +179,7 @@ class TestLinearize:
 
     def operator(self, monkeypatch, free, count=2, linearize="auto"):
         gpu(monkeypatch, allocator(free))
-        x = jnp.asarray(np.random.default_rng(0).normal(size=(count, 16, 30)), jnp.float32)
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(count, 256, 30)), jnp.float32)
 
         def loss(w, batch):
             return jnp.mean(jnp.tanh(jnp.tanh(batch @ w)) ** 2)

@@ -255,6 +255,11 @@ def is_broadcast(eqn: JaxprEqn) -> bool:
     return eqn.primitive is known.broadcast_in_dim_p and len(eqn.invars) == 1
 
 
+def is_update(eqn: JaxprEqn) -> bool:
+    """Whether it puts an array into another, its first operand."""
+    return eqn.primitive is known.dynamic_update_slice_p
+
+
 def transposed(eqn: JaxprEqn) -> tuple[int, ...] | None:
     """The order in which a transposition takes the axes; None of another equation."""
     return eqn.params["permutation"] if eqn.primitive is known.transpose_p else None

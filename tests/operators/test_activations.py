@@ -209,3 +209,53 @@ def test_batches_are_mapped_over():
             expected = jax.vmap(jax.hessian(own), axis)(x)
             got = jax.vmap(jax.hessian(with_whole_activations(own)), axis)(x)
             np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-14)
+
+
+@jax.custom_jvp
+def centred(x):
+    return jnp.tanh(x)
+
+
+@centred.defjvp
+def _(primals, tangents):
+    return centred(*primals), tangents[0] - jnp.mean(tangents[0], axis=0)
+
+
+def test_a_rule_of_ones_own_need_not_be_elementwise():
+    def own(x):
+        return jnp.sum(jax.nn.gelu(centred(2 * x)) * jnp.cos(x))
+
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).standard_normal((4, 3))
+        expected = jax.jacfwd(jax.jacfwd(own))(x)
+        got = jax.jacfwd(jax.jacfwd(with_whole_activations(own)))(x)
+        np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_update_with_a_part_of_itself(dtype):
+    """XLA:CPU would put it into the array before all of that is read."""
+
+    def many(x):
+        for _ in range(4):
+            x = jnp.tanh(jnp.sin(x))
+        return x
+
+    def forward(params, x):
+        y = many(x @ params["in"])
+        return many(y + jax.lax.dynamic_update_slice(y, y[:2], (1, 0, 0))) @ params["out"]
+
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        params = {
+            "in": jnp.asarray(rng.standard_normal((4, 3)), dtype),
+            "out": jnp.asarray(rng.standard_normal((3, 2)), dtype),
+        }
+        x = jnp.asarray(rng.standard_normal((5, 3, 4)), dtype)
+        op = cx.ggn(forward, lambda outputs, x: jnp.sum(outputs**2) / 2, params, x)
+        flat = op.ravel(params)
+        jacobian = jax.jacobian(lambda flat: forward(op.unravel(flat), x).ravel())(flat)
+        expected = jacobian.T @ jacobian
+        scale = np.abs(expected).max()
+        atol = 50 * float(jnp.finfo(dtype).eps) * scale
+        np.testing.assert_allclose(op.product(jnp.eye(18)), expected, atol=atol, rtol=0)
