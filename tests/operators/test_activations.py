@@ -218,7 +218,7 @@ def centred(x):
 
 @centred.defjvp
 def _(primals, tangents):
-    return centred(*primals), tangents[0] - jnp.mean(tangents[0], axis=0)
+    return centred(*primals), tangents[0] - jnp.mean(tangents[0], axis=0, keepdims=True)
 
 
 def test_a_rule_of_ones_own_need_not_be_elementwise():
