@@ -51,7 +51,7 @@ def test_a_stack_that_a_scan_returns_twice_is_kept_once():
 def test_what_is_broadcast_is_kept_as_it_was_before():
     op = cx.hessian(spread, *problem(np.float32), linearize=True)
     shapes = [residual.shape for residual in jax.tree.leaves(op.stacks[0].product.residuals)]
-    assert op.residual_bytes and (ROWS, 1) in shapes or (ROWS,) in shapes
+    assert {(ROWS, 1), (ROWS,)} & {*shapes}
     # The zeros into which the gradient of the look-up is added.
     assert shapes.count((ROWS, WIDTH)) <= 4
 

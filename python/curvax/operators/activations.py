@@ -1,7 +1,7 @@
 """Activation functions whose residuals are their derivatives: one array for each order.
 
 JAX differentiates `gelu(x)` operation by operation. The linear half of a Hessian then reads the
-factor of each, up to twenty arrays as large as x, where two suffice: with f the whole function,
+factor of each, ten arrays as large as x, where two suffice: with f the whole function,
 
     d f(x) = f'(x) dx,        d (f'(x) c) = f'(x) dc + (f''(x) dx) c.
 
@@ -35,7 +35,6 @@ from curvax.jax_internals import (
     ad,
     batching,
     body,
-    called,
     has_rule,
     is_update,
     jaxpr_as_fun,
@@ -82,21 +81,18 @@ class _Activations(Rewriter):
 
 def _elementwise_call(eqn: JaxprEqn, operands: list[Any]) -> Body | None:
     """What a function that JAX has jitted computes, if it is nothing but elementwise."""
-    call = called(eqn) if jitted(eqn) is not None else None
-    if call is None or getattr(call[0], "consts", None):
-        return None
-    inner = body(call[0])
-    return (inner, operands) if all(map(_is_elementwise, inner.eqns)) else None
+    inner = jitted(eqn)
+    return (body(inner), operands) if inner is not None and _is_elementwise(eqn) else None
 
 
 def _is_elementwise(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name in ELEMENTWISE or _spreads_a_number(eqn):
         return len(eqn.outvars) == 1
     # Only into `jit`: a rule of differentiation may be anything, whatever the function is.
-    call = called(eqn) if jitted(eqn) is not None else None
-    if call is None or getattr(call[0], "consts", None):
+    inner = jitted(eqn)
+    if inner is None or inner.consts or len(eqn.outvars) != 1:
         return False
-    return len(eqn.outvars) == 1 and all(map(_is_elementwise, body(call[0]).eqns))
+    return all(map(_is_elementwise, body(inner).eqns))
 
 
 def _spreads_a_number(eqn: JaxprEqn) -> bool:
